@@ -1,0 +1,1 @@
+"""Cost models: a file each, named on the command line by its file name."""

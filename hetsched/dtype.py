@@ -1,0 +1,74 @@
+"""Element types: one table of their ONNX code, size and the tolerance of a comparison."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from hetsched.errors import ModelError
+
+STRING = "string"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a result may be from the reference: `relative` to the largest magnitude in it.
+
+    Zero means bit-exact.
+    """
+
+    relative: float
+
+
+# Integer and bool paths are exact; a wider gap would hide a wrong kernel. The float ones are of the
+# output's peak: fp32 sums in another order differ by 1e-5 of it in deep networks.
+TOLERANCES = {
+    "float64": Tolerance(1e-9),
+    "float32": Tolerance(1e-4),
+    "float16": Tolerance(1e-2),
+    "bfloat16": Tolerance(4e-2),
+}
+EXACT = Tolerance(0.0)
+
+
+def tolerance(dtype: str) -> Tolerance:
+    return TOLERANCES.get(dtype, EXACT)
+
+
+@cache
+def numpy_dtype(dtype: str) -> np.dtype:
+    """The numpy type of a dtype name; strings are objects."""
+    if dtype == STRING:
+        return np.dtype(object)
+    return np.dtype(helper.tensor_dtype_to_np_dtype(onnx_code(dtype)))
+
+
+@cache
+def _codes() -> dict[str, int]:
+    codes = {STRING: int(TensorProto.STRING)}
+    for code in TensorProto.DataType.values():
+        if code not in (TensorProto.UNDEFINED, TensorProto.STRING):
+            codes[np.dtype(helper.tensor_dtype_to_np_dtype(code)).name] = code
+    return codes
+
+
+@cache
+def onnx_code(dtype: str) -> int:
+    """The `TensorProto.DataType` of a dtype name."""
+    return _codes()[dtype]
+
+
+@cache
+def dtype_name(code: int) -> str:
+    """The dtype name of a `TensorProto.DataType`."""
+    for name, known in _codes().items():
+        if known == code:
+            return name
+    raise ModelError(f"element type {code} is not one that ONNX defines")
+
+
+@cache
+def itemsize(dtype: str) -> int:
+    """Bytes of one element; a string counts as a pointer."""
+    return numpy_dtype(dtype).itemsize

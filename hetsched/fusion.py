@@ -1,0 +1,151 @@
+"""Kernel groups: the operations that a compiler makes one kernel of.
+
+A group is an anchor and the elementwise tail behind it (bias, activation, residual add, reshape).
+It is the unit that is priced and placed: the sum of the times of unfused operations is not the time
+of the fused kernel.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hetsched.op import Op, Tensor
+
+ELEMENTWISE = frozenset(
+    """Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor
+    Cast CastLike Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual
+    HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul
+    Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt
+    Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor""".split()
+)
+# They move no data, or only where a kernel stores its result.
+RESHAPING = frozenset("Dropout Flatten Reshape Squeeze Transpose Unsqueeze".split())
+TAIL = ELEMENTWISE | RESHAPING
+
+# GELU, the longest tail in use that branches, has five operations.
+LONGEST_BRANCHING_TAIL = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Operations in topological order, and the tensors that they exchange with the rest.
+
+    `inputs` are activations, `constants` the weights that the group reads. The name is that of the
+    anchor, the first operation.
+    """
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def name(self) -> str:
+        return self.ops[0].name
+
+    @property
+    def kinds(self) -> str:
+        """The op types, as in `Conv+Add+Relu`."""
+        return "+".join(op.kind for op in self.ops)
+
+
+def fuse(
+    ops: Sequence[Op], outputs: Iterable[Tensor], constants: Mapping[str, object]
+) -> tuple[Group, ...]:
+    """The kernel groups of `ops`, in topological order.
+
+    A group has one exit until its last operation, so that nothing outside can lie on a path
+    between two of its members: the groups form an acyclic graph. Linear time in `ops`.
+    """
+    region = _Region(ops, {tensor.name for tensor in outputs})
+    taken: set[int] = set()
+    members: list[list[int]] = []
+    for index in range(len(ops)):
+        if index in taken:
+            continue
+        group = [index]
+        while tail := region.next_tail(group[-1], taken):
+            group.extend(tail)
+        taken.update(group)
+        members.append(group)
+    # A group runs when the last of its inputs is there: where its last operation stands.
+    members.sort(key=lambda group: group[-1])
+    return tuple(region.group(indices, constants) for indices in members)
+
+
+def gather(
+    ops: Sequence[Op],
+    part: Iterable[Op],
+    outputs: Iterable[Tensor],
+    constants: Mapping[str, object],
+) -> Group:
+    """The operations `part` of `ops` as one group, with the tensors that cross its border."""
+    wanted = {op.name for op in part}
+    region = _Region(ops, {tensor.name for tensor in outputs})
+    return region.group([i for i, op in enumerate(ops) if op.name in wanted], constants)
+
+
+class _Region:
+    """Who writes and who reads each tensor of `ops`, by position; `kept` leave the graph."""
+
+    def __init__(self, ops: Sequence[Op], kept: set[str]) -> None:
+        self._ops = ops
+        self._kept = kept
+        self._producer = {t.name: i for i, op in enumerate(ops) for t in op.writes}
+        self._consumers: dict[str, list[int]] = {}
+        for index, op in enumerate(ops):
+            for tensor in op.reads:
+                self._consumers.setdefault(tensor.name, []).append(index)
+
+    def next_tail(self, last: int, taken: set[int]) -> list[int]:
+        """The operations from the one exit of a group, `last`, to its next single exit, or none.
+
+        Walks through elementwise operations until all paths meet again: a chain meets at once,
+        `x * sigmoid(x)` after two.
+        """
+        if len(self._ops[last].writes) != 1:
+            return []
+        frontier = {self._ops[last].writes[0].name}
+        found: list[int] = []
+        while len(found) < LONGEST_BRANCHING_TAIL:
+            if frontier & self._kept:
+                return []
+            waiting = {i for name in frontier for i in self._consumers.get(name, ())} - set(found)
+            if not waiting:
+                return []
+            index = min(waiting)
+            op = self._ops[index]
+            # What else it reads must be there before the group starts, not after.
+            late = any(
+                self._producer.get(tensor.name, -1) > last
+                and self._producer[tensor.name] not in found
+                for tensor in op.reads
+            )
+            if late or index in taken or op.kind not in TAIL or op.domain or len(op.writes) != 1:
+                return []
+            found.append(index)
+            frontier = {
+                name
+                for name in (*frontier, op.writes[0].name)
+                if not self._consumers.get(name) or set(self._consumers[name]) - set(found)
+            }
+            if frontier == {op.writes[0].name}:
+                return found
+        return []
+
+    def group(self, indices: Sequence[int], constants: Mapping[str, object]) -> Group:
+        inside = set(indices)
+        ops = tuple(self._ops[index] for index in indices)
+        written = {tensor.name for op in ops for tensor in op.writes}
+        read = dict.fromkeys(t for op in ops for t in op.reads if t.name not in written)
+        return Group(
+            ops=ops,
+            inputs=tuple(tensor for tensor in read if tensor.name not in constants),
+            constants=tuple(tensor for tensor in read if tensor.name in constants),
+            outputs=tuple(
+                tensor
+                for op in ops
+                for tensor in op.writes
+                if tensor.name in self._kept
+                or not inside.issuperset(self._consumers.get(tensor.name, ()))
+            ),
+        )

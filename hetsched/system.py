@@ -1,0 +1,216 @@
+"""A machine: its devices, and a link for each ordered pair of them."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hetsched.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Device:
+    """One place where parts run, one at a time.
+
+    `name` is the device string, `target` the extension that compiles for it. `cores` are the
+    host's cores that it occupies; devices with the same cores take turns. Devices of one
+    `memory_space` hand tensors over without a copy. `fingerprint` says what measured times belong
+    to: two devices with the same one are the same kind of hardware under the same settings.
+    """
+
+    name: str
+    target: str
+    kind: str = "cpu"
+    description: str = ""
+    cores: tuple[int, ...] = ()
+    clock_hz: float = 0.0
+    isa: str = ""
+    cache_nbytes: tuple[int, ...] = ()
+    memory_bytes: float = float("inf")
+    memory_space: str = "host"
+    flops_per_second: float = 1e9
+    bytes_per_second: float = 1e9
+    launch_seconds: float = 0.0
+    fingerprint: str = ""
+    modelled: bool = False
+
+    @property
+    def threads(self) -> int:
+        return max(1, len(self.cores))
+
+    @property
+    def unit(self) -> str:
+        """What the device holds while it works: devices of one unit cannot overlap."""
+        return "cores " + ",".join(map(str, self.cores)) if self.cores else self.name
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way from one device to another: `seconds` of latency, then `bytes_per_second`."""
+
+    source: str
+    sink: str
+    seconds: float
+    bytes_per_second: float
+
+    def transfer_seconds(self, nbytes: int) -> float:
+        """The time that `nbytes` need from device to device."""
+        return self.seconds + nbytes / self.bytes_per_second
+
+
+@dataclass(frozen=True)
+class System:
+    """Devices in order of preference, and links between them.
+
+    A pair without a link cannot exchange data.
+
+    Raises
+    ------
+    DeviceError
+        Two devices share a name, overlap in some but not all cores, or a link leads nowhere.
+    """
+
+    name: str
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...]
+
+    def __post_init__(self) -> None:
+        if not self.devices:
+            raise DeviceError(f"system '{self.name}' has no device")
+        names = [device.name for device in self.devices]
+        for name in names:
+            if names.count(name) > 1:
+                raise DeviceError(f"device '{name}' is there twice")
+        for link in self.links:
+            for end in (link.source, link.sink):
+                if end not in names:
+                    raise DeviceError(f"a link names '{end}'; there are {', '.join(names)}")
+        for i, one in enumerate(self.devices):
+            for other in self.devices[i + 1 :]:
+                shared = set(one.cores) & set(other.cores)
+                if shared and set(one.cores) != set(other.cores):
+                    raise DeviceError(
+                        f"'{one.name}' and '{other.name}' both use core {min(shared)}; "
+                        "give devices that use the same cores or none in common"
+                    )
+
+    def device(self, name: str) -> Device:
+        if name not in self._by_name:
+            raise DeviceError(f"no device '{name}'; there are {', '.join(self._by_name)}")
+        return self._by_name[name]
+
+    def link(self, source: str, sink: str) -> Link | None:
+        """The link of an ordered pair; None where no data can pass."""
+        return self._by_pair.get((source, sink))
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Device]:
+        return {device.name: device for device in self.devices}
+
+    @cached_property
+    def _by_pair(self) -> Mapping[tuple[str, str], Link]:
+        return {(link.source, link.sink): link for link in self.links}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "System":
+        """Reads a machine file (TOML: `name`, `[[device]]`, `[[link]]`; keys as the fields here).
+
+        Raises
+        ------
+        DeviceError
+            The file is missing, is no TOML, or has a key or value that does not belong.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            content = tomllib.loads(text)
+        except OSError as error:
+            raise DeviceError(f"machine file '{path}': {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DeviceError(f"machine file '{path}' is no TOML: {error}") from None
+        try:
+            return cls.from_dict(content)
+        except DeviceError as error:
+            raise DeviceError(f"machine file '{path}': {error}") from None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "System":
+        """The system that `to_dict` wrote, or that a machine file describes."""
+        unknown = set(content) - {"name", "device", "link"}
+        if unknown:
+            raise DeviceError(f"'{min(unknown)}' does not belong; there are name, device, link")
+        return cls(
+            name=str(content.get("name", "machine")),
+            devices=tuple(_record(Device, item) for item in _tables(content, "device")),
+            links=tuple(_record(Link, item) for item in _tables(content, "link")),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without fields that have their default."""
+        return {
+            "name": self.name,
+            "device": [_plain(device) for device in self.devices],
+            "link": [_plain(link) for link in self.links],
+        }
+
+
+def parse_devices(text: str | Iterable[str]) -> list[str]:
+    """The device strings in `cpu:0,cpu:1`.
+
+    Examples
+    --------
+    >>> parse_devices("cpu:0, cpu:1")
+    ['cpu:0', 'cpu:1']
+    """
+    items = text.split(",") if isinstance(text, str) else list(text)
+    found = [item.strip() for item in items if item.strip()]
+    if not found:
+        raise DeviceError("no device is named; give for example cpu:0,cpu:1")
+    return found
+
+
+def _tables(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    tables = content.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(item, Mapping) for item in tables):
+        raise DeviceError(f"'{key}' must be tables, written [[{key}]]")
+    return tables
+
+
+def _record(kind: type, item: Mapping[str, Any]) -> Any:
+    known = {f.name: f for f in fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in item.items():
+        if key not in known:
+            raise DeviceError(
+                f"'{key}' is no field of a {kind.__name__.lower()}; there are {', '.join(known)}"
+            )
+        values[key] = _checked(known[key].type, key, value)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise DeviceError(f"a {kind.__name__.lower()} is incomplete: {error}") from None
+
+
+def _checked(kind: Any, key: str, value: Any) -> Any:
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not value >= 0:
+            raise DeviceError(f"'{key}' is {value}; it must not be negative")
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind == tuple[int, ...] and isinstance(value, list | tuple):
+        if all(isinstance(item, int) and item >= 0 for item in value):
+            return tuple(value)
+    raise DeviceError(f"'{key}' is {value!r}, which is not a {getattr(kind, '__name__', kind)}")
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    plain = {}
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if value != f.default:
+            plain[f.name] = list(value) if isinstance(value, tuple) else value
+    return plain

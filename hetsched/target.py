@@ -1,0 +1,116 @@
+"""What compiles a part for a device, and what runs it there."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from hetsched.graph import Graph
+from hetsched.plugin import Plugin
+from hetsched.system import Device
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A compiled part: bytes that load without a compiler.
+
+    `files` hold the code, by file name. `weights` are the arrays that the code reads, kept apart
+    so that a package stores each once and maps it into memory; their order and names are the
+    target's own. `requires` says what the device must have, as `Target.requirements` says it.
+    """
+
+    files: Mapping[str, bytes]
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    requires: str = ""
+
+
+class Kernel(ABC):
+    """A part that is loaded on its device; used by one thread, the worker of the device.
+
+    A buffer is whatever the device computes on. Where device and host share memory a buffer is a
+    numpy array, or made from one without a copy.
+    """
+
+    @abstractmethod
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The part's output buffers for its input buffers, in the order of its graph."""
+
+    def receive(self, array: np.ndarray) -> Any:
+        """A buffer on this device with the values of `array`; not to be written to."""
+        return array
+
+    def send(self, buffer: Any) -> np.ndarray:
+        """The values of a buffer as an array on the host; a view where memory is shared."""
+        return buffer
+
+    def close(self) -> None:
+        """Frees what the kernel holds; it is not run any more."""
+
+    def __enter__(self) -> "Kernel":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Target(Plugin):
+    """A compiler and loader for one kind of device. Importing its file needs no heavy library."""
+
+    package = "hetsched.targets"
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Why nothing can be compiled or run here, or None."""
+
+    @abstractmethod
+    def devices(self) -> list[str]:
+        """The device strings that this machine has, the most capable first."""
+
+    @abstractmethod
+    def device(self, name: str) -> Device:
+        """The device that `name` means on this machine.
+
+        Raises
+        ------
+        DeviceError
+            There is no such device here; the message says what there is.
+        """
+
+    @abstractmethod
+    def version(self) -> str:
+        """Compiler and version; measured times are kept apart by it."""
+
+    @abstractmethod
+    def refusal(self, graph: Graph, device: Device) -> str | None:
+        """Why `graph` cannot be compiled for `device`, or None.
+
+        Quick, so that a partitioner can ask for each kernel group.
+        """
+
+    @abstractmethod
+    def compile(self, graph: Graph, device: Device) -> Artifact:
+        """The part as an artifact.
+
+        Raises
+        ------
+        CompileError
+            The compiler refuses it.
+        """
+
+    @abstractmethod
+    def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
+        """The artifact of `graph`, ready to run on `device`; needs no compiler.
+
+        Raises
+        ------
+        PackageError
+            The artifact is damaged, or needs what this device lacks.
+        """

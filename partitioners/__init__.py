@@ -1,0 +1,1 @@
+"""Partitioners: a file each, named on the command line by its file name."""

@@ -1,0 +1,1 @@
+"""Targets: a file each, named by the first word of a device string."""

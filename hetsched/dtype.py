@@ -41,7 +41,8 @@ def numpy_dtype(dtype: str) -> np.dtype:
     """The numpy type of a dtype name; strings are objects."""
     if dtype == STRING:
         return np.dtype(object)
-    return np.dtype(helper.tensor_dtype_to_np_dtype(onnx_code(dtype)))
+    found: np.dtype = helper.tensor_dtype_to_np_dtype(onnx_code(dtype))
+    return found
 
 
 @cache
@@ -72,3 +73,8 @@ def dtype_name(code: int) -> str:
 def itemsize(dtype: str) -> int:
     """Bytes of one element; a string counts as a pointer."""
     return numpy_dtype(dtype).itemsize
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """The elements in order, as bytes; no copy if they lie like that. Not for strings."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

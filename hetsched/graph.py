@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from hetsched.dtype import dtype_name, numpy_dtype, onnx_code
+from hetsched.dtype import dtype_name, numpy_dtype, onnx_code, raw_bytes
 from hetsched.errors import ModelError
 from hetsched.fusion import Group, fuse, gather
 from hetsched.op import Op, Tensor
@@ -83,9 +83,8 @@ class Graph:
             array = self.constants[name]
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             # Strings have no buffer; their text is what counts.
-            digest.update(
-                repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
-            )
+            text = array.dtype == object
+            digest.update(repr(array.tolist()).encode() if text else raw_bytes(array))
         return digest.hexdigest()
 
     @property
@@ -268,7 +267,8 @@ def _constant(tensor: onnx.TensorProto, weights: Mapping[str, np.ndarray]) -> np
         ):
             raise ModelError(f"the weights of '{tensor.name}' do not fit the model")
         return array
-    return numpy_helper.to_array(tensor)
+    found: np.ndarray = numpy_helper.to_array(tensor)
+    return found
 
 
 def _to_tensor(value: onnx.ValueInfoProto) -> Tensor:

@@ -7,7 +7,7 @@ in Python: `--partitioner layerwise:stages=3` is `Layerwise(stages=3)`.
 """
 
 from abc import ABC
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar, TypeVar
@@ -60,7 +60,7 @@ def load(base: type[P], spec: str) -> P:
 
 
 def _options(kind: type[Plugin], spec: str, text: str) -> dict[str, Any]:
-    known = {f.name: f for f in fields(kind)} if is_dataclass(kind) else {}
+    known: dict[str, Field] = {f.name: f for f in fields(kind)} if is_dataclass(kind) else {}
     given: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")

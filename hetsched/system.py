@@ -1,63 +1,20 @@
 """A machine: its devices, and a link for each ordered pair of them."""
 
+import platform
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hetsched.device import Device as Device
+from hetsched.device import Link as Link
 from hetsched.errors import DeviceError
-
-
-@dataclass(frozen=True)
-class Device:
-    """One place where parts run, one at a time.
-
-    `name` is the device string, `target` the extension that compiles for it. `cores` are the
-    host's cores that it occupies; devices with the same cores take turns. Devices of one
-    `memory_space` hand tensors over without a copy. `fingerprint` says what measured times belong
-    to: two devices with the same one are the same kind of hardware under the same settings.
-    """
-
-    name: str
-    target: str
-    kind: str = "cpu"
-    description: str = ""
-    cores: tuple[int, ...] = ()
-    clock_hz: float = 0.0
-    isa: str = ""
-    cache_nbytes: tuple[int, ...] = ()
-    memory_bytes: float = float("inf")
-    memory_space: str = "host"
-    flops_per_second: float = 1e9
-    bytes_per_second: float = 1e9
-    launch_seconds: float = 0.0
-    fingerprint: str = ""
-    modelled: bool = False
-
-    @property
-    def threads(self) -> int:
-        return max(1, len(self.cores))
-
-    @property
-    def unit(self) -> str:
-        """What the device holds while it works: devices of one unit cannot overlap."""
-        return "cores " + ",".join(map(str, self.cores)) if self.cores else self.name
-
-
-@dataclass(frozen=True)
-class Link:
-    """A way from one device to another: `seconds` of latency, then `bytes_per_second`."""
-
-    source: str
-    sink: str
-    seconds: float
-    bytes_per_second: float
-
-    def transfer_seconds(self, nbytes: int) -> float:
-        """The time that `nbytes` need from device to device."""
-        return self.seconds + nbytes / self.bytes_per_second
+from hetsched.measure import measure_link
+from hetsched.plugin import load
+from hetsched.store import Store, default_path
+from hetsched.target import Target
 
 
 @dataclass(frozen=True)
@@ -112,6 +69,31 @@ class System:
     @cached_property
     def _by_pair(self) -> Mapping[tuple[str, str], Link]:
         return {(link.source, link.sink): link for link in self.links}
+
+    @classmethod
+    def local(cls, devices: str | Iterable[str], store: Store | None = None) -> "System":
+        """This machine, seen as `devices`, such as `cpu:0,cpu:1`.
+
+        Links are measured once and then taken from the `store`, by default the user's.
+
+        Raises
+        ------
+        DeviceError
+            A device is not here; the message says what is.
+        PluginError
+            A device string names no target.
+        """
+        store = store or Store(default_path())
+        found = []
+        for name in parse_devices(devices):
+            target = load(Target, name.partition(":")[0])
+            if reason := target.unavailable():
+                raise DeviceError(f"'{name}' is not available: {reason}")
+            found.append(target.device(name))
+        # Checked before anything is measured.
+        bare = cls(platform.node() or "machine", tuple(found), ())
+        links = [_link(a, b, store) for a in found for b in found if a != b]
+        return replace(bare, links=tuple(links))
 
     @classmethod
     def load(cls, path: str | Path) -> "System":
@@ -170,6 +152,14 @@ def parse_devices(text: str | Iterable[str]) -> list[str]:
     return found
 
 
+def _link(source: Device, sink: Device, store: Store) -> Link:
+    link = store.link(source, sink)
+    if link is None:
+        link = measure_link(source, sink)
+        store.add_link(source, sink, link)
+    return link
+
+
 def _tables(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     tables = content.get(key, [])
     if not isinstance(tables, list) or not all(isinstance(item, Mapping) for item in tables):
@@ -202,8 +192,9 @@ def _checked(kind: Any, key: str, value: Any) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     if kind == tuple[int, ...] and isinstance(value, list | tuple):
-        if all(isinstance(item, int) and item >= 0 for item in value):
-            return tuple(value)
+        if not all(isinstance(item, int) and item >= 0 for item in value):
+            raise DeviceError(f"'{key}' is {value!r}, which is not a list of natural numbers")
+        return tuple(value)
     raise DeviceError(f"'{key}' is {value!r}, which is not a {getattr(kind, '__name__', kind)}")
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from hetsched.device import Device
 from hetsched.graph import Graph
 from hetsched.plugin import Plugin
-from hetsched.system import Device
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,9 @@ class Kernel(ABC):
 
     def send(self, buffer: Any) -> np.ndarray:
         """The values of a buffer as an array on the host; a view where memory is shared."""
-        return buffer
+        return np.asarray(buffer)
 
+    @abstractmethod
     def close(self) -> None:
         """Frees what the kernel holds; it is not run any more."""
 

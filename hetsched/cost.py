@@ -1,0 +1,140 @@
+"""What a kernel group costs on a device: the one input of every partitioner."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from hetsched.device import Device
+from hetsched.errors import UnsupportedOperation
+from hetsched.fusion import Group
+from hetsched.graph import Graph, to_onnx
+from hetsched.plugin import Plugin, load
+from hetsched.system import System
+from hetsched.target import Target
+
+
+class CostModel(Plugin):
+    """Seconds of a kernel group on a device. Machines are unrelated; links are the system's."""
+
+    package = "hetsched.cost_models"
+
+    @abstractmethod
+    def compute_seconds(self, graph: Graph, group: Group, device: Device) -> float:
+        """The time of one run of `group`, a group of `graph`; infinite if it cannot run there."""
+
+
+def roofline_seconds(flops: int, nbytes: int, device: Device) -> float:
+    """The longer of computing at the device's peak and moving at its full bandwidth.
+
+    References
+    ----------
+    Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for
+    multicore architectures", CACM 52(4), 2009, https://doi.org/10.1145/1498765.1498785
+    """
+    return max(flops / device.flops_per_second, nbytes / device.bytes_per_second)
+
+
+@dataclass(frozen=True)
+class Prices(CostModel):
+    """A cost model that has been asked already: a table for one graph and one system.
+
+    `seconds` and `refusals` are by group name, then device name; a pair is in one of them.
+    """
+
+    model: str
+    seconds: Mapping[str, Mapping[str, float]]
+    refusals: Mapping[str, Mapping[str, str]]
+
+    def compute_seconds(self, graph: Graph, group: Group, device: Device) -> float:
+        return self.seconds[group.name].get(device.name, float("inf"))
+
+
+def price(
+    graph: Graph,
+    system: System,
+    costs: CostModel,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Prices:
+    """The price of every group on every device, and the reason where there is none.
+
+    Raises
+    ------
+    UnsupportedOperation
+        A group that no device can run; the message has operation, node, reasons and what would do.
+    """
+    if isinstance(costs, Prices):
+        return costs
+    seconds: dict[str, dict[str, float]] = {}
+    refusals: dict[str, dict[str, str]] = {}
+    todo = len(graph.groups) * len(system.devices)
+    for index, group in enumerate(graph.groups):
+        seconds[group.name], refusals[group.name] = {}, {}
+        part = graph.part(group.ops, group.name)
+        for place, device in enumerate(system.devices):
+            if progress:
+                progress(group.kinds, index * len(system.devices) + place, todo)
+            reason = refusal(part, device)
+            if reason is None:
+                value = costs.compute_seconds(graph, group, device)
+                if value < float("inf"):
+                    seconds[group.name][device.name] = value
+                else:
+                    refusals[group.name][device.name] = "the cost model has no price for it"
+            else:
+                refusals[group.name][device.name] = reason
+        if not seconds[group.name]:
+            raise UnsupportedOperation(_unsupported(group, refusals[group.name]))
+    return Prices(costs.name, seconds, refusals)
+
+
+def refusal(part: Graph, device: Device) -> str | None:
+    """Why the device's target cannot compile `part`, or None."""
+    target = load(Target, device.target)
+    # A machine that is described but not here cannot be asked; its compiler will say so later.
+    return None if target.unavailable() else target.refusal(part, device)
+
+
+def _unsupported(group: Group, reasons: Mapping[str, str]) -> str:
+    what = str(group.ops[0]) if len(group.ops) == 1 else f"{group.kinds} at '{group.name}'"
+    told = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
+    hint = "add an onnxruntime device, for example --devices cpu:0,onnxruntime:0"
+    if any(device.startswith("onnxruntime") for device in reasons):
+        hint = "replace the operation in the model"
+    return f"no device can run {what} ({told}); {hint}"
+
+
+def signature(part: Graph) -> str:
+    """What two groups have in common that take the same time: all but names and weight values.
+
+    Integer constants count with their values, for they are axes, shapes and indices.
+    """
+    names: dict[str, str] = {}
+    model = to_onnx(part, weights=False)
+    graph = model.graph
+    graph.name = ""
+    del graph.value_info[:]
+
+    def renamed(name: str) -> str:
+        return names.setdefault(name, f"t{len(names)}") if name else ""
+
+    for value in graph.input:
+        value.name = renamed(value.name)
+    for node in graph.node:
+        node.name = ""
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+    for value in graph.output:
+        value.name = renamed(value.name)
+    kept = []
+    for tensor in graph.initializer:
+        array = part.constants[tensor.name]
+        text = f"{renamed(tensor.name)} {array.dtype} {array.shape}"
+        if np.issubdtype(array.dtype, np.integer) and array.nbytes <= 1024:
+            text += f" {array.tolist()}"
+        kept.append(text)
+    del graph.initializer[:]
+    text = model.SerializeToString(deterministic=True) + "\n".join(sorted(kept)).encode()
+    return sha256(text).hexdigest()[:32]

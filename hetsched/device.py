@@ -1,0 +1,53 @@
+"""Devices, and the links between them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """One place where parts run, one at a time.
+
+    `name` is the device string, `target` the extension that compiles for it. `cores` are the
+    host's cores that it occupies; devices with the same cores take turns. Devices of one
+    `memory_space` hand tensors over without a copy. `fingerprint` says what measured times belong
+    to: two devices with the same one are the same kind of hardware under the same settings.
+    """
+
+    name: str
+    target: str
+    kind: str = "cpu"
+    description: str = ""
+    cores: tuple[int, ...] = ()
+    clock_hz: float = 0.0
+    isa: str = ""
+    cache_nbytes: tuple[int, ...] = ()
+    memory_bytes: float = float("inf")
+    memory_space: str = "host"
+    flops_per_second: float = 1e9
+    bytes_per_second: float = 1e9
+    launch_seconds: float = 0.0
+    fingerprint: str = ""
+    modelled: bool = False
+
+    @property
+    def threads(self) -> int:
+        return max(1, len(self.cores))
+
+    @property
+    def unit(self) -> str:
+        """What the device holds while it works: devices of one unit cannot overlap."""
+        return "cores " + ",".join(map(str, self.cores)) if self.cores else self.name
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way from one device to another: `seconds` of latency, then `bytes_per_second`."""
+
+    source: str
+    sink: str
+    seconds: float
+    bytes_per_second: float
+
+    def transfer_seconds(self, nbytes: int) -> float:
+        """The time that `nbytes` need from device to device."""
+        return self.seconds + nbytes / self.bytes_per_second

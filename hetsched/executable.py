@@ -1,0 +1,153 @@
+"""A compiled plan, ready to run."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from hetsched import package
+from hetsched.compiler import CompiledPart
+from hetsched.dtype import numpy_dtype
+from hetsched.errors import InputError
+from hetsched.executor import Executor, Request, Step
+from hetsched.graph import dtype_of
+from hetsched.op import Tensor
+from hetsched.plan import Plan
+from hetsched.plugin import load
+from hetsched.schedule import Schedule
+from hetsched.target import Kernel, Target
+
+
+class Executable:
+    """The parts of `plan`, compiled. `run` runs them; use it as a context, or `close` it.
+
+    Workers start with the first run: a thread for each unit, held on its cores.
+    """
+
+    def __init__(self, plan: Plan, parts: Sequence[CompiledPart]) -> None:
+        self.plan = plan
+        self.parts = tuple(parts)
+        self._executor: Executor | None = None
+        self._last: Request | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.plan.graph.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return self.plan.graph.outputs
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Output arrays by name, for input arrays by name.
+
+        Raises
+        ------
+        InputError
+            An input is missing, unknown, or has another shape or dtype.
+        PartError
+            A part failed; the message has its name.
+        """
+        return self.submit(inputs).result()
+
+    def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
+        """Begins a run; `result` of what it returns waits for the end. Several may be in flight."""
+        checked = self._checked(inputs)
+        if self._executor is None:
+            self._executor = self._start()
+        self._last = self._executor.submit(checked)
+        return self._last
+
+    @property
+    def schedule(self) -> Schedule:
+        """The last run as it was measured.
+
+        Raises
+        ------
+        InputError
+            Nothing has run yet.
+        """
+        if self._last is None:
+            raise InputError("nothing has run yet, so that there is no measured schedule")
+        return self._last.schedule()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the package `.hsp`; an older file is replaced only by a whole new one.
+
+        Raises
+        ------
+        OutputFileError
+            The file cannot be written.
+        """
+        package.write(path, self.plan, self.parts)
+
+    def close(self) -> None:
+        """Waits for runs in flight, stops the workers and frees the kernels."""
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+
+    def __enter__(self) -> "Executable":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        unknown = sorted(set(inputs) - {tensor.name for tensor in self.inputs})
+        if unknown:
+            there = ", ".join(map(str, self.inputs)) or "none"
+            raise InputError(f"no input '{unknown[0]}'; there are {there}")
+        return {tensor.name: _fitting(tensor, inputs) for tensor in self.inputs}
+
+    def _start(self) -> Executor:
+        steps = [
+            Step(
+                name=item.part.name,
+                device=item.part.device,
+                inputs=tuple(tensor.name for tensor in item.graph.inputs),
+                outputs=tuple(tensor.name for tensor in item.graph.outputs),
+                load=partial(_load_kernel, item),
+                label=item.part.label,
+            )
+            for item in self.parts
+        ]
+        names = [tensor.name for tensor in self.outputs]
+        constants = self.plan.graph.constants
+        return Executor(
+            steps, names, {name: constants[name] for name in names if name in constants}
+        )
+
+
+def load_executable(path: str | Path) -> Executable:
+    """The executable in a package; nothing is compiled.
+
+    Raises
+    ------
+    PackageError
+        The file is damaged, foreign, of a newer format, or made for another machine.
+    """
+    return Executable(*package.read(path))
+
+
+def _load_kernel(item: CompiledPart) -> Kernel:
+    target = load(Target, item.part.device.target)
+    return target.load(item.artifact, item.graph, item.part.device)
+
+
+def _fitting(tensor: Tensor, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The array of an input, which must fit exactly: nothing is cast or broadcast."""
+    if tensor.name not in inputs:
+        raise InputError(f"input '{tensor.name}' is missing; it is {tensor}")
+    array = np.asarray(inputs[tensor.name])
+    if array.shape != tensor.shape or dtype_of(array) != tensor.dtype:
+        found = f"{dtype_of(array)}[{', '.join(map(str, array.shape))}]"
+        raise InputError(f"input {tensor} was given {found}")
+    return array.astype(numpy_dtype(tensor.dtype), copy=False)

@@ -1,0 +1,130 @@
+"""Measures kernels on their devices and hand-overs between them."""
+
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
+from time import perf_counter
+
+import numpy as np
+
+from hetsched.device import Device, Link
+from hetsched.errors import DeviceError
+from hetsched.graph import Graph
+from hetsched.host import pinned
+from hetsched.inputs import seeded
+from hetsched.plugin import load
+from hetsched.store import Sample
+from hetsched.target import Kernel, Target
+
+# A kernel is repeated until both are reached, or the longest time.
+LEAST_REPEATS = 5
+LEAST_SECONDS = 0.05
+MOST_SECONDS = 1.0
+# One call of a kernel that is slower than this tells enough.
+SLOW_SECONDS = 0.5
+
+HANDOVERS = 200
+# Large enough to leave the nearest caches, small enough to be quick.
+HANDOVER_NBYTES = 1 << 21
+
+
+def measure_kernel(graph: Graph, device: Device) -> Sample:
+    """Compiles `graph`, runs it alone on `device` and takes the median.
+
+    The values are random, and the same at each call; integers, which may be indices, are 0 or 1.
+
+    Raises
+    ------
+    DeviceError
+        The device's target is not available here.
+    CompileError
+        The target refuses the graph.
+    """
+    target = load(Target, device.target)
+    if reason := target.unavailable():
+        raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
+    artifact = target.compile(graph, device)
+
+    def measure() -> Sample:
+        with pinned(device.cores), target.load(artifact, graph, device) as kernel:
+            inputs = [kernel.receive(seeded(tensor, seed=0)) for tensor in graph.inputs]
+            return time_kernel(kernel, inputs)
+
+    # A thread of its own: affinity and thread pools belong to threads.
+    with ThreadPoolExecutor(1) as worker:
+        return worker.submit(measure).result()
+
+
+def time_kernel(kernel: Kernel, inputs: Sequence[object]) -> Sample:
+    """The median time of `run` after a warm-up, and its spread."""
+    begin = perf_counter()
+    kernel.run(inputs)
+    first = perf_counter() - begin
+    if first > SLOW_SECONDS:
+        return Sample(first, 0.0, 1)
+    times: list[float] = []
+    begin = perf_counter()
+    while True:
+        start = perf_counter()
+        kernel.run(inputs)
+        finish = perf_counter()
+        times.append(finish - start)
+        total = finish - begin
+        enough = len(times) >= LEAST_REPEATS and total >= LEAST_SECONDS
+        if enough or (total >= MOST_SECONDS and len(times) > 1):
+            break
+    quartiles = statistics.quantiles(times, n=4)
+    return Sample(statistics.median(times), (quartiles[2] - quartiles[0]) / 2, len(times))
+
+
+def measure_link(source: Device, sink: Device) -> Link:
+    """What a hand-over between two devices of the host's memory costs.
+
+    Latency is half a round trip between two pinned, sleeping threads. Bandwidth is that at which
+    one core reads what the other has just written, less what it needs for data of its own.
+
+    Raises
+    ------
+    DeviceError
+        One of them does not compute in the host's memory.
+    """
+    for device in (source, sink):
+        if device.memory_space != "host":
+            raise DeviceError(f"no way to measure a link of '{device.name}' yet; give one")
+    if source.unit == sink.unit:
+        # The same thread runs both: there is nothing to wait for and nothing to move.
+        return Link(source.name, sink.name, 0.0, float("inf"))
+    latency = _round_trip(source, sink, None) / 2
+    data = np.ones(HANDOVER_NBYTES, np.uint8)
+    there = _round_trip(source, sink, data)
+    here = _round_trip(source, source, data)
+    extra = max(there - here, HANDOVER_NBYTES / 1e12)
+    return Link(source.name, sink.name, latency, HANDOVER_NBYTES / extra)
+
+
+def _round_trip(source: Device, sink: Device, data: np.ndarray | None) -> float:
+    """Median seconds from handing `data` to a thread on `sink`, which reads it, to its answer."""
+    there: SimpleQueue[np.ndarray | None] = SimpleQueue()
+    back: SimpleQueue[object] = SimpleQueue()
+
+    def answer() -> None:
+        with pinned(sink.cores[:1]):
+            for _ in range(HANDOVERS):
+                received = there.get()
+                back.put(None if received is None else int(received.sum()))
+
+    times = []
+    other = Thread(target=answer)
+    with pinned(source.cores[:1]):
+        other.start()
+        for turn in range(HANDOVERS):
+            if data is not None:
+                data.fill(turn % 2)
+            start = perf_counter()
+            there.put(data)
+            back.get()
+            times.append(perf_counter() - start)
+    other.join()
+    return statistics.median(times)

@@ -1,0 +1,411 @@
+"""A plan: which part of the graph runs where, and in which order. Plain data, in JSON."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+from hetsched.cost import CostModel, Prices, price, roofline_seconds
+from hetsched.device import Device
+from hetsched.errors import PlanError
+from hetsched.fusion import Group, gather
+from hetsched.graph import Graph
+from hetsched.op import Op, Tensor
+from hetsched.operation import group_flops, group_nbytes
+from hetsched.schedule import Schedule
+from hetsched.system import System
+from hetsched.tasks import Edge, Task, TaskGraph, check_memory, contract, memory_bytes, replay
+
+FORMAT = "hetsched-plan"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A run of the plan's order on one device: what is compiled, moved and timed as one."""
+
+    name: str
+    device: Device
+    groups: tuple[Group, ...]
+    border: Group
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        return self.border.ops
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.border.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return self.border.outputs
+
+    @property
+    def weight_nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.border.constants)
+
+    @property
+    def activation_nbytes(self) -> int:
+        """What the groups write, each tensor in a place of its own: an upper bound."""
+        return sum(tensor.nbytes for group in self.groups for tensor in group.outputs)
+
+    @property
+    def label(self) -> str:
+        """What is inside, in a few words."""
+        first, last = self.groups[0], self.groups[-1]
+        ends = first.kinds if first is last else f"{first.ops[0].kind} .. {last.ops[-1].kind}"
+        return f"{ends} ({len(self.ops)} ops)"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Placement and order of the kernel groups of `graph`, with the prices they were chosen by.
+
+    A part is a maximal run of `order` on one device. The order is topological, so that parts
+    cannot wait for each other in a circle.
+
+    Raises
+    ------
+    PlanError
+        A group is missing, placed where it cannot run, or comes before one that it reads from.
+    """
+
+    graph: Graph
+    system: System
+    placement: Mapping[str, str]
+    order: tuple[str, ...]
+    prices: Prices
+    partitioner: str
+    objective: str = "latency"
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        groups = {group.name: group for group in self.graph.groups}
+        if len(self.order) != len(groups) or set(self.order) != set(groups):
+            odd = sorted(set(self.order) ^ set(groups)) or sorted(self.order)
+            raise PlanError(f"the order does not have each group once; look at '{odd[0]}'")
+        written: set[str] = set()
+        for name in self.order:
+            device = self.placement.get(name)
+            if device not in self.prices.seconds.get(name, {}):
+                reason = self.prices.refusals.get(name, {}).get(str(device), "it has no price")
+                raise PlanError(f"group '{name}' cannot run on '{device}': {reason}")
+            for tensor in groups[name].inputs:
+                if tensor.name in self.graph.producers and tensor.name not in written:
+                    raise PlanError(f"group '{name}' comes before what writes '{tensor.name}'")
+            written.update(tensor.name for tensor in groups[name].outputs)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        groups = {group.name: group for group in self.graph.groups}
+        runs = groupby(self.order, key=lambda name: self.placement[name])
+        found: list[Part] = []
+        for device, names in runs:
+            members = tuple(groups[name] for name in names)
+            ops = [op for group in members for op in group.ops]
+            border = gather(self.graph.ops, ops, self.graph.outputs, self.graph.constants)
+            found.append(Part(f"part{len(found)}", self.system.device(device), members, border))
+        return tuple(found)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that have a part, in the system's order."""
+        used = set(self.placement.values())
+        return tuple(device.name for device in self.system.devices if device.name in used)
+
+    @cached_property
+    def recipe(self) -> "Recipe":
+        """The plan without its graph: what a simulator needs."""
+        return Recipe(
+            tasks=group_tasks(self.graph, self.system, self.prices),
+            work={
+                group.name: (group_flops(group), group_nbytes(group)) for group in self.graph.groups
+            },
+            parts=tuple(
+                (part.name, part.device.name, tuple(group.name for group in part.groups))
+                for part in self.parts
+            ),
+            labels={part.name: part.label for part in self.parts},
+        )
+
+    def memory_bytes(self) -> dict[str, float]:
+        """Weights and activations that each device holds, an upper bound."""
+        return memory_bytes(self.recipe.tasks, self.placement)
+
+    def to_json(self) -> str:
+        """The plan without its graph; the same text for the same plan."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "graph": {"name": self.graph.name, "sha256": self.graph.digest},
+            "partitioner": self.partitioner,
+            "objective": self.objective,
+            "cost_model": self.prices.model,
+            "notes": list(self.notes),
+            "refusals": {name: dict(row) for name, row in self.prices.refusals.items() if row},
+            **self.recipe.to_dict(),
+            "system": self.system.to_dict(),
+        }
+
+    @classmethod
+    def from_json(cls, text: str, graph: Graph) -> "Plan":
+        """The plan that `to_json` wrote for `graph`.
+
+        Raises
+        ------
+        PlanError
+            The text is no plan, is of a newer version, or belongs to another graph.
+        """
+        content = parse_plan(text)
+        with _described():
+            if content["graph"]["sha256"] != graph.digest:
+                raise PlanError(
+                    f"the plan belongs to '{content['graph']['name']}' with other shapes or weights"
+                )
+            system = System.from_dict(content["system"])
+            recipe = Recipe.from_dict(content, system)
+            refusals = content["refusals"]
+            return cls(
+                graph=graph,
+                system=system,
+                placement=recipe.placement,
+                order=tuple(name for _, _, members in recipe.parts for name in members),
+                prices=Prices(
+                    str(content["cost_model"]),
+                    {task.name: task.seconds for task in recipe.tasks.tasks},
+                    {group.name: dict(refusals.get(group.name, {})) for group in graph.groups},
+                ),
+                partitioner=str(content["partitioner"]),
+                objective=str(content["objective"]),
+                notes=tuple(map(str, content["notes"])),
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A plan without its graph: tasks with their prices, and which of them run together where.
+
+    `parts` are name, device and tasks; `work` is the FLOPs and bytes of each task.
+    """
+
+    tasks: TaskGraph
+    work: Mapping[str, tuple[int, int]]
+    parts: tuple[tuple[str, str, tuple[str, ...]], ...]
+    labels: Mapping[str, str]
+
+    @property
+    def placement(self) -> Mapping[str, str]:
+        return {name: device for _, device, members in self.parts for name in members}
+
+    def simulate(self) -> Schedule:
+        """When each part runs by the prices: the parts in order, each as soon as it can.
+
+        Raises
+        ------
+        InfeasiblePlan
+            A part cannot run where it is placed, or its data cannot get there.
+        """
+        members = [names for _, _, names in self.parts]
+        whole = contract(self.tasks, members, self.placement)
+        order = [names[0] for names in members]
+        schedule = replay(whole, self.placement, order)
+        named = {names[0]: name for name, _, names in self.parts}
+        slots = tuple(replace(slot, task=named[slot.task]) for slot in schedule.slots)
+        return Schedule(slots, schedule.transfers, schedule.clock, self.labels)
+
+    def on(self, system: System) -> "Recipe":
+        """The same parts on a described machine with devices of the same names.
+
+        A device with the same fingerprint keeps its prices; any other is priced by its roofline.
+
+        Raises
+        ------
+        DeviceError
+            The machine lacks a device of the plan.
+        """
+        before = {device.name: device for device in self.tasks.system.devices}
+        for _, name, _ in self.parts:
+            system.device(name)
+
+        def seconds(task: Task, device: Device) -> float | None:
+            known = before.get(device.name)
+            if known and known.fingerprint == device.fingerprint:
+                return task.seconds.get(device.name)
+            return roofline_seconds(*self.work[task.name], device)
+
+        repriced = []
+        for task in self.tasks.tasks:
+            row = {device.name: seconds(task, device) for device in system.devices}
+            kept = {name: value for name, value in row.items() if value is not None}
+            repriced.append(Task(task.name, kept, task.memory_bytes))
+        return replace(self, tasks=TaskGraph(system, tuple(repriced), self.tasks.edges))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "tasks": [
+                {
+                    "name": task.name,
+                    "seconds": dict(task.seconds),
+                    "memory_bytes": task.memory_bytes,
+                    "flops": self.work[task.name][0],
+                    "nbytes": self.work[task.name][1],
+                }
+                for task in self.tasks.tasks
+            ],
+            "edges": [
+                {
+                    "source": edge.source,
+                    "sink": edge.sink,
+                    "nbytes": edge.nbytes,
+                    "tensor": edge.tensor,
+                }
+                for edge in self.tasks.edges
+            ],
+            "parts": [
+                {"name": name, "device": device, "label": self.labels[name], "tasks": list(members)}
+                for name, device, members in self.parts
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], system: System) -> "Recipe":
+        tasks = [
+            Task(
+                str(task["name"]),
+                {str(name): float(value) for name, value in task["seconds"].items()},
+                float(task["memory_bytes"]),
+            )
+            for task in content["tasks"]
+        ]
+        known = {task.name for task in tasks} | {None}
+        edges = [
+            Edge(edge["source"], edge["sink"], int(edge["nbytes"]), str(edge["tensor"]))
+            for edge in content["edges"]
+        ]
+        for edge in edges:
+            if edge.source not in known or edge.sink not in known:
+                raise PlanError(f"the plan is damaged: '{edge.tensor}' leads to no task")
+        return cls(
+            tasks=TaskGraph(system, tuple(tasks), tuple(edges)),
+            work={
+                str(task["name"]): (int(task["flops"]), int(task["nbytes"]))
+                for task in content["tasks"]
+            },
+            parts=tuple(
+                (str(part["name"]), str(part["device"]), tuple(map(str, part["tasks"])))
+                for part in content["parts"]
+            ),
+            labels={str(part["name"]): str(part["label"]) for part in content["parts"]},
+        )
+
+
+def parse_plan(text: str) -> Mapping[str, Any]:
+    """The content of a plan file.
+
+    Raises
+    ------
+    PlanError
+        The text is no plan, or of another version.
+    """
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PlanError(f"the plan is no JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise PlanError(f'this is no plan: it lacks "format": "{FORMAT}"')
+    if content.get("version") != VERSION:
+        raise PlanError(
+            f"the plan has version {content.get('version')}; this hetsched reads {VERSION}"
+        )
+    return content
+
+
+def read_recipe(text: str) -> Recipe:
+    """The recipe of a plan file, which can be simulated without its model.
+
+    Raises
+    ------
+    PlanError
+        The text is no plan, or is damaged.
+    """
+    content = parse_plan(text)
+    with _described():
+        return Recipe.from_dict(content, System.from_dict(content["system"]))
+
+
+@contextmanager
+def _described() -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise PlanError(f"the plan is damaged: {error} is missing") from None
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise PlanError(f"the plan is damaged: {error}") from None
+
+
+def simulate(plan: Plan) -> Schedule:
+    """The schedule that the plan's prices predict."""
+    return plan.recipe.simulate()
+
+
+def group_tasks(graph: Graph, system: System, costs: CostModel) -> TaskGraph:
+    """The kernel groups as tasks: what a partitioner schedules."""
+    prices = price(graph, system, costs)
+    producer = {tensor.name: group.name for group in graph.groups for tensor in group.outputs}
+    tasks = [
+        Task(
+            group.name,
+            prices.seconds[group.name],
+            sum(tensor.nbytes for tensor in (*group.constants, *group.outputs)),
+        )
+        for group in graph.groups
+    ]
+    return TaskGraph(
+        system, tuple(tasks), _edges([(g.name, g.inputs) for g in graph.groups], producer, graph)
+    )
+
+
+def _edges(
+    readers: Sequence[tuple[str, tuple[Tensor, ...]]], producer: Mapping[str, str], graph: Graph
+) -> tuple[Edge, ...]:
+    inner = [
+        Edge(producer.get(tensor.name), name, tensor.nbytes, tensor.name)
+        for name, inputs in readers
+        for tensor in inputs
+    ]
+    results = [
+        Edge(producer[tensor.name], None, tensor.nbytes, tensor.name)
+        for tensor in dict.fromkeys(graph.outputs)
+        if tensor.name in producer
+    ]
+    return (*inner, *results)
+
+
+def make_plan(
+    graph: Graph,
+    system: System,
+    costs: CostModel,
+    placement: Mapping[str, str],
+    order: Sequence[str],
+    partitioner: str,
+) -> Plan:
+    """A checked plan for a placement and a topological order of the groups.
+
+    Raises
+    ------
+    InfeasiblePlan
+        A device would need more memory than it has, or data cannot get from device to device.
+    """
+    plan = Plan(
+        graph, system, dict(placement), tuple(order), price(graph, system, costs), partitioner
+    )
+    check_memory(plan.recipe.tasks, plan.placement)
+    simulate(plan)
+    return plan

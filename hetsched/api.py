@@ -33,7 +33,7 @@ def partition(
 ) -> Plan:
     """A plan for `graph` on `system`, a `System` or device strings of this machine.
 
-    `partitioner` and `cost_model` name extensions, with options as in `layerwise:objective=latency`.
+    `partitioner` and `cost_model` name extensions, with options: `layerwise:objective=latency`.
     Without a cost model, devices that are here are measured (`profiled`), and machines that are
     only described are priced by their `roofline`. `strict` makes an error of an operation that any
     of the devices cannot run, which otherwise is placed on another.

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import groupby
 
 from hetsched.cost import CostModel
@@ -11,7 +12,7 @@ from hetsched.plan import Plan
 from hetsched.plugin import Plugin
 from hetsched.schedule import Schedule
 from hetsched.system import System
-from hetsched.tasks import TaskGraph, contract, replay
+from hetsched.tasks import TaskGraph, Timeline, contract, replay
 
 OBJECTIVES = ("latency", "throughput")
 
@@ -60,23 +61,59 @@ def cost_of(schedule: Schedule, system: System, objective: str) -> float:
     return max(load.values(), default=0.0)
 
 
-def arrange(tasks: TaskGraph, placement: Mapping[str, str], order: Sequence[str]) -> list[str]:
-    """`order` with fewer, longer parts where that does not delay the end.
+def arrange(timeline: Timeline) -> tuple[str, ...]:
+    """An order of the placed tasks whose runs make few, long parts that do not delay the end.
 
-    A schedule of single tasks, taken by start time, alternates between devices at every step. Two
-    runs of one device are brought together whenever the tasks between do not forbid it and the
-    makespan of the parts does not grow.
+    A schedule of single tasks alternates between devices at every step. Two runs of one device are
+    brought together whenever the tasks between do not forbid it and the makespan of the parts does
+    not grow.
     """
+    placement = {name: slot.device for name, slot in timeline.slots.items()}
+    order = _by_release(timeline)
     runs = [list(names) for _, names in groupby(order, key=lambda name: placement[name])]
-    best = _makespan(tasks, placement, runs)
+    best = _makespan(timeline.tasks, placement, runs)
     first = 0
     while first < len(runs):
-        joined = _join_next(tasks, placement, runs, first, best)
+        joined = _join_next(timeline.tasks, placement, runs, first, best)
         if joined is None:
             first += 1
         else:
             best, runs = joined
-    return [name for run in runs for name in run]
+    return tuple(name for run in runs for name in run)
+
+
+def _by_release(timeline: Timeline) -> list[str]:
+    """The tasks by the time at which nothing but a transfer holds them back.
+
+    Of those released together the ones that wait for another device come first, so that they stand
+    between a task and the next one of its device, and the two do not become one part.
+    """
+    tasks, slots = timeline.tasks, timeline.slots
+    position = {task.name: index for index, task in enumerate(tasks.tasks)}
+    free: dict[str, float] = {}
+    key: dict[str, tuple[float, bool, int]] = {}
+    for name in sorted(slots, key=lambda name: (slots[name].start, position[name])):
+        unit = tasks.system.device(slots[name].device).unit
+        sources = [slots[e.source] for e in tasks.incoming[name] if e.source is not None]
+        released = max([free.get(unit, 0.0), *(source.finish for source in sources)])
+        waits = any(source.device != slots[name].device for source in sources)
+        key[name] = (released, not waits, position[name])
+        free[unit] = slots[name].finish
+    missing = {
+        name: sum(edge.source is not None for edge in tasks.incoming[name]) for name in slots
+    }
+    ready = [(key[name], name) for name, count in missing.items() if not count]
+    heapify(ready)
+    order = []
+    while ready:
+        _, name = heappop(ready)
+        order.append(name)
+        for edge in tasks.outgoing[name]:
+            if edge.sink is not None:
+                missing[edge.sink] -= 1
+                if not missing[edge.sink]:
+                    heappush(ready, (key[edge.sink], edge.sink))
+    return order
 
 
 def _join_next(

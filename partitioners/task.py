@@ -26,14 +26,9 @@ class Task(Partitioner):
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
         tasks = group_tasks(graph, system, costs)
-        slots = heft(tasks).slots
-        placement = {name: slot.device for name, slot in slots.items()}
-        position = {task.name: index for index, task in enumerate(tasks.tasks)}
-        # Groups without work start together with what they wait for: then position decides.
-        order = sorted(slots, key=lambda name: (slots[name].start, position[name]))
-        return make_plan(
-            graph, system, costs, placement, arrange(tasks, placement, order), self.name
-        )
+        timeline = heft(tasks)
+        placement = {name: slot.device for name, slot in timeline.slots.items()}
+        return make_plan(graph, system, costs, placement, arrange(timeline), self.name)
 
 
 def heft(tasks: TaskGraph) -> Timeline:

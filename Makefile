@@ -1,0 +1,45 @@
+# `make demo` and `make test` set up all that they need, in .venv of this checkout.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODEL ?= tests/data/basic_pitch.onnx
+SHAPE ?= serving_default_input_2:0=1,43844,1
+SOURCES := hetsched partitioners cost_models targets tests bench examples setup.py
+
+.PHONY: demo test check format bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m examples.demo $(MODEL) --shape $(SHAPE) --folder demo
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+# Takes about an hour: untuned code of the largest models runs for seconds.
+bench: $(INSTALLED)
+	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
+	$(BIN)/python -m bench.overlap --json bench/results/overlap.json
+
+$(INSTALLED): pyproject.toml constraints.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "hetsched needs Python 3.11 or newer; give one with PYTHON=..." >&2; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || \
+	    { echo "hetsched needs a C compiler to link what it compiles; install gcc" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    --no-build-isolation -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -255,8 +255,10 @@ def reads(node: onnx.NodeProto) -> list[str]:
 
 
 def _ir_of(opsets: Mapping[str, int]) -> int:
-    known = [pair for pair in opsets.items() if pair in helper.OP_SET_ID_VERSION_MAP]
-    return max((helper.OP_SET_ID_VERSION_MAP[pair] for pair in known), default=IR_VERSION)
+    """The oldest IR that knows all of the opsets."""
+    pairs = [(domain or "ai.onnx", version) for domain, version in opsets.items()]
+    versions = helper.OP_SET_ID_VERSION_MAP
+    return max((versions[pair] for pair in pairs if pair in versions), default=IR_VERSION)
 
 
 def _constant(tensor: onnx.TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -23,7 +23,8 @@ os.environ.setdefault("ALLOW_RELEASED_ONNX_OPSET_ONLY", "0")
 NEWEST_IR_VERSION = 13
 # protobuf cannot write more.
 LARGEST_MODEL_NBYTES = 2**31 - 1
-ERROR_SEVERITY = 3
+# Errors are raised, and need not be printed too.
+ERROR_SEVERITY = 4
 
 # Without this the notices about new opsets go to stderr past every session's own setting.
 onnxruntime.set_default_logger_severity(ERROR_SEVERITY)

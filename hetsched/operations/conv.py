@@ -1,0 +1,110 @@
+"""Convolution."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from hetsched.op import Op
+from hetsched.operation import Call, Compiler, Operation, interpreted, prange
+from hetsched.operations._arithmetic import centred, requantised, sum_dtype
+from hetsched.operations._window import Axes, Window, resized, volume
+
+
+def convolution(
+    x: np.ndarray,
+    w: np.ndarray,
+    strides: Axes,
+    dilations: Axes,
+    group: int,
+) -> np.ndarray:
+    """y[n, m, p] = sum over c, k of x[n, first(m) + c, p * stride + k * dilation] * w[m, c, k].
+
+    `x` is padded; p and k run over three axes. An output channel m sees the input channels of its
+    group, from first(m) on. The sums of a row are taken together, in the order of memory.
+    """
+    depth = (x.shape[2] - (w.shape[2] - 1) * dilations[0] - 1) // strides[0] + 1
+    height = (x.shape[3] - (w.shape[3] - 1) * dilations[1] - 1) // strides[1] + 1
+    width = (x.shape[4] - (w.shape[4] - 1) * dilations[2] - 1) // strides[2] + 1
+    y = np.zeros((x.shape[0], w.shape[0], depth, height, width), x.dtype)
+    for m in prange(w.shape[0]):
+        first = m // (w.shape[0] // group) * w.shape[1]
+        for n in range(x.shape[0]):
+            for c in range(w.shape[1]):
+                for i in range(w.shape[2]):
+                    for j in range(w.shape[3]):
+                        for k in range(w.shape[4]):
+                            for p in range(depth):
+                                for q in range(height):
+                                    for r in range(width):
+                                        y[n, m, p, q, r] += (
+                                            x[
+                                                n,
+                                                first + c,
+                                                p * strides[0] + i * dilations[0],
+                                                q * strides[1] + j * dilations[1],
+                                                r * strides[2] + k * dilations[2],
+                                            ]
+                                            * w[m, c, i, j, k]
+                                        )
+    return y
+
+
+class Conv(Operation):
+    """Each output channel is a filter over all input channels of its group."""
+
+    onnx_types = ("Conv", "ConvInteger", "QLinearConv")
+    defined = onnx_types
+
+    def flops(self, op: Op) -> int:
+        weight = op.input(3 if op.kind == "QLinearConv" else 1)
+        bias = {"Conv": 2, "QLinearConv": 8}.get(op.kind)
+        additions = int(bias is not None and op.has_input(bias))
+        return op.output().size * (2 * prod(weight.shape[1:]) + additions)
+
+    def reference(
+        self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted
+    ) -> tuple[np.ndarray, ...]:
+        if call.kind == "Conv":
+            x, w, bias = (*inputs, None)[:3]
+            wide = sum_dtype(x.dtype)
+            y = _convolved(x.astype(wide), w.astype(wide), call, compiler)
+            if bias is not None:
+                y = y + _by_channel(bias, y.ndim).astype(wide)
+            return (y.astype(x.dtype),)
+        if call.kind == "ConvInteger":
+            x, w, x_zero, w_zero = (*inputs, None, None)[:4]
+            return (
+                _convolved(
+                    centred(x, x_zero), centred(w, _by_filter(w_zero, w.ndim)), call, compiler
+                ),
+            )
+        x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, bias = (*inputs, None)[:9]
+        y = _convolved(centred(x, x_zero), centred(w, _by_filter(w_zero, w.ndim)), call, compiler)
+        if bias is not None:
+            y = y + _by_channel(bias, y.ndim)
+        return (requantised(y, (x_scale, _by_channel(w_scale, y.ndim), y_scale), y_zero),)
+
+
+def _convolved(x: np.ndarray, w: np.ndarray, call: Call, compiler: Compiler) -> np.ndarray:
+    window = Window.of(call.attributes, w.shape[2:], x.shape[2:])
+    whole = volume(x)
+    sizes = [
+        head + size + tail
+        for head, size, tail in zip(window.heads, whole.shape[2:], window.tails, strict=True)
+    ]
+    padded = resized(whole, window.heads, sizes)
+    group = call.attributes.get("group") or 1
+    y = compiler(convolution)(padded, volume(w), window.strides, window.dilations, group)
+    return y.reshape(*y.shape[:2], *y.shape[-(x.ndim - 2) :])
+
+
+def _by_channel(values: np.ndarray, rank: int) -> np.ndarray:
+    """One value, or one for each output channel, to broadcast over an output."""
+    return values.reshape(-1, *(1,) * (rank - 2))
+
+
+def _by_filter(values: np.ndarray | None, rank: int) -> np.ndarray | None:
+    """One value, or one for each output channel, to broadcast over the weights."""
+    return None if values is None else values.reshape(-1, *(1,) * (rank - 1))

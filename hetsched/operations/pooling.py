@@ -1,0 +1,166 @@
+"""Pools: a window's greatest element, mean or norm."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from hetsched.op import Op
+from hetsched.operation import Call, Compiler, Operation, interpreted, prange
+from hetsched.operations._window import Axes, Window, volume
+
+
+def greatest(
+    x: np.ndarray,
+    kernel: Axes,
+    strides: Axes,
+    dilations: Axes,
+    heads: Axes,
+    sizes: Axes,
+    lowest: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The greatest element under each place of the window, and where in its plane it is.
+
+    Of equal elements the first counts; padding never does. `lowest` holds the least value of the
+    type, the result where a window meets only padding.
+    """
+    shape = (x.shape[0], x.shape[1], sizes[0], sizes[1], sizes[2])
+    y = np.empty(shape, x.dtype)
+    place = np.zeros(shape, np.int64)
+    for c in prange(x.shape[1]):
+        for n in range(x.shape[0]):
+            for p in range(sizes[0]):
+                for q in range(sizes[1]):
+                    for r in range(sizes[2]):
+                        best = lowest[0]
+                        found = -1
+                        for i in range(kernel[0]):
+                            for j in range(kernel[1]):
+                                for k in range(kernel[2]):
+                                    d = p * strides[0] + i * dilations[0] - heads[0]
+                                    h = q * strides[1] + j * dilations[1] - heads[1]
+                                    w = r * strides[2] + k * dilations[2] - heads[2]
+                                    if (
+                                        0 <= d < x.shape[2]
+                                        and 0 <= h < x.shape[3]
+                                        and 0 <= w < x.shape[4]
+                                        and (found < 0 or x[n, c, d, h, w] > best)
+                                    ):
+                                        best = x[n, c, d, h, w]
+                                        found = (d * x.shape[3] + h) * x.shape[4] + w
+                        y[n, c, p, q, r] = best
+                        place[n, c, p, q, r] = found
+    return y, place
+
+
+def mean(
+    x: np.ndarray,
+    kernel: Axes,
+    strides: Axes,
+    dilations: Axes,
+    heads: Axes,
+    tails: Axes,
+    sizes: Axes,
+    count_padding: bool,
+) -> np.ndarray:
+    """The mean under each place of the window, over its elements or also over the padding.
+
+    What lies beyond the padding never counts.
+    """
+    y = np.zeros((x.shape[0], x.shape[1], sizes[0], sizes[1], sizes[2]), x.dtype)
+    for c in prange(x.shape[1]):
+        for n in range(x.shape[0]):
+            for p in range(sizes[0]):
+                for q in range(sizes[1]):
+                    for r in range(sizes[2]):
+                        count = 0
+                        for i in range(kernel[0]):
+                            for j in range(kernel[1]):
+                                for k in range(kernel[2]):
+                                    d = p * strides[0] + i * dilations[0] - heads[0]
+                                    h = q * strides[1] + j * dilations[1] - heads[1]
+                                    w = r * strides[2] + k * dilations[2] - heads[2]
+                                    if (
+                                        0 <= d < x.shape[2]
+                                        and 0 <= h < x.shape[3]
+                                        and 0 <= w < x.shape[4]
+                                    ):
+                                        y[n, c, p, q, r] += x[n, c, d, h, w]
+                                        count += 1
+                                    elif (
+                                        count_padding
+                                        and d < x.shape[2] + tails[0]
+                                        and h < x.shape[3] + tails[1]
+                                        and w < x.shape[4] + tails[2]
+                                    ):
+                                        count += 1
+                        y[n, c, p, q, r] /= max(count, 1)
+    return y
+
+
+class Pooling(Operation):
+    """One result for each place of a window on each channel."""
+
+    onnx_types = (
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalLpPool",
+        "GlobalMaxPool",
+        "LpPool",
+        "MaxPool",
+    )
+    defined = ("AveragePool", "MaxPool")
+
+    def flops(self, op: Op) -> int:
+        # A norm takes a power of each element before it is added.
+        each = 2 if op.kind.endswith("LpPool") else 1
+        if op.kind.startswith("Global"):
+            return each * op.input(0).size
+        kernel: tuple[int, ...] = op.attributes["kernel_shape"]
+        return each * op.output().size * prod(kernel)
+
+    def reference(
+        self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted
+    ) -> tuple[np.ndarray, ...]:
+        (x,) = inputs
+        wide = volume(x.astype(np.float32) if x.dtype.kind not in "iu" and x.itemsize < 4 else x)
+        window = Window.of(call.attributes, call.attributes["kernel_shape"], x.shape[2:])
+        sizes = window.positions(wide.shape[2:], ceil=bool(call.attributes.get("ceil_mode")))
+        shape = (*x.shape[:2], *sizes[-(x.ndim - 2) :])
+        if call.kind == "AveragePool":
+            y = compiler(mean)(
+                wide,
+                window.kernel,
+                window.strides,
+                window.dilations,
+                window.heads,
+                window.tails,
+                sizes,
+                bool(call.attributes.get("count_include_pad")),
+            )
+            return (y.astype(x.dtype).reshape(shape),)
+        y, place = compiler(greatest)(
+            wide,
+            window.kernel,
+            window.strides,
+            window.dilations,
+            window.heads,
+            sizes,
+            _lowest(wide.dtype),
+        )
+        results = (y.astype(x.dtype).reshape(shape), _indices(place, call, x.shape).reshape(shape))
+        return results[: call.results]
+
+
+def _lowest(dtype: np.dtype) -> np.ndarray:
+    return np.array([np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf], dtype)
+
+
+def _indices(place: np.ndarray, call: Call, shape: tuple[int, ...]) -> np.ndarray:
+    """Places in a plane as places in the whole tensor, rows or columns first as the node says."""
+    if call.attributes.get("storage_order"):
+        position = np.unravel_index(place, shape[2:])
+        place = np.ravel_multi_index(position, shape[2:], order="F")
+    planes = np.arange(shape[0] * shape[1]).reshape(*shape[:2], 1, 1, 1)
+    return place + planes * prod(shape[2:])

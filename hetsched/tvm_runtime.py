@@ -20,6 +20,8 @@ from hetsched.dtype import numpy_dtype
 # devices of the machine compute beside them, and stay on the cores that the calling thread has.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 os.environ.setdefault("TVM_BIND_THREADS", "0")
+# The most that `use_threads` can ask for; TVM's own default is half of the cores.
+os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
 
 import tvm
 import tvm_ffi
@@ -92,18 +94,13 @@ def to_tvm(array: np.ndarray, dtype: np.dtype) -> Any:
     It uses the array's memory, and keeps it alive, where that is contiguous and aligned, read-only
     or not; else it has a copy.
     """
-    try:
-        return tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
-    except (BufferError, RuntimeError):
-        # Something of alignment, layout, byte order, element type or write protection is in the
-        # way; all are sorted out below.
-        pass
     if array.dtype != dtype or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
         array = _aligned_copy(array, dtype)
     if dtype.isbuiltin == 1:
-        return tvm_ffi.from_dlpack(np.asarray(_Writable(array, dtype)))
+        lent = array if array.flags.writeable else np.asarray(_Writable(array, dtype))
+        return tvm_ffi.from_dlpack(lent)
     # DLPack of numpy has no narrow floats: they travel as unsigned integers of their size.
-    bits = tvm_ffi.from_dlpack(np.asarray(_Writable(array, np.dtype(f"u{dtype.itemsize}"))))
+    bits: Any = tvm_ffi.from_dlpack(np.asarray(_Writable(array, np.dtype(f"u{dtype.itemsize}"))))
     return bits._create_view(bits.shape, dtype.name)
 
 

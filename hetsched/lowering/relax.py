@@ -1,0 +1,369 @@
+"""A part as a Relax module of TVM: imported, folded, legalised, its weights taken out.
+
+Importing this file loads TVM's compiler, so a target imports it when it first compiles.
+"""
+
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, topi
+from tvm.relax import vm_build
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.relax.frontend.onnx import onnx_frontend
+
+from hetsched.dtype import STRING, numpy_dtype
+from hetsched.errors import CompileError, UnsupportedOperation
+from hetsched.graph import DETACHED_NBYTES, Graph, to_onnx
+from hetsched.lowering.for_tvm import for_tvm, refusal
+from hetsched.lowering.recurrent import lower_recurrent
+from hetsched.tvm_runtime import ERRORS, first_line, quiet, to_numpy, to_tvm
+
+# TVM's errors at its border, where a model that it does not serve is no error of ours.
+REFUSALS: tuple[type[Exception], ...] = (*ERRORS, UnsupportedOperation)
+
+# The importer warns of every tensor that it renames, and prints the graph before it raises.
+warnings.filterwarnings("ignore", module=r"tvm\.")
+onnx_frontend.print = lambda *_: None
+
+# What code generation knows, of the operations that remain when tensor operations are lowered.
+EMITTED = frozenset(
+    "relax.call_tir relax.call_pure_packed relax.call_dps_packed relax.shape_of "
+    "relax.tensor_to_shape relax.shape_to_tensor relax.null_value".split()
+)
+MISSING_CONVERTER = re.compile(r"The following operators are not supported for frontend ONNX: .*")
+# A remainder in the text of a function.
+WRAPS = re.compile(r" % |T\.(bitwise_and|truncmod|floormod)\(")
+# What is folded is stored, and a repeated value is cheaper to make again.
+LARGEST_REPEATED_NBYTES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A module of loops, and the weights of the graph in it by address: (name, TVM's tensor)."""
+
+    module: Any
+    known: Mapping[int, tuple[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxPart:
+    """`main` of `module` takes the part's inputs, then `weights` in order.
+
+    It returns the outputs that operations make, each once, in order.
+    """
+
+    module: Any
+    weights: Mapping[str, np.ndarray]
+
+
+def refusal_of(graph: Graph) -> str | None:
+    """Why TVM cannot import and lower `graph`, or None; no code is made."""
+    with quiet():
+        try:
+            lowered(graph)
+        except REFUSALS as error:
+            return _culprit(graph, error, lowered)
+    return None
+
+
+def compile_part(graph: Graph, build: Callable[[Any], Any]) -> tuple[Any, Mapping[str, np.ndarray]]:
+    """What `build` makes of the part's fused module, and the weights that its `main` takes.
+
+    Raises
+    ------
+    CompileError
+        TVM refuses the part.
+    """
+
+    def attempt(part: Graph) -> tuple[Any, Mapping[str, np.ndarray]]:
+        lifted = lift_constants(fuse(lowered(part)), part)
+        return build(lifted.module), lifted.weights
+
+    with quiet():
+        try:
+            return attempt(graph)
+        except REFUSALS as error:
+            why = _culprit(graph, error, attempt)
+    # Outside, so that TVM's half-made functions do not live on, and complain, with the error.
+    raise CompileError(f"part '{graph.name}': {why}")
+
+
+def lowered(graph: Graph) -> Lowered:
+    """The module of `graph` in which every tensor operation is a call of a TensorIR function.
+
+    Raises
+    ------
+    UnsupportedOperation, or one of `ERRORS`
+        TVM's importer or its operators do not cover the graph.
+    """
+    made = dict.fromkeys(t for t in graph.outputs if t.name in graph.producers)
+    graph = replace(graph, outputs=tuple(made))
+    graph = lower_recurrent(graph)
+    for op in graph.ops:
+        why = refusal(op, graph)
+        if why is not None:
+            raise UnsupportedOperation(f"{op}: {why}")
+    graph = for_tvm(graph)
+    imported = _imported(graph)
+    module = relax.transform.DecomposeOpsForInference()(imported.module)
+    module = _rewritten(module, _Folder(module))
+    module = relax.transform.DeadCodeElimination()(module)
+    with tvm.target.Target("llvm"):
+        module = relax.backend.DispatchSortScan()(module)
+        module = relax.transform.LegalizeOps({"relax.take": _take})(module)
+    _check(module, graph)
+    return replace(imported, module=module)
+
+
+def fuse(part: Lowered) -> Lowered:
+    """One TensorIR function for each chain of operations that can share its loops."""
+    passes = (
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    )
+    return replace(part, module=tvm.transform.Sequential(passes)(part.module))
+
+
+def build(module: Any, llvm: Mapping[str, Any]) -> Any:
+    """The executable of a fused module for a processor, `llvm` being TVM's description of it.
+
+    LLVM 22 vectorises some loops wrongly whose loads wrap around, `x[i % 8]`, as if they did not
+    (https://github.com/llvm/llvm-project/issues/156849 is of the kind): functions that have such
+    an index go through an LLVM that leaves loops as they are. Loops that a schedule vectorises
+    are not concerned.
+    """
+    wrapping = {
+        variable: function.with_attr("global_symbol", variable.name_hint)
+        for variable, function in module.functions.items()
+        if isinstance(function, tvm.tirx.PrimFunc) and WRAPS.search(function.script())
+    }
+    libraries = []
+    if wrapping:
+        careful = tvm.target.Target({**llvm, "cl-opt": ["-vectorize-loops:bool=false"]})
+        libraries.append(tvm.tirx.build(tvm.IRModule(wrapping), target=careful))
+    target = tvm.target.Target(dict(llvm))
+    with target:
+        module = relax.get_pipeline("default")(module)
+    builder = relax.ExecBuilder()
+    rest = vm_build._vmcodegen(builder, module)
+    apart = {variable.name_hint for variable in wrapping}
+    functions = {v: f for v, f in rest.functions.items() if v.name_hint not in apart}
+    return vm_build._vmlink(builder, target, tvm.IRModule(functions), ext_libs=libraries)
+
+
+def lift_constants(part: Lowered, graph: Graph) -> RelaxPart:
+    """Constants of `DETACHED_NBYTES` or more become parameters of `main`, behind the inputs.
+
+    One that is a weight of `graph` unchanged keeps its array and name; any other is named by its
+    content, so that parts which make the same one share it.
+    """
+    lifter = _Lifter(part, graph)
+    module = _rewritten(part.module, lifter)
+    main = module["main"]
+    with_weights = relax.Function(
+        [*main.params, *lifter.variables.values()], main.body, main.ret_ty, main.is_pure, main.attrs
+    )
+    module.update_func(module.get_global_var("main"), with_weights)
+    return RelaxPart(module, lifter.weights)
+
+
+def _culprit(graph: Graph, error: Exception, attempt: Callable[[Graph], Any]) -> str:
+    """Which operation TVM refuses, and why; found by trying each alone."""
+    said = _said(error)
+    for op in graph.ops:
+        try:
+            attempt(graph.part([op], op.name))
+        except REFUSALS as found:
+            said = _said(found)
+            return said if str(op) in said else f"{op}: {said}"
+    return said
+
+
+def _said(error: Exception) -> str:
+    traceback.clear_frames(error.__traceback__)
+    said = first_line(error)
+    return MISSING_CONVERTER.sub("TVM has no converter for it", said)
+
+
+def _imported(graph: Graph) -> Lowered:
+    for tensor in (*graph.inputs, *(t for op in graph.ops for t in (*op.reads, *op.writes))):
+        if tensor.dtype == STRING:
+            raise UnsupportedOperation(f"'{tensor.name}' is of strings")
+        if not tensor.size and tensor.name not in graph.constants:
+            raise UnsupportedOperation(f"'{tensor.name}' has no elements")
+    model = to_onnx(graph, weights=False)
+    # The importer makes names fit its language and does not see when two become one.
+    names: dict[str, str] = {"": ""}
+    for value in (*model.graph.input, *model.graph.initializer):
+        value.name = names.setdefault(value.name, f"t{len(names)}")
+    for node in model.graph.node:
+        for side in (node.input, node.output):
+            side[:] = [names.setdefault(name, f"t{len(names)}") for name in side]
+    for value in (*model.graph.value_info, *model.graph.output):
+        value.name = names[value.name]
+    importer = onnx_frontend.ONNXGraphImporter({}, "float32")
+    # Weights stay where they are instead of going through the model, which would copy them.
+    known = {}
+    for name, array in graph.constants.items():
+        tensor = to_tvm(array, array.dtype)
+        known[tensor.data_ptr()] = (name, tensor)
+        importer._nodes[names[name]] = relax.const(tensor)
+    del model.graph.initializer[:]
+    module = importer.from_onnx(model.graph, graph.opsets.get("", 1))
+    return Lowered(module, known)
+
+
+def _rewritten(module: Any, rewriter: Any) -> Any:
+    main = module["main"]
+    body = rewriter.visit_expr(main.body)
+    changed = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
+    module.update_func(module.get_global_var("main"), changed)
+    return module
+
+
+def _check(module: Any, graph: Graph) -> None:
+    """TVM skips what it cannot lower, and an importer that errs shows in the type of a result."""
+    main = module["main"]
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            value = getattr(binding, "value", None)
+            operation = getattr(value, "op", None)
+            if isinstance(operation, tvm.ir.Op) and operation.name not in EMITTED:
+                raise UnsupportedOperation(f"TVM has no loops for {operation.name}")
+    results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
+    for tensor, result in zip(graph.outputs, results, strict=True):
+        shape = getattr(result, "shape", None)
+        found = tuple(int(d) for d in shape) if isinstance(shape, relax.ShapeExpr) else None
+        if found != tensor.shape or str(result.dtype) != tensor.dtype:
+            raise UnsupportedOperation(
+                f"TVM makes {result.dtype}{list(found or '?')} of what is {tensor}"
+            )
+
+
+def _take(builder: Any, call: Any) -> Any:
+    # The default is to read outside of the data where an index points there.
+    return builder.call_te(topi.take, *call.args, call.attrs.axis, mode="clip")
+
+
+def _reshaped(call: Any, array: np.ndarray, *_: Any) -> np.ndarray:
+    return array.reshape(_shape(call))
+
+
+def _broadcast(call: Any, array: np.ndarray, *_: Any) -> np.ndarray | None:
+    result = np.broadcast_to(array, _shape(call))
+    return result if result.nbytes <= LARGEST_REPEATED_NBYTES else None
+
+
+def _transposed(call: Any, array: np.ndarray) -> np.ndarray:
+    axes = call.attrs.axes
+    return array.transpose(None if axes is None else [int(axis) for axis in axes])
+
+
+def _shape(call: Any) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in call.ty.shape)
+
+
+def _elementwise(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    return lambda call, *arrays: np.asarray(function(*arrays))
+
+
+# What the importer makes of constants alone. TVM's own folding compiles a program for each value
+# and is most of the time that compiling a network takes.
+FOLDED: Mapping[str, Callable[..., np.ndarray | None]] = {
+    "relax.reshape": _reshaped,
+    "relax.expand_dims": _reshaped,
+    "relax.squeeze": _reshaped,
+    "relax.flatten": _reshaped,
+    "relax.permute_dims": _transposed,
+    "relax.broadcast_to": _broadcast,
+    "relax.astype": lambda call, array: array.astype(numpy_dtype(str(call.ty.dtype))),
+    "relax.where": _elementwise(np.where),
+    "relax.isnan": _elementwise(np.isnan),
+    "relax.add": _elementwise(np.add),
+    "relax.subtract": _elementwise(np.subtract),
+    "relax.multiply": _elementwise(np.multiply),
+    "relax.maximum": _elementwise(np.maximum),
+    "relax.minimum": _elementwise(np.minimum),
+    "relax.less": _elementwise(np.less),
+    "relax.negative": _elementwise(np.negative),
+    "relax.sqrt": _elementwise(np.sqrt),
+}
+
+
+@mutator
+class _Folder(PyExprMutator):  # type: ignore[misc]
+    """Computes the calls of `FOLDED` whose tensors are all constants."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self._known: dict[Any, Any] = {}
+
+    def visit_var_binding_(self, binding: Any) -> None:
+        value = self.visit_expr(binding.value)
+        if isinstance(value, tvm.ir.GenericConst):
+            self._known[binding.var] = value
+        else:
+            super().visit_var_binding_(binding)
+
+    def visit_var_(self, op: Any) -> Any:
+        return self._known[op] if op in self._known else super().visit_var_(op)
+
+    def visit_dataflow_var_(self, op: Any) -> Any:
+        return self._known[op] if op in self._known else super().visit_dataflow_var_(op)
+
+    def visit_call_(self, op: Any) -> Any:
+        call = super().visit_call_(op)
+        folded = FOLDED.get(getattr(call.op, "name", ""))
+        if folded is None or not isinstance(getattr(op.ty, "shape", None), relax.ShapeExpr):
+            return call
+        arrays = []
+        for argument in call.args:
+            if isinstance(argument, tvm.ir.GenericConst):
+                arrays.append(to_numpy(argument.value))
+            elif not isinstance(argument, relax.ShapeExpr):
+                return call
+        result = folded(op, *arrays)
+        dtype = numpy_dtype(str(op.ty.dtype))
+        if result is None or result.dtype != dtype or result.shape != _shape(op):
+            return call
+        return relax.const(to_tvm(result, dtype))
+
+
+@mutator
+class _Lifter(PyExprMutator):  # type: ignore[misc]
+    """Turns constants into variables, and collects what they are."""
+
+    def __init__(self, part: Lowered, graph: Graph) -> None:
+        super().__init__(part.module)
+        self._known = part.known
+        self._graph = graph
+        self.weights: dict[str, np.ndarray] = {}
+        self.variables: dict[str, Any] = {}
+
+    def visit_generic_const_(self, op: Any) -> Any:
+        array = to_numpy(op.value)
+        if array.nbytes < DETACHED_NBYTES:
+            return op
+        name = self._name(array)
+        if name not in self.variables:
+            self.weights[name] = self._graph.constants.get(name, array)
+            self.variables[name] = relax.Var(f"weight{len(self.variables)}", op.ty)
+        return self.variables[name]
+
+    def _name(self, array: np.ndarray) -> str:
+        name, _ = self._known.get(array.ctypes.data, ("", None))
+        own = self._graph.constants.get(name)
+        if own is not None and own.shape == array.shape and own.dtype == array.dtype:
+            return name
+        content = sha256(f"{array.dtype} {array.shape}".encode())
+        content.update(array.tobytes())
+        return f"sha256:{content.hexdigest()[:32]}"

@@ -1,0 +1,294 @@
+"""The processor, through TVM and LLVM."""
+
+import json
+import os
+import platform
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from hetsched.device import Device
+from hetsched.dtype import numpy_dtype
+from hetsched.errors import CompileError, PackageError, PartError
+from hetsched.graph import Graph, to_onnx
+from hetsched.host import cpu_device, cpu_devices
+from hetsched.op import Tensor
+from hetsched.target import Artifact, Kernel, Target
+
+CODE = "code.so"
+LAYOUT = "layout.json"
+LINKERS = ("gcc", "cc", "clang", "g++", "c++", "clang++")
+
+# The processor families of LLVM, by what a core must have to be of one; the first that fits.
+X86_LEVELS = (
+    ("x86-64-v4", {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"}),
+    ("x86-64-v3", {"avx2", "fma", "f16c"}),
+    ("x86-64-v2", {"sse4_2"}),
+    ("x86-64", set[str]()),
+)
+# LLVM's names of the features that no level has.
+FEATURES = {
+    "avx_vnni": "avxvnni",
+    "avx512_vnni": "avx512vnni",
+    "avx512_bf16": "avx512bf16",
+    "amx_int8": "amx-int8",
+    "amx_bf16": "amx-bf16",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "fphp": "fullfp16",
+    "sve": "sve",
+    "v": "v",
+}
+ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
+ELF_SHARED = 3
+# Of the file header: type, machine, and where the segment and section headers are.
+ELF_HEADER = struct.Struct("<16xHH4x8xQQ4x2xHHHH2x")
+# Of a segment header: the place and size in the file.
+ELF_SEGMENT = struct.Struct("<8xQ16xQ16x")
+ELF_SECTION_NBYTES = 64
+
+# Refusals by structure, for the groups that a network repeats.
+_refusals: dict[bytes, str | None] = {}
+
+
+@dataclass(frozen=True)
+class Cpu(Target):
+    """Cores of this machine, or of one whose instruction set the device names."""
+
+    def unavailable(self) -> str | None:
+        if find_spec("tvm") is None:
+            return "the package apache-tvm is not installed"
+        if os.name != "posix":
+            return "shared libraries of TVM are loaded on POSIX systems only"
+        return None
+
+    def devices(self) -> list[str]:
+        return cpu_devices(self.name)
+
+    def device(self, name: str) -> Device:
+        return cpu_device(name, self.name)
+
+    def version(self) -> str:
+        return f"tvm {_tvm_version()}"
+
+    def refusal(self, graph: Graph, device: Device) -> str | None:
+        # Late, because it loads TVM's compiler.
+        from hetsched.lowering.relax import refusal_of
+
+        isa = _isa(device)
+        if _linker(isa) is None:
+            return _no_linker(isa)
+        structure = to_onnx(graph, weights=False)
+        structure.graph.name = ""
+        key = structure.SerializeToString(deterministic=True)
+        if key not in _refusals:
+            _refusals[key] = refusal_of(graph)
+        return _refusals[key]
+
+    def compile(self, graph: Graph, device: Device) -> Artifact:
+        from hetsched.lowering.relax import compile_part
+
+        isa = _isa(device)
+        linker = _linker(isa)
+        if linker is None:
+            raise CompileError(f"part '{graph.name}': {_no_linker(isa)}")
+        files: dict[str, bytes] = {}
+        weights: dict[str, np.ndarray] = {}
+        if computed_outputs(graph):
+            files[CODE], lifted = compile_part(
+                graph, lambda module: _shared_library(module, isa, linker)
+            )
+            weights.update(lifted)
+        constants = [tensor.name for tensor in graph.outputs if tensor.name in graph.constants]
+        layout = {"tvm": _tvm_version(), "weights": list(weights), "outputs": constants}
+        files[LAYOUT] = json.dumps(layout).encode()
+        weights.update((name, graph.constants[name]) for name in constants)
+        return Artifact(files, weights, requires=isa)
+
+    def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
+        here = cpu_device(self.name, self.name).isa
+        lacking = [feature for feature in artifact.requires.split() if feature not in here.split()]
+        if lacking:
+            raise PackageError(
+                f"part '{graph.name}' needs {', '.join(lacking)}, which this processor lacks"
+            )
+        return CpuKernel(artifact, graph, device.threads)
+
+
+class CpuKernel(Kernel):
+    """A shared library of TVM, its virtual machine, and the weights that it reads."""
+
+    def __init__(self, artifact: Artifact, graph: Graph, threads: int) -> None:
+        # Late, because it loads TVM.
+        from hetsched import tvm_runtime
+
+        self._tvm = tvm_runtime
+        self._name = graph.name
+        self._threads = threads
+        self._dtypes = [numpy_dtype(tensor.dtype) for tensor in graph.inputs]
+        weights, self._constants = _weights(artifact, graph)
+        computed = [tensor.name for tensor in computed_outputs(graph)]
+        passed = [*computed, *(tensor.name for tensor in graph.inputs), *self._constants]
+        self._computed = len(computed)
+        self._picks = [passed.index(tensor.name) for tensor in graph.outputs]
+        self._weights = [tvm_runtime.to_tvm(array, array.dtype) for array in weights]
+        self._weight_addresses = {weight.data_ptr() for weight in self._weights}
+        self._main = _main(artifact.files.get(CODE, b""), graph.name) if computed else None
+
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        computed = self._compute(inputs) if self._computed else []
+        there = [*computed, *inputs, *self._constants.values()]
+        # What is passed through is copied: the caller may write to an input, or to a result.
+        return [there[i] if i < self._computed else there[i].copy() for i in self._picks]
+
+    def close(self) -> None:
+        self._main = None
+        self._weights = []
+
+    def _compute(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        assert self._main is not None, f"part '{self._name}' is closed"
+        try:
+            self._tvm.use_threads(self._threads)
+            tensors = list(map(self._tvm.to_tvm, inputs, self._dtypes))
+            result = self._main(*tensors, *self._weights)
+            results = [result] if self._computed == 1 else result
+            arrays = list(map(self._tvm.to_numpy, results))
+            # A reshape alone gives back the memory of what it reads.
+            lent = self._weight_addresses.union(tensor.data_ptr() for tensor in tensors)
+            for index, tensor in enumerate(results):
+                if tensor.data_ptr() in lent:
+                    arrays[index] = arrays[index].copy()
+        except self._tvm.ERRORS as error:
+            why = self._tvm.first_line(error)
+            raise PartError(f"part '{self._name}' failed: {why}") from error
+        return arrays
+
+
+def computed_outputs(graph: Graph) -> tuple[Tensor, ...]:
+    """The outputs that an operation makes, each once: those that are no input and no constant."""
+    return tuple(t for t in dict.fromkeys(graph.outputs) if t.name in graph.producers)
+
+
+def _weights(artifact: Artifact, graph: Graph) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """The weights in the order of the code's parameters, and the outputs that are constants."""
+    there = artifact.weights
+    try:
+        layout = json.loads(artifact.files[LAYOUT])
+        compiler = layout["tvm"]
+        weights = [there[name] for name in layout["weights"]]
+        constants = {name: there[name] for name in layout["outputs"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"part '{graph.name}' is damaged: {LAYOUT}: {error!r}") from None
+    if compiler != _tvm_version():
+        raise PackageError(
+            f"part '{graph.name}' was compiled by TVM {compiler}, and this is {_tvm_version()}: "
+            "compile the model again"
+        )
+    return weights, constants
+
+
+def _main(code: bytes, name: str) -> Any:
+    """The function of a shared library, which leaves no file behind."""
+    import tvm
+
+    from hetsched.tvm_runtime import ERRORS, first_line
+
+    damage = _damage(code)
+    if damage is not None:
+        raise PackageError(f"part '{name}' is damaged: {CODE} {damage}")
+    try:
+        with TemporaryDirectory(prefix="hetsched-") as folder:
+            # The loader knows libraries by their path, so that no two may share one.
+            path = Path(folder) / CODE
+            path.write_bytes(code)
+            module = tvm.runtime.load_module(str(path))
+        return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())["main"]
+    except ERRORS as error:
+        raise PackageError(f"part '{name}' does not load: {first_line(error)}") from error
+
+
+def _damage(code: bytes) -> str | None:
+    """Why `code` is no whole shared library of this machine; to map one that is cut short kills."""
+    if len(code) < ELF_HEADER.size or code[:6] != b"\x7fELF\x02\x01":
+        return "is no 64-bit shared library"
+    (
+        kind,
+        machine,
+        segments,
+        sections,
+        segment_size,
+        segment_count,
+        section_size,
+        section_count,
+    ) = ELF_HEADER.unpack_from(code)
+    if kind != ELF_SHARED or machine != ELF_MACHINES.get(platform.machine(), machine):
+        return f"is no shared library for {platform.machine()}"
+    if segment_size != ELF_SEGMENT.size or section_size != ELF_SECTION_NBYTES:
+        return "has headers of the wrong size"
+    ends = [segments + segment_count * segment_size, sections + section_count * section_size]
+    if max(ends) <= len(code):
+        for index in range(segment_count):
+            start, nbytes = ELF_SEGMENT.unpack_from(code, segments + index * segment_size)
+            ends.append(start + nbytes)
+    if max(ends) > len(code):
+        return f"has {len(code)} of {max(ends)} bytes"
+    return None
+
+
+def _shared_library(module: Any, isa: str, linker: str) -> bytes:
+    from hetsched.lowering.relax import build
+
+    executable = build(module, llvm(isa))
+    with TemporaryDirectory(prefix="hetsched-") as folder:
+        path = Path(folder) / CODE
+        executable.export_library(str(path), cc=linker, workspace_dir=folder)
+        return path.read_bytes()
+
+
+def llvm(isa: str) -> dict[str, Any]:
+    """TVM's target for the instruction set that a device names."""
+    architecture, *features = isa.split()
+    known = set(features)
+    family = "generic"
+    if architecture == "x86_64":
+        family, covered = next(level for level in X86_LEVELS if level[1] <= known)
+        known -= covered
+    return {
+        "kind": "llvm",
+        "mtriple": f"{architecture}-linux-gnu",
+        "mcpu": family,
+        "mattr": [
+            f"+{FEATURES[feature]}" for feature in features if feature in known & set(FEATURES)
+        ],
+    }
+
+
+def _isa(device: Device) -> str:
+    return device.isa or platform.machine()
+
+
+def _linker(isa: str) -> str | None:
+    """The compiler driver that links shared libraries for `isa`, if there is one."""
+    architecture = isa.split()[0]
+    if architecture != platform.machine():
+        return shutil.which(f"{architecture}-linux-gnu-gcc")
+    chosen = os.environ.get("CC")
+    return chosen or next(filter(None, map(shutil.which, LINKERS)), None)
+
+
+def _no_linker(isa: str) -> str:
+    if isa.split()[0] != platform.machine():
+        return f"no linker for {isa.split()[0]}: install {isa.split()[0]}-linux-gnu-gcc"
+    return f"no linker: install one of {', '.join(LINKERS)}"
+
+
+def _tvm_version() -> str:
+    return version("apache-tvm")

@@ -1,0 +1,537 @@
+"""What the command line shows: documents of plain values, and tables drawn from them.
+
+A document is what `--json` prints, in SI units. The tables are drawn from the same document, so
+that both have the same numbers.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from math import isfinite
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hetsched.api import Found, Profiled
+from hetsched.device import Device
+from hetsched.plan import Plan, Recipe, simulate
+from hetsched.schedule import Schedule, gantt
+from hetsched.system import System
+from hetsched.tasks import lower_bound
+from hetsched.verify import Verification
+
+Document = dict[str, Any]
+
+# Of a long list the largest are shown and the rest counted; the document has all.
+MOST_ROWS = 24
+# Beside the cells of a Gantt row: the device's name, two bars and the share.
+GANTT_MARGIN = 14
+
+
+def devices_document(found: Sequence[Found], system: System | None) -> Document:
+    """What is here, what is not and why, and the links of `system`."""
+    links = system.links if system else ()
+    return {
+        "system": system.name if system else None,
+        "devices": [_values(item.device) for item in found if item.device],
+        "absent": [{"name": item.name, "reason": item.reason} for item in found if not item.device],
+        "links": [_values(link) for link in links],
+    }
+
+
+def devices_view(document: Document) -> Iterator[RenderableType]:
+    devices = document["devices"]
+    yield _table(
+        "Devices",
+        ("device", "target", "kind", "cores", ">clock GHz", ">memory GiB", ">GFLOP/s", ">GB/s"),
+        (
+            (
+                device["name"],
+                device["target"],
+                device["kind"],
+                _ranges(device["cores"]),
+                _number(device["clock_hz"], 1e9, 2),
+                _number(device["memory_bytes"], 2**30, 1),
+                _number(device["flops_per_second"], 1e9, 0),
+                _number(device["bytes_per_second"], 1e9, 0),
+            )
+            for device in devices
+        ),
+    )
+    yield Text(
+        "GFLOP/s and GB/s are peaks estimated from clock and vector width, not measured", "dim"
+    )
+    hardware: dict[tuple[str, str, str], list[str]] = {}
+    for device in devices:
+        caches = " + ".join(_size(nbytes) for nbytes in device["cache_nbytes"]) or "unknown"
+        key = device["description"] or "unknown", device["isa"] or "unknown", caches
+        hardware.setdefault(key, []).append(device["name"])
+    for (description, isa, caches), names in hardware.items():
+        yield ""
+        yield _table(
+            "Hardware",
+            ("", ""),
+            (
+                ("devices", ", ".join(names)),
+                ("processor", description),
+                ("instructions", isa),
+                ("caches of a core", caches),
+            ),
+        )
+    if document["links"]:
+        yield ""
+        yield _table(
+            "Links, measured",
+            ("from", "to", ">latency us", ">GB/s"),
+            (
+                (
+                    link["source"],
+                    link["sink"],
+                    _number(link["seconds"], 1e-6, 1),
+                    _number(link["bytes_per_second"], 1e9, 1),
+                )
+                for link in document["links"]
+            ),
+        )
+    if document["absent"]:
+        yield ""
+        rows = ((item["name"], item["reason"]) for item in document["absent"])
+        yield _table("Not here", ("target", "why"), rows)
+
+
+def profile_document(rows: Sequence[Profiled], system: System, store: str) -> Document:
+    return {
+        "store": store,
+        "already": sum(row.already for row in rows),
+        "measured": sum(row.sample is not None and not row.already for row in rows),
+        "missing": sum(row.missing for row in rows),
+        "kernels": [
+            {
+                "kinds": row.kinds,
+                "groups": list(row.groups),
+                "devices": list(row.devices),
+                "flops": row.flops,
+                "seconds": row.sample.seconds if row.sample else None,
+                "spread_seconds": row.sample.spread if row.sample else None,
+                "flops_per_second": row.flops / row.sample.seconds if row.sample else None,
+                "already": row.already,
+                "refusal": row.refusal or None,
+            }
+            for row in rows
+        ],
+        "links": [_values(link) for link in system.links],
+    }
+
+
+def profile_view(document: Document) -> Iterator[RenderableType]:
+    def state(row: Mapping[str, Any]) -> str:
+        if row["refusal"]:
+            return f"cannot run: {row['refusal']}"
+        if row["seconds"] is None:
+            return "not measured"
+        return "in the store already" if row["already"] else "measured now"
+
+    yield _table(
+        "Kernel groups",
+        ("kinds", ">groups", "devices", ">ms", ">spread ms", ">GFLOP/s", "state"),
+        (
+            (
+                row["kinds"],
+                str(len(row["groups"])),
+                " ".join(row["devices"]),
+                _number(row["seconds"], 1e-3, 4),
+                _number(row["spread_seconds"], 1e-3, 4),
+                _number(row["flops_per_second"], 1e9, 2),
+                state(row),
+            )
+            for row in document["kernels"]
+        ),
+    )
+    if document["links"]:
+        yield ""
+        yield _table(
+            "Links",
+            ("from", "to", ">latency us", ">GB/s"),
+            (
+                (
+                    link["source"],
+                    link["sink"],
+                    _number(link["seconds"], 1e-6, 1),
+                    _number(link["bytes_per_second"], 1e9, 1),
+                )
+                for link in document["links"]
+            ),
+        )
+    yield ""
+    yield (
+        f"{document['measured']} measured now, {document['already']} in the store already, "
+        f"{document['missing']} missing; store {document['store']}"
+    )
+
+
+def plan_document(plan: Plan) -> Document:
+    """Parts, transfers, memory and prediction of a plan, and what was refused."""
+    schedule = simulate(plan)
+    bound = lower_bound(plan.recipe.tasks)
+    held = plan.memory_bytes()
+    return {
+        "model": plan.graph.name,
+        "system": plan.system.name,
+        "partitioner": plan.partitioner,
+        "objective": plan.objective,
+        "cost_model": plan.prices.model,
+        "parts": [
+            {
+                "name": part.name,
+                "device": part.device.name,
+                "operations": len(part.ops),
+                "label": part.label,
+                "weight_nbytes": part.weight_nbytes,
+                "activation_nbytes": part.activation_nbytes,
+                "predicted_seconds": schedule.slot(part.name).seconds,
+            }
+            for part in plan.parts
+        ],
+        "memory": [
+            {
+                "device": name,
+                "held_nbytes": nbytes,
+                "limit_nbytes": plan.system.device(name).memory_bytes,
+            }
+            for name, nbytes in held.items()
+        ],
+        "predicted": schedule.to_dict(),
+        "makespan_seconds": schedule.makespan,
+        "lower_bound_seconds": bound,
+        "gap": schedule.makespan / bound - 1 if bound else None,
+        "notes": list(plan.notes),
+        "refusals": _refusals(plan),
+    }
+
+
+def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[RenderableType]:
+    yield Text(f"{document['model']} on {document['system']}", "bold")
+    yield (
+        f"partitioner {document['partitioner']}, objective {document['objective']}, "
+        f"cost model {document['cost_model']}"
+    )
+    yield ""
+    yield _table(
+        "Parts",
+        ("part", "device", ">ops", "what", ">weights MB", ">activations MB", ">predicted ms"),
+        (
+            (
+                part["name"],
+                part["device"],
+                str(part["operations"]),
+                _what(part["label"]),
+                _number(part["weight_nbytes"], 1e6, 3),
+                _number(part["activation_nbytes"], 1e6, 3),
+                _number(part["predicted_seconds"], 1e-3, 3),
+            )
+            for part in document["parts"]
+        ),
+    )
+    yield from _transfers(document["predicted"]["transfers"])
+    yield ""
+    yield _table(
+        "Memory, weights and activations at most",
+        ("device", ">held MB", ">has MB"),
+        (
+            (
+                row["device"],
+                _number(row["held_nbytes"], 1e6, 3),
+                _number(row["limit_nbytes"], 1e6, 0),
+            )
+            for row in document["memory"]
+        ),
+    )
+    yield from _gantt(schedule, width)
+    yield ""
+    gap = document["gap"]
+    yield (
+        f"predicted    {_number(document['makespan_seconds'], 1e-3, 3)} ms"
+        + (f", {gap * 100:.1f} % above the lower bound" if gap is not None else "")
+    )
+    yield (
+        f"lower bound  {_number(document['lower_bound_seconds'], 1e-3, 3)} ms, the longer of the "
+        "critical path and an even share of the work:"
+    )
+    yield "             no placement of these kernel groups at these prices is faster"
+    if "package" in document:
+        nbytes = _number(document["package_nbytes"], 1e6, 3)
+        yield f"package      {nbytes} MB, {document['package']}"
+    if document["notes"]:
+        yield ""
+        yield _table("Notes", ("",), ((note,) for note in document["notes"]))
+    if document["refusals"]:
+        yield ""
+        yield _table(
+            "Refused",
+            ("device", ">groups", "first", "why"),
+            (
+                (row["device"], str(len(row["groups"])), row["groups"][0], row["reason"])
+                for row in document["refusals"]
+            ),
+        )
+
+
+def simulation_document(recipe: Recipe, planned: Schedule, schedule: Schedule) -> Document:
+    """The schedule on the machine of `recipe`, beside that on the machine it was planned for."""
+    return {
+        "system": recipe.tasks.system.name,
+        "makespan_seconds": schedule.makespan,
+        "planned_seconds": planned.makespan,
+        "parts": [
+            {
+                "name": name,
+                "device": device,
+                "label": recipe.labels.get(name, ""),
+                "groups": len(members),
+                "planned_seconds": planned.slot(name).seconds,
+                "predicted_seconds": schedule.slot(name).seconds,
+            }
+            for name, device, members in recipe.parts
+        ],
+        "predicted": schedule.to_dict(),
+    }
+
+
+def simulation_view(document: Document, schedule: Schedule, width: int) -> Iterator[RenderableType]:
+    yield _table(
+        f"Parts on {document['system']}",
+        ("part", "device", "what", ">as planned ms", ">predicted ms"),
+        (
+            (
+                part["name"],
+                part["device"],
+                _what(part["label"]),
+                _number(part["planned_seconds"], 1e-3, 3),
+                _number(part["predicted_seconds"], 1e-3, 3),
+            )
+            for part in document["parts"]
+        ),
+    )
+    yield from _transfers(document["predicted"]["transfers"])
+    yield from _gantt(schedule, width)
+    yield ""
+    yield (
+        f"predicted {_number(document['makespan_seconds'], 1e-3, 3)} ms; "
+        f"as planned {_number(document['planned_seconds'], 1e-3, 3)} ms"
+    )
+
+
+def run_document(
+    predicted: Schedule,
+    measured: Sequence[Schedule],
+    latencies: Sequence[float],
+    wall_seconds: float,
+) -> Document:
+    """Latency, throughput, and predicted beside measured time, over the runs."""
+    shown = median_run(measured)
+    quantiles = np.percentile(latencies, (50, 90, 99))
+    names = [slot.task for slot in predicted.slots]
+    parts = {name: median(run.slot(name).seconds for run in measured) for name in names}
+    return {
+        "runs": len(measured),
+        "latency_seconds": {
+            "min": min(latencies),
+            "median": float(quantiles[0]),
+            "mean": sum(latencies) / len(latencies),
+            "p90": float(quantiles[1]),
+            "p99": float(quantiles[2]),
+        },
+        "runs_per_second": len(latencies) / wall_seconds,
+        "makespan": _ratio(predicted.makespan, shown.makespan),
+        "parts": [
+            {
+                "name": slot.task,
+                "device": slot.device,
+                "label": predicted.labels.get(slot.task, ""),
+                **_ratio(slot.seconds, parts[slot.task]),
+            }
+            for slot in predicted.slots
+        ],
+        "busy": {
+            name: sum(run.busy_seconds(name) for run in measured) / wall_seconds
+            for name in predicted.devices
+        },
+        "clock": shown.clock,
+    }
+
+
+def run_view(document: Document) -> Iterator[RenderableType]:
+    given, seed = document["inputs"], document["seed"]
+    yield f"inputs from {given}" if given else f"inputs made from seed {seed}; give others with -i"
+    yield ""
+    latency = document["latency_seconds"]
+    yield _table(
+        f"Latency, {document['runs']} runs",
+        tuple(f">{name} ms" for name in latency),
+        (tuple(_number(value, 1e-3, 3) for value in latency.values()),),
+    )
+    yield ""
+    rows = [("whole", "", "", document["makespan"])]
+    rows += [(row["name"], row["device"], _what(row["label"]), row) for row in document["parts"]]
+    yield _table(
+        f"Predicted beside {document['clock']}, median run",
+        ("part", "device", "what", ">predicted ms", ">measured ms", ">measured / predicted"),
+        (
+            (
+                name,
+                device,
+                what,
+                _number(row["predicted_seconds"], 1e-3, 3),
+                _number(row["measured_seconds"], 1e-3, 3),
+                _number(row["ratio"], 1, 2),
+            )
+            for name, device, what, row in rows
+        ),
+    )
+    yield ""
+    busy = ", ".join(f"{name} {share * 100:.0f} %" for name, share in document["busy"].items())
+    yield f"throughput {document['runs_per_second']:.1f} runs a second; busy: {busy}"
+
+
+def median_run(measured: Sequence[Schedule]) -> Schedule:
+    """The run whose makespan is the median, the lower one of two."""
+    return sorted(measured, key=lambda run: run.makespan)[(len(measured) - 1) // 2]
+
+
+def verification_view(verification: Verification) -> Iterator[RenderableType]:
+    yield _table(
+        "Against ONNX Runtime",
+        ("part", "device", "worst tensor", "dtype", ">deviation", ">tolerance", "result"),
+        (
+            (
+                item.name,
+                item.device,
+                item.tensor,
+                item.dtype,
+                f"{item.deviation:.1e}",
+                f"{item.tolerance:.0e}",
+                item.problem or ("ok" if item.passed else "deviates"),
+            )
+            for item in verification.comparisons
+        ),
+    )
+    yield ""
+    for name in verification.independent:
+        yield f"warning: output '{name}' does not depend on the inputs; its equality proves little"
+    if verification.passed:
+        parts = len(verification.comparisons) - 1
+        yield f"verified: {parts} part{'s' * (parts != 1)} and the whole, seed {verification.seed}"
+
+
+def finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> RenderableType:
+    """A title and columns, numbers to the right where the head begins with `>`."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(heads))
+    for head in heads:
+        right = head.startswith(">")
+        table.add_column(
+            head.lstrip(">"),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+            header_style="dim",
+        )
+    for row in rows:
+        table.add_row(*row)
+    return Group(Text(title, "bold"), table)
+
+
+def _transfers(transfers: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    if not transfers:
+        return
+    shown = sorted(transfers, key=lambda move: -move["nbytes"])[:MOST_ROWS]
+    yield ""
+    yield _table(
+        "Transfers",
+        ("tensor", "from", "to", ">kB", ">predicted us"),
+        (
+            (
+                move["tensor"],
+                move["source"] or "host",
+                move["sink"] or "host",
+                _number(move["nbytes"], 1e3, 1),
+                _number(move["finish"] - move["start"], 1e-6, 1),
+            )
+            for move in shown
+        ),
+    )
+    if len(transfers) > len(shown):
+        yield f"and {len(transfers) - len(shown)} smaller ones"
+
+
+def _gantt(schedule: Schedule, width: int) -> Iterator[RenderableType]:
+    widest = max((len(device) for device in schedule.devices), default=0)
+    yield ""
+    yield Text("Schedule", "bold")
+    yield Text(gantt(schedule, max(20, min(72, width - widest - GANTT_MARGIN))))
+
+
+def _refusals(plan: Plan) -> list[Document]:
+    """Groups by the device that refused them and its reason, in the order of the graph."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for group in plan.graph.groups:
+        for device, reason in plan.prices.refusals.get(group.name, {}).items():
+            found.setdefault((device, reason), []).append(f"{group.kinds} '{group.name}'")
+    return [
+        {"device": device, "reason": reason, "groups": names}
+        for (device, reason), names in found.items()
+    ]
+
+
+def _ratio(predicted: float, measured: float) -> Document:
+    return {
+        "predicted_seconds": predicted,
+        "measured_seconds": measured,
+        "ratio": measured / predicted if predicted else None,
+    }
+
+
+def _values(record: Device | Any) -> Document:
+    return {f.name: getattr(record, f.name) for f in fields(record)}
+
+
+def _what(label: str) -> str:
+    """The label without the count of operations, which has a column of its own."""
+    return label.rpartition(" (")[0] or label
+
+
+def _number(value: float | None, unit: float, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value / unit:.{digits}f}" if isfinite(value) else "unlimited"
+
+
+def _size(nbytes: int) -> str:
+    for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:g} {name}"
+    return f"{nbytes} B"
+
+
+def _ranges(cores: Sequence[int]) -> str:
+    """Cores as in `0-3,8`."""
+    runs: list[list[int]] = []
+    for core in cores:
+        if runs and runs[-1][-1] + 1 == core:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

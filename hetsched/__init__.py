@@ -5,7 +5,7 @@
 (0,)
 """
 
-from hetsched.api import compile, devices, partition, priced
+from hetsched.api import compile, devices, partition, priced, profile
 from hetsched.device import Device, Link
 from hetsched.errors import HetschedError
 from hetsched.executable import Executable
@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "partition",
     "priced",
+    "profile",
     "read_onnx",
     "simulate",
     "verify",

@@ -3,18 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
 from hetsched.compiler import compile_parts
-from hetsched.cost import CostModel, Prices, price
+from hetsched.cost import CostModel, Prices, price, refusal, signature
 from hetsched.device import Device
-from hetsched.errors import DeviceError, PluginError, UnsupportedOperation
+from hetsched.errors import CompileError, DeviceError, PluginError, UnsupportedOperation
 from hetsched.executable import Executable
+from hetsched.fusion import Group
 from hetsched.graph import Graph
+from hetsched.measure import measure_kernel
+from hetsched.operation import group_flops
 from hetsched.partitioner import Partitioner, check_objective
 from hetsched.plan import Plan
 from hetsched.plugin import load as load_plugin
 from hetsched.plugin import names
-from hetsched.store import Store
+from hetsched.store import Sample, Store, default_path
 from hetsched.system import System
 from hetsched.target import Target
 
@@ -79,6 +83,92 @@ def priced(
     if store and any(f.name == "store" for f in _options(costs)):
         costs = replace(costs, store=str(store))  # type: ignore[type-var]
     return price(graph, system, costs, progress)
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A distinct kernel on one kind of device, and what was measured.
+
+    `groups` are the kernel groups that it stands for, `devices` those that it is measured for.
+    Without a `sample` there is a `refusal`, or the budget was spent.
+    """
+
+    kinds: str
+    groups: tuple[str, ...]
+    devices: tuple[str, ...]
+    flops: int
+    sample: Sample | None = None
+    already: bool = False
+    refusal: str = ""
+
+    @property
+    def missing(self) -> bool:
+        return self.sample is None and not self.refusal
+
+
+def profile(
+    graph: Graph,
+    system: System | str,
+    store: str | Path | None = None,
+    budget_seconds: float = float("inf"),
+    progress: Progress | None = None,
+) -> tuple[Profiled, ...]:
+    """Measures each distinct kernel group on each kind of device into the store.
+
+    What the store has already is not measured again. No measurement begins after
+    `budget_seconds`; the kernels with the most arithmetic come first.
+
+    Raises
+    ------
+    DeviceError
+        A device is not here.
+    """
+    kept = Store(Path(store) if store else default_path())
+    if isinstance(system, str):
+        system = System.local(system, kept)
+    begin = perf_counter()
+    alike: dict[str, list[Group]] = {}
+    for group in graph.groups:
+        alike.setdefault(signature(graph.part(group.ops, group.name)), []).append(group)
+    kinds: dict[str, list[Device]] = {}
+    for device in system.devices:
+        kinds.setdefault(device.fingerprint, []).append(device)
+    keys = sorted(alike, key=lambda key: -group_flops(alike[key][0]) * len(alike[key]))
+    todo = [(key, alike[key], devices) for key in keys for devices in kinds.values()]
+    rows = []
+    for index, (key, groups, devices) in enumerate(todo):
+        if progress:
+            progress(f"{groups[0].kinds} on {devices[0].name}", index, len(todo))
+        row = Profiled(
+            groups[0].kinds,
+            tuple(group.name for group in groups),
+            tuple(device.name for device in devices),
+            group_flops(groups[0]),
+        )
+        left = budget_seconds - (perf_counter() - begin)
+        part = graph.part(groups[0].ops, groups[0].name)
+        rows.append(_profiled(row, part, devices[0], key, kept, left))
+    return tuple(rows)
+
+
+def _profiled(
+    row: Profiled, part: Graph, device: Device, key: str, store: Store, left: float
+) -> Profiled:
+    """The row with what the store has, or with what is measured while time is left."""
+    compiler = load_plugin(Target, device.target).version()
+    sample = store.sample(device, key, compiler)
+    if sample is not None:
+        return replace(row, sample=sample, already=True)
+    if left <= 0:
+        return row
+    if reason := refusal(part, device):
+        return replace(row, refusal=reason)
+    try:
+        sample = measure_kernel(part, device)
+    except CompileError as error:
+        return replace(row, refusal=str(error))
+    store.add(device, key, compiler, row.kinds, sample)
+    return replace(row, sample=sample)
 
 
 def is_here(system: System) -> bool:

@@ -8,8 +8,9 @@ between others a thread for each ordered pair moves them while the devices go on
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.device import Device
-from hetsched.errors import HetschedError, PartError
+from hetsched.errors import DeviceError, HetschedError, PartError
 from hetsched.schedule import Schedule, Slot, Transfer
 from hetsched.target import Kernel
 
@@ -164,7 +165,6 @@ class Executor:
         self._outputs = tuple(dict.fromkeys(outputs))
         self._constants = dict(constants)
         self._kernels: list[Kernel] = []
-        self._couriers: dict[tuple[str | None, str | None], ThreadPoolExecutor] = {}
         self._in_flight: set[Request] = set()
         self._lock = Lock()
         self._closed = False
@@ -182,8 +182,10 @@ class Executor:
         for name, device in self._uses:
             self._sinks[name].append(device)
         self._workers = {
-            step.device.unit: _worker(step.device.unit, step.device.cores) for step in self._steps
+            step.device.unit: ThreadPoolExecutor(1, f"hetsched {step.device.unit}")
+            for step in self._steps
         }
+        self._couriers = self._all_couriers()
         self._load()
 
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
@@ -224,7 +226,7 @@ class Executor:
         self._kernels = []
 
     def _load(self) -> None:
-        loading = [self._workers[step.device.unit].submit(step.load) for step in self._steps]
+        loading = [self._workers[step.device.unit].submit(_loaded, step) for step in self._steps]
         errors = [future.exception() for future in loading]
         self._kernels = [
             future.result() for future, error in zip(loading, errors, strict=True) if not error
@@ -244,19 +246,18 @@ class Executor:
             if self._space(device) == self._space(sink):
                 self._move(request, name, device, sink, value)
             else:
-                courier = self._courier(device, sink)
+                courier = self._couriers[device, sink]
                 move = courier.submit(self._move, request, name, device, sink, value)
-                move.add_done_callback(
-                    partial(self._fail_if, request, f"transfer of '{name}' to '{sink or 'host'}'")
-                )
+                move.add_done_callback(partial(_fail_if, request))
 
     def _move(
         self, request: Request, name: str, device: str | None, sink: str | None, value: Any
     ) -> None:
         if device != sink:
             start = perf_counter()
-            array = self._by_device[device].send(value) if device else value
-            value = self._by_device[sink].receive(array) if sink else array
+            with _named(f"transfer of '{name}' to '{sink or 'host'}'"):
+                array = self._by_device[device].send(value) if device else value
+                value = self._by_device[sink].receive(array) if sink else array
             finish = perf_counter()
             # Between a device and the host's own memory nothing moves where they share it.
             if None not in (device, sink) or self._space(device) != self._space(sink):
@@ -273,8 +274,7 @@ class Executor:
             index = request.claim(unit, self._order[unit])
             if index is not None:
                 running = self._workers[unit].submit(self._run, request, index)
-                name = f"{self._steps[index].name} on '{self._steps[index].device.name}'"
-                running.add_done_callback(partial(self._fail_if, request, name))
+                running.add_done_callback(partial(_fail_if, request))
 
     def _run(self, request: Request, index: int) -> None:
         if request.failed:
@@ -283,38 +283,71 @@ class Executor:
         device = step.device.name
         inputs = request.take([(name, device) for name in step.inputs])
         start = perf_counter()
-        outputs = self._kernels[index].run(inputs)
+        with _named(f"{step.name} on '{device}'"):
+            results = self._kernels[index].run(inputs)
+            outputs = dict(zip(step.outputs, results, strict=True))
         finish = perf_counter()
+        # Before anything that waits for this step starts: the memory may be its to use.
+        del inputs
         slot = Slot(step.name, device, request.since(start), request.since(finish))
         request.record(step.device.unit, slot)
-        for name, value in zip(step.outputs, outputs, strict=True):
+        for name, value in outputs.items():
             self._publish(request, name, device, value)
         self._start_ready(request, [step.device.unit])
         request.settle()
 
-    def _fail_if(self, request: Request, what: str, done: Future[None]) -> None:
-        error = done.exception()
-        if error is not None:
-            failure = PartError(f"{what} failed: {' '.join(str(error).split()) or repr(error)}")
-            failure.__cause__ = error
-            request.fail(failure)
-
-    def _courier(self, source: str | None, sink: str | None) -> ThreadPoolExecutor:
-        with self._lock:
-            if (source, sink) not in self._couriers:
-                name = f"hetsched {source or 'host'} to {sink or 'host'}"
-                self._couriers[source, sink] = ThreadPoolExecutor(1, thread_name_prefix=name)
-            return self._couriers[source, sink]
+    def _all_couriers(self) -> dict[tuple[str | None, str | None], ThreadPoolExecutor]:
+        """One for each ordered pair of places with something to move; a thread starts with work."""
+        source = {name: step.device.name for step in self._steps for name in step.outputs}
+        pairs = dict.fromkeys(
+            (source.get(name), sink) for name, sinks in self._sinks.items() for sink in sinks
+        )
+        return {
+            (device, sink): ThreadPoolExecutor(
+                1, f"hetsched {device or 'host'} to {sink or 'host'}"
+            )
+            for device, sink in pairs
+            if self._space(device) != self._space(sink)
+        }
 
     def _space(self, device: str | None) -> str:
         return self._spaces[device] if device else HOST_SPACE
 
 
-def _worker(unit: str, cores: tuple[int, ...]) -> ThreadPoolExecutor:
-    """One thread, held on `cores`; threads that a kernel starts there inherit them."""
-
-    def pin() -> None:
-        if cores and hasattr(os, "sched_setaffinity"):
+def _loaded(step: Step) -> Kernel:
+    """The kernel of `step`, on the calling thread, which stays on the cores of its device."""
+    cores = step.device.cores
+    if cores and hasattr(os, "sched_setaffinity"):
+        try:
             os.sched_setaffinity(0, cores)
+        except OSError:
+            raise DeviceError(
+                f"'{step.device.name}' cannot be held on core {', '.join(map(str, cores))}: "
+                "this machine has no such core for this process"
+            ) from None
+    try:
+        return step.load()
+    except HetschedError:
+        raise
+    except Exception as error:
+        what = f"{step.name} on '{step.device.name}'"
+        raise PartError(f"{what} does not load: {_one_line(error)}") from error
 
-    return ThreadPoolExecutor(1, thread_name_prefix=f"hetsched {unit}", initializer=pin)
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Whatever kernels raise, as an error that says where."""
+    try:
+        yield
+    except Exception as error:
+        raise PartError(f"{what} failed: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or repr(error)
+
+
+def _fail_if(request: Request, done: Future[None]) -> None:
+    error = done.exception()
+    if error is not None:
+        request.fail(error)

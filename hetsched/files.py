@@ -14,12 +14,22 @@ from hetsched.errors import OutputFileError
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of `path` when the block ends without an error.
 
+    A link keeps pointing to its file, and what is no regular file, such as a pipe, is written to
+    as it stands.
+
     Raises
     ------
     OutputFileError
         The folder does not take the file, or the disk is full; `path` is as it was.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        try:
+            with path.open("wb") as file:
+                yield file
+        except OSError as error:
+            raise OutputFileError(f"cannot write '{path}': {error.strerror or error}") from None
+        return
     try:
         handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:

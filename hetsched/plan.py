@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from types import NoneType
 from typing import Any
 
 from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
-from hetsched.errors import PlanError
+from hetsched.errors import DeviceError, PlanError
 from hetsched.fusion import Group, gather
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
@@ -21,6 +22,25 @@ from hetsched.tasks import Edge, Task, TaskGraph, check_memory, contract, memory
 
 FORMAT = "hetsched-plan"
 VERSION = 1
+
+# What a plan file holds: a type, a list of one shape, a record of named shapes, or, under `str`, a
+# map from any name. The system's own reader checks `system`.
+NUMBER = (int, float)
+SHAPE = {
+    "version": int,
+    "graph": {"name": str, "sha256": str},
+    "partitioner": str,
+    "objective": str,
+    "cost_model": str,
+    "notes": [str],
+    "refusals": {str: {str: str}},
+    "tasks": [
+        {"name": str, "seconds": {str: NUMBER}, "memory_bytes": NUMBER, "flops": int, "nbytes": int}
+    ],
+    "edges": [{"source": (str, NoneType), "sink": (str, NoneType), "nbytes": int, "tensor": str}],
+    "parts": [{"name": str, "device": str, "label": str, "tasks": [str]}],
+    "system": {str: object},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +105,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         groups = {group.name: group for group in self.graph.groups}
+        devices = {device.name for device in self.system.devices}
         if len(self.order) != len(groups) or set(self.order) != set(groups):
             odd = sorted(set(self.order) ^ set(groups)) or sorted(self.order)
             raise PlanError(f"the order does not have each group once; look at '{odd[0]}'")
         written: set[str] = set()
         for name in self.order:
             device = self.placement.get(name)
+            if device not in devices:
+                raise PlanError(f"group '{name}' is on '{device}', which the system lacks")
             if device not in self.prices.seconds.get(name, {}):
                 reason = self.prices.refusals.get(name, {}).get(str(device), "it has no price")
                 raise PlanError(f"group '{name}' cannot run on '{device}': {reason}")
@@ -285,25 +308,67 @@ class Recipe:
             for task in content["tasks"]
         ]
         known = {task.name for task in tasks} | {None}
+        for task in tasks:
+            if not 0 <= task.memory_bytes < float("inf"):
+                raise PlanError(f"'{task.name}' is said to hold {task.memory_bytes} bytes")
+            for device, seconds in task.seconds.items():
+                system.device(device)
+                if not 0 <= seconds < float("inf"):
+                    raise PlanError(f"'{task.name}' on '{device}' is said to take {seconds} s")
         edges = [
             Edge(edge["source"], edge["sink"], int(edge["nbytes"]), str(edge["tensor"]))
             for edge in content["edges"]
         ]
         for edge in edges:
-            if edge.source not in known or edge.sink not in known:
+            if {edge.source, edge.sink} - known or edge.source == edge.sink:
                 raise PlanError(f"the plan is damaged: '{edge.tensor}' leads to no task")
+        parts = tuple(
+            (str(part["name"]), str(part["device"]), tuple(map(str, part["tasks"])))
+            for part in content["parts"]
+        )
+        _check_parts(parts, tasks, edges)
         return cls(
             tasks=TaskGraph(system, tuple(tasks), tuple(edges)),
             work={
                 str(task["name"]): (int(task["flops"]), int(task["nbytes"]))
                 for task in content["tasks"]
             },
-            parts=tuple(
-                (str(part["name"]), str(part["device"]), tuple(map(str, part["tasks"])))
-                for part in content["parts"]
-            ),
+            parts=parts,
             labels={str(part["name"]): str(part["label"]) for part in content["parts"]},
         )
+
+
+def _check_parts(
+    parts: Sequence[tuple[str, str, tuple[str, ...]]],
+    tasks: Sequence[Task],
+    edges: Sequence[Edge],
+) -> None:
+    """
+    Raises
+    ------
+    PlanError
+        The parts do not have each task once, where it has a price, and after what it reads.
+    """
+    if len({part for part, _, _ in parts}) != len(parts):
+        raise PlanError("two parts have one name")
+    order = [name for _, _, members in parts for name in members]
+    position = {name: index for index, name in enumerate(order)}
+    names = {task.name for task in tasks}
+    odd = sorted(position.keys() ^ names)
+    if len(order) != len(position):
+        odd = [name for index, name in enumerate(order) if position[name] != index]
+    if odd:
+        raise PlanError(f"the parts do not have each task once; look at '{odd[0]}'")
+    seconds = {task.name: task.seconds for task in tasks}
+    for part, device, members in parts:
+        if not members:
+            raise PlanError(f"{part} has no task")
+        for name in members:
+            if device not in seconds[name]:
+                raise PlanError(f"{part} has '{name}' on '{device}', where it has no price")
+    for edge in edges:
+        if edge.source and edge.sink and position[edge.source] >= position[edge.sink]:
+            raise PlanError(f"'{edge.sink}' comes before what writes '{edge.tensor}'")
 
 
 def parse_plan(text: str) -> Mapping[str, Any]:
@@ -324,7 +389,33 @@ def parse_plan(text: str) -> Mapping[str, Any]:
         raise PlanError(
             f"the plan has version {content.get('version')}; this hetsched reads {VERSION}"
         )
+    _check_shape(content, SHAPE, "plan")
     return content
+
+
+def _check_shape(value: Any, shape: Any, where: str) -> None:
+    """
+    Raises
+    ------
+    PlanError
+        Something in `value` is missing or of the wrong kind; the message has the way to it.
+    """
+    if isinstance(shape, dict | list):
+        fits = isinstance(value, type(shape))
+    else:
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        # Python counts a truth value as an integer.
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if not fits:
+        raise PlanError(f"the plan is damaged: {where} is {value!r:.40}")
+    if isinstance(shape, list):
+        for index, item in enumerate(value):
+            _check_shape(item, shape[0], f"{where}[{index}]")
+    elif isinstance(shape, dict):
+        for key in value if str in shape else shape:
+            if key not in value:
+                raise PlanError(f"the plan is damaged: {where} lacks '{key}'")
+            _check_shape(value[key], shape.get(key, shape.get(str)), f"{where}.{key}")
 
 
 def read_recipe(text: str) -> Recipe:
@@ -344,9 +435,7 @@ def read_recipe(text: str) -> Recipe:
 def _described() -> Iterator[None]:
     try:
         yield
-    except KeyError as error:
-        raise PlanError(f"the plan is damaged: {error} is missing") from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (DeviceError, OverflowError) as error:
         raise PlanError(f"the plan is damaged: {error}") from None
 
 

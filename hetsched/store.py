@@ -122,9 +122,8 @@ class Store:
             raise OutputFileError(
                 f"profile store '{self.path}' is of a newer hetsched; name another with --store"
             )
-        database.execute("PRAGMA journal_mode = WAL")
-        database.executescript(SCHEMA)
-        database.execute(f"PRAGMA user_version = {VERSION}")
+        # All at once: another process may be making the same file.
+        database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
 
 
 def _end(device: Device) -> str:

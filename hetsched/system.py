@@ -1,5 +1,6 @@
 """A machine: its devices, and a link for each ordered pair of them."""
 
+import json
 import platform
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,9 @@ from hetsched.measure import measure_link
 from hetsched.plugin import load
 from hetsched.store import Store, default_path
 from hetsched.target import Target
+
+# What stands for infinity in JSON, which has no number for it.
+UNLIMITED = "unlimited"
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,30 @@ class System:
             links=tuple(_record(Link, item) for item in _tables(content, "link")),
         )
 
+    def to_toml(self) -> str:
+        """The text of a machine file, which `load` reads back to an equal system.
+
+        Examples
+        --------
+        >>> print(System("small", (Device("cpu:0", "cpu", cores=(0,)),), ()).to_toml())
+        name = "small"
+        <BLANKLINE>
+        [[device]]
+        name = "cpu:0"
+        target = "cpu"
+        cores = [0]
+        <BLANKLINE>
+        """
+        plain = self.to_dict()
+        lines = [f"name = {_toml(plain['name'])}"]
+        for table in ("device", "link"):
+            for record in plain[table]:
+                lines += ["", f"[[{table}]]"]
+                lines += [f"{key} = {_toml(value)}" for key, value in record.items()]
+        return "\n".join(lines) + "\n"
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without fields that have their default."""
+        """Plain values for JSON, without fields that have their default."""
         return {
             "name": self.name,
             "device": [_plain(device) for device in self.devices],
@@ -186,7 +212,11 @@ def _checked(kind: Any, key: str, value: Any) -> Any:
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not value >= 0:
             raise DeviceError(f"'{key}' is {value}; it must not be negative")
+        if value == 0 and key.endswith("_per_second"):
+            raise DeviceError(f"'{key}' is 0; it must be positive")
         return float(value)
+    if kind is float and value == UNLIMITED:
+        return float("inf")
     if kind is str and isinstance(value, str):
         return value
     if kind is bool and isinstance(value, bool):
@@ -198,10 +228,20 @@ def _checked(kind: Any, key: str, value: Any) -> Any:
     raise DeviceError(f"'{key}' is {value!r}, which is not a {getattr(kind, '__name__', kind)}")
 
 
+def _toml(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    # The rest of what JSON writes is TOML too, but for one control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _plain(record: Any) -> dict[str, Any]:
     plain = {}
     for f in fields(record):
         value = getattr(record, f.name)
-        if value != f.default:
-            plain[f.name] = list(value) if isinstance(value, tuple) else value
+        if value == f.default:
+            continue
+        if isinstance(value, tuple):
+            value = list(value)
+        plain[f.name] = UNLIMITED if value == float("inf") else value
     return plain

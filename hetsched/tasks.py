@@ -75,13 +75,17 @@ class TaskGraph:
                 found[name].append(edge)
         return {name: tuple(edges) for name, edges in found.items()}
 
+    def moves(self, source: str | None, sink: str | None) -> bool:
+        """Whether data from one place to the other is a transfer: not within the host's memory."""
+        if None in (source, sink):
+            return _space(self._place(source)) != _space(self._place(sink))
+        return source != sink
+
     def transfer_seconds(self, nbytes: int, source: str | None, sink: str | None) -> float:
         """From device to device, or from and to the host; infinite where no link leads."""
+        if not self.moves(source, sink):
+            return 0.0
         source_device, sink_device = self._place(source), self._place(sink)
-        if source == sink or source_device == sink_device:
-            return 0.0
-        if None in (source, sink) and _space(source_device) == _space(sink_device):
-            return 0.0
         if source_device is None or sink_device is None:
             return float("inf")
         link = self.system.link(source_device.name, sink_device.name)
@@ -133,7 +137,7 @@ class Timeline:
 
     def earliest(self, task: str, device: str) -> Slot:
         """The first gap on `device` that fits `task` once its inputs have arrived."""
-        seconds = self.tasks.task[task].seconds.get(device, float("inf"))
+        seconds = self._seconds(task, device)
         start = self.ready(task, device)
         busy = self._by_unit.get(self.tasks.system.device(device).unit, [])
         # Slots that finish before `start` cannot matter; they are in order of time.
@@ -147,13 +151,21 @@ class Timeline:
         """The slot behind everything that the device has got so far."""
         busy = self._by_unit.get(self.tasks.system.device(device).unit, [])
         start = max(self.ready(task, device), busy[-1].finish if busy else 0.0)
-        seconds = self.tasks.task[task].seconds.get(device, float("inf"))
-        return Slot(task, device, start, start + seconds)
+        return Slot(task, device, start, start + self._seconds(task, device))
+
+    def _seconds(self, task: str, device: str) -> float:
+        """Infinite where the task cannot run, or its results cannot get back to the host."""
+        for edge in self.tasks.outgoing[task]:
+            if edge.sink is None and self.tasks.transfer_seconds(0, device, None) == float("inf"):
+                return float("inf")
+        return self.tasks.task[task].seconds.get(device, float("inf"))
 
     def place(self, slot: Slot) -> None:
         self.slots[slot.task] = slot
         busy = self._by_unit.setdefault(self.tasks.system.device(slot.device).unit, [])
-        busy.insert(bisect_left(busy, slot.start, key=lambda other: other.start), slot)
+        # By finish too: of two slots that start together the first has no duration.
+        key = slot.start, slot.finish
+        busy.insert(bisect_left(busy, key, key=lambda other: (other.start, other.finish)), slot)
 
     def schedule(self) -> Schedule:
         """What has been placed, with the transfers that it needs, each tensor once to a device."""
@@ -162,7 +174,7 @@ class Timeline:
             source = self.slots[edge.source].device if edge.source else None
             sink = self.slots[edge.sink].device if edge.sink else None
             seconds = self.tasks.transfer_seconds(edge.nbytes, source, sink)
-            if source == sink or (seconds == 0.0 and None in (source, sink)):
+            if not self.tasks.moves(source, sink):
                 continue
             start = self.slots[edge.source].finish if edge.source else 0.0
             key = (edge.source, edge.tensor or str(edge.sink), sink)
@@ -186,7 +198,10 @@ def replay(tasks: TaskGraph, placement: Mapping[str, str], order: Sequence[str])
     for name in order:
         slot = timeline.last(name, placement[name])
         if slot.finish == float("inf"):
-            raise InfeasiblePlan(f"'{name}' cannot run on '{placement[name]}'")
+            raise InfeasiblePlan(
+                f"'{name}' cannot run on '{placement[name]}', or no link takes its data there "
+                "or its results back"
+            )
         timeline.place(slot)
     return timeline.schedule()
 
@@ -246,7 +261,7 @@ def contract(
         memory = sum(tasks.task[name].memory_bytes for name in names)
         contracted.append(Task(names[0], {device: seconds}, memory))
     edges = {
-        (e.tensor, source, sink): Edge(source, sink, e.nbytes, e.tensor)
+        (e.tensor or (e.source, e.sink), source, sink): Edge(source, sink, e.nbytes, e.tensor)
         for e in tasks.edges
         for source, sink in [(owner.get(e.source or ""), owner.get(e.sink or ""))]
         if source != sink

@@ -243,6 +243,8 @@ def _compare_whole(
     outputs = tuple(dict.fromkeys(executable.outputs))
     try:
         actual = executable.run(inputs)
+    except InputError:
+        raise
     except HetschedError as error:
         first = outputs[0]
         limit = tolerance(first.dtype).relative

@@ -35,7 +35,7 @@ class Auto(Partitioner):
                 continue
             cost = cost_of(simulate(plan), system, self.objective)
             found.append((cost, plan))
-            notes.append(f"{spec}: {cost * 1e3:.3f} ms predicted, {len(plan.parts)} parts")
+            notes.append(f"{spec}: {cost * 1e3:.3f} ms predicted, parts: {len(plan.parts)}")
         if not found:
             raise InfeasiblePlan("; ".join(notes))
         best = min(found, key=lambda item: item[0])[1]

@@ -1,7 +1,7 @@
 """Contiguous stages of the graph's topological order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hetsched.cost import CostModel
 from hetsched.errors import InfeasiblePlan
@@ -37,7 +37,8 @@ class Layerwise(Partitioner):
         order = [task.name for task in tasks.tasks]
         placement = {name: device for device, first, last in stages for name in order[first:last]}
         spec = f"{self.name}:objective={self.objective}"
-        return make_plan(graph, system, costs, placement, order, spec)
+        plan = make_plan(graph, system, costs, placement, order, spec)
+        return replace(plan, objective=self.objective)
 
 
 # Device, first task and the one behind the last.
@@ -57,6 +58,7 @@ def fastest_pipeline(tasks: TaskGraph) -> list[Stage]:
     """
     prefix = _Prefix(tasks)
     devices = [device.name for device in tasks.system.devices]
+    launch = {device.name: device.launch_seconds for device in tasks.system.devices}
     count = len(tasks.tasks)
     # (end, set of devices used, last of them) -> (bottleneck, work), stages
     best: dict[tuple[int, int, int], tuple[tuple[float, float], list[Stage]]] = {}
@@ -71,7 +73,7 @@ def fastest_pipeline(tasks: TaskGraph) -> list[Stage]:
                     earlier = range(len(devices)) if rest else [-1]
                     if bool(rest) != bool(start):
                         continue
-                    work = prefix.seconds(device, start, end)
+                    work = launch[device] + prefix.seconds(device, start, end)
                     if work == float("inf") or not prefix.fits(device, start, end):
                         continue
                     for other in earlier:
@@ -103,7 +105,8 @@ def shortest_run(tasks: TaskGraph) -> list[Stage]:
     """
     prefix = _Prefix(tasks)
     devices = [device.name for device in tasks.system.devices]
-    best = {device: (0.0, [(device, 0, 0)]) for device in devices}
+    launch = {device.name: device.launch_seconds for device in tasks.system.devices}
+    best = {device: (launch[device], [(device, 0, 0)]) for device in devices}
     for index in range(len(tasks.tasks)):
         step = {}
         for device in devices:
@@ -115,8 +118,7 @@ def shortest_run(tasks: TaskGraph) -> list[Stage]:
                     options.append((cost + work, [*stages[:-1], (device, first, index + 1)]))
                 elif index > 0:
                     move = prefix.transfer_seconds(index, other, device)
-                    launch = tasks.system.device(device).launch_seconds
-                    total = cost + move + launch + work
+                    total = cost + move + launch[device] + work
                     options.append((total, [*stages, (device, index, index + 1)]))
             step[device] = min(options, key=lambda option: option[0])
         best = step
@@ -131,7 +133,6 @@ class _Prefix:
 
     def __init__(self, tasks: TaskGraph) -> None:
         self._tasks = tasks
-        self._launch = {d.name: d.launch_seconds for d in tasks.system.devices}
         self._limit = {d.name: d.memory_bytes for d in tasks.system.devices}
         self._seconds = {
             device.name: _sums([t.seconds.get(device.name, float("inf")) for t in tasks.tasks])
@@ -141,10 +142,11 @@ class _Prefix:
         self._crossing = self._bytes_crossing()
 
     def seconds(self, device: str, start: int, end: int) -> float:
+        """The work of a run without the launch; infinite if the device cannot run all of it."""
         finite, infinite = self._seconds[device]
         if infinite[end] > infinite[start]:
             return float("inf")
-        return self._launch[device] + finite[end] - finite[start]
+        return finite[end] - finite[start]
 
     def fits(self, device: str, start: int, end: int) -> bool:
         finite, _ = self._memory

@@ -83,6 +83,8 @@ class Reference(Target):
             evaluator = ReferenceEvaluator(model, new_ops=_overrides(device.threads > 1))
         except (DecodeError, RuntimeError, TypeError, ValueError) as error:
             raise PackageError(f"part '{graph.name}' is damaged: {error}") from error
+        if evaluator.output_names != [tensor.name for tensor in graph.outputs]:
+            raise PackageError(f"part '{graph.name}' is damaged: {FILE} is of another part")
         return _Evaluation(evaluator, graph, artifact.weights, device.threads)
 
 
@@ -103,7 +105,10 @@ class _Evaluation(Kernel):
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         self._limit()
-        feeds = {t.name: array for t, array in zip(self._graph.inputs, inputs, strict=True)}
+        feeds = {
+            tensor.name: np.asarray(array, numpy_dtype(tensor.dtype))
+            for tensor, array in zip(self._graph.inputs, inputs, strict=True)
+        }
         with np.errstate(all="ignore"):
             results = self._evaluator.run(
                 [tensor.name for tensor in self._graph.outputs], {**self._weights, **feeds}

@@ -1,0 +1,590 @@
+"""The executor, with kernels that wait for events instead of computing."""
+
+import gc
+import os
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hetsched.device import Device
+from hetsched.errors import HetschedError, PartError
+from hetsched.executor import Executor, Step
+from hetsched.target import Kernel
+
+# Long for a thread that is only waiting for its turn on a busy machine.
+PATIENCE = 20.0
+HOST_A = Device("a", "none")
+HOST_B = Device("b", "none")
+FAR = Device("far", "none", memory_space="far")
+X = np.arange(4.0, dtype=np.float32)
+
+
+class Fake(Kernel):
+    """Calls `work` with its inputs, and counts what is handed in and out."""
+
+    def __init__(self, work: Callable[..., Any], far: bool = False) -> None:
+        self.work = work
+        self.far = far
+        self.received: list[Any] = []
+        self.sent: list[Any] = []
+        self.threads: set[str] = set()
+        self.closed = 0
+
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        assert not self.closed
+        self.threads.add(threading.current_thread().name)
+        results = self.work(*inputs)
+        return results if isinstance(results, tuple) else (results,)
+
+    def receive(self, array: np.ndarray) -> Any:
+        self.received.append(array)
+        return Buffer(array) if self.far else super().receive(array)
+
+    def send(self, buffer: Any) -> np.ndarray:
+        self.sent.append(buffer)
+        return buffer.array if self.far else super().send(buffer)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Forgetful(Fake):
+    """Keeps nothing of what it has seen."""
+
+    def send(self, buffer: Any) -> np.ndarray:
+        return np.asarray(buffer)
+
+    def receive(self, array: np.ndarray) -> Any:
+        return array
+
+
+class Buffer:
+    """Memory of a device that the host cannot read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array.copy()
+
+
+def step(
+    name: str,
+    device: Device,
+    inputs: str,
+    outputs: str,
+    kernel: Kernel | Callable[..., Any],
+) -> Step:
+    made = kernel if isinstance(kernel, Kernel) else Fake(kernel)
+    return Step(name, device, tuple(inputs.split()), tuple(outputs.split()), lambda: made)
+
+
+def wait(event: Event) -> None:
+    assert event.wait(PATIENCE), "the other side never came"
+
+
+@pytest.fixture
+def run_with(nothing_left: None):
+    """Makes executors and closes them."""
+    opened: list[Executor] = []
+
+    def make(steps: Sequence[Step], outputs: str, **constants: np.ndarray) -> Executor:
+        opened.append(Executor(steps, outputs.split(), constants))
+        return opened[-1]
+
+    yield make
+    for executor in opened:
+        executor.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every test ends with the threads and open files that it began with, and leaves no file."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    gc.collect()
+    threads, files = set(threading.enumerate()), open_files()
+    yield
+    assert set(threading.enumerate()) <= threads
+    assert open_files() <= files
+    assert list(tmp_path.iterdir()) == []
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_slots_follow_the_plan(run_with) -> None:
+    log: list[str] = []
+
+    def logged(name: str, *results: str) -> Callable[..., Any]:
+        def work(*inputs: np.ndarray) -> Any:
+            log.append(name)
+            return sum(inputs) + 1
+
+        return work
+
+    # second and third do not depend on each other; on a they keep the plan's order.
+    executor = run_with(
+        [
+            step("first", HOST_A, "x", "p", logged("first")),
+            step("other", HOST_B, "p", "q", logged("other")),
+            step("second", HOST_A, "q", "r", logged("second")),
+            step("third", HOST_A, "p", "s", logged("third")),
+        ],
+        "r s",
+    )
+    request = executor.submit({"x": X})
+    outputs = request.result(PATIENCE)
+    assert list(outputs) == ["r", "s"]
+    np.testing.assert_array_equal(outputs["r"], X + 3)
+    np.testing.assert_array_equal(outputs["s"], X + 2)
+    assert log == ["first", "other", "second", "third"]
+    schedule = request.schedule()
+    assert schedule.clock == "measured"
+    assert [slot.task for slot in schedule.slots] == log
+    assert [slot.device for slot in schedule.slots] == ["a", "b", "a", "a"]
+    for before, behind in zip(schedule.slots, schedule.slots[1:], strict=False):
+        assert 0 <= before.start <= before.finish <= behind.start
+
+
+def test_a_modelled_device_shows_in_the_clock(run_with) -> None:
+    modelled = Device("fpga", "none", modelled=True)
+    request = run_with([step("p", modelled, "x", "y", lambda x: x)], "y").submit({"x": X})
+    assert request.schedule().clock == "measured, modelled"
+
+
+def test_units_work_at_the_same_time(run_with) -> None:
+    left, right = Event(), Event()
+
+    def meet(mine: Event, other: Event) -> Callable[[np.ndarray], np.ndarray]:
+        def work(x: np.ndarray) -> np.ndarray:
+            mine.set()
+            wait(other)
+            return x
+
+        return work
+
+    executor = run_with(
+        [
+            step("left", HOST_A, "x", "p", meet(left, right)),
+            step("right", HOST_B, "x", "q", meet(right, left)),
+        ],
+        "p q",
+    )
+    request = executor.submit({"x": X})
+    request.result(PATIENCE)
+    assert request.schedule().overlap_seconds() > 0
+
+
+def test_devices_of_one_unit_take_turns(run_with) -> None:
+    core = min(os.sched_getaffinity(0))
+    pair = [Device(name, "none", cores=(core,)) for name in "pq"]
+    kernels = [Fake(lambda x: (time.sleep(0.01), x)[1]) for _ in pair]
+    executor = run_with(
+        [
+            step(f"on {device.name}", device, "x", f"y{device.name}", kernel)
+            for device, kernel in zip(pair, kernels, strict=True)
+        ],
+        "yp yq",
+    )
+    requests = [executor.submit({"x": X}) for _ in range(3)]
+    for request in requests:
+        request.result(PATIENCE)
+        assert request.schedule().overlap_seconds() == 0
+    assert kernels[0].threads == kernels[1].threads
+    assert len(kernels[0].threads) == 1
+
+
+def test_a_transfer_goes_on_while_both_devices_compute(run_with) -> None:
+    moving, computing = Event(), Event()
+
+    class Slow(Fake):
+        def receive(self, array: np.ndarray) -> Any:
+            moving.set()
+            wait(computing)
+            return super().receive(array)
+
+    def meanwhile(x: np.ndarray) -> np.ndarray:
+        wait(moving)
+        computing.set()
+        return x * 2
+
+    far = Slow(lambda buffer: Buffer(buffer.array + 1), far=True)
+    near = Fake(lambda x: x * 3)
+    executor = run_with(
+        [
+            step("make", HOST_A, "x", "p", near),
+            step("go on", HOST_A, "x", "q", meanwhile),
+            step("far", FAR, "p", "r", far),
+        ],
+        "q r",
+    )
+    request = executor.submit({"x": X})
+    outputs = request.result(PATIENCE)
+    np.testing.assert_array_equal(outputs["q"], X * 2)
+    np.testing.assert_array_equal(outputs["r"], X * 3 + 1)
+    there, back = request.schedule().transfers
+    assert (there.tensor, there.nbytes, there.source, there.sink) == ("p", X.nbytes, "a", "far")
+    assert (back.tensor, back.nbytes, back.source, back.sink) == ("r", X.nbytes, "far", None)
+    slots = {slot.task: slot for slot in request.schedule().slots}
+    assert slots["make"].finish <= there.start <= there.finish <= slots["far"].start
+    assert slots["far"].finish <= back.start <= back.finish
+    # The step and the transfer overlapped.
+    assert there.start < slots["go on"].finish
+    assert slots["go on"].start < there.finish
+
+
+def test_a_tensor_is_moved_once_to_each_device_that_reads_it(run_with) -> None:
+    other = Device("farther", "none", memory_space="farther")
+    near = Fake(lambda x: x + 1)
+    far = Fake(lambda b: Buffer(b.array), far=True)
+    again = Fake(lambda b: Buffer(b.array * 2), far=True)
+    farther = Fake(lambda b: Buffer(b.array * 3), far=True)
+    executor = run_with(
+        [
+            step("make", HOST_A, "x", "p", near),
+            step("one", FAR, "p", "q", far),
+            step("two", FAR, "p", "r", again),
+            step("three", other, "p", "s", farther),
+        ],
+        "p q r s",
+    )
+    request = executor.submit({"x": X})
+    outputs = request.result(PATIENCE)
+    np.testing.assert_array_equal(outputs["s"], (X + 1) * 3)
+    moves = [(move.tensor, move.source, move.sink) for move in request.schedule().transfers]
+    assert sorted(moves, key=str) == sorted(
+        [
+            ("p", "a", "far"),
+            ("p", "a", "farther"),
+            ("q", "far", None),
+            ("r", "far", None),
+            ("s", "farther", None),
+        ],
+        key=str,
+    )
+    # Both kernels of a device share what came; either may have taken it in.
+    assert len(far.received + again.received) == 1
+    assert len(farther.received) == 1
+    assert len(far.sent + again.sent) == 2
+    # Once to each of two devices, and once as a result.
+    assert len(near.sent) == 3
+
+
+def test_memory_that_is_shared_is_handed_over_as_it_is(run_with) -> None:
+    seen: list[np.ndarray] = []
+
+    def keep(x: np.ndarray) -> np.ndarray:
+        seen.append(x)
+        return x
+
+    made = X + 1
+    executor = run_with(
+        [
+            step("make", HOST_A, "x", "p", lambda x: (seen.append(x), made)[1]),
+            step("read", HOST_B, "p", "q", keep),
+        ],
+        "q",
+    )
+    request = executor.submit({"x": X})
+    assert request.result(PATIENCE)["q"] is made
+    assert seen[0] is X
+    assert seen[1] is made
+    # The hand-over is timed all the same.
+    (move,) = request.schedule().transfers
+    assert (move.tensor, move.nbytes, move.source, move.sink) == ("p", X.nbytes, "a", "b")
+
+
+def test_requests_overlap_and_do_not_mix(run_with) -> None:
+    first_again, last_once = Event(), Event()
+    starts: list[float] = []
+
+    def first(x: np.ndarray) -> np.ndarray:
+        starts.append(float(x[0]))
+        if len(starts) == 2:
+            first_again.set()
+            wait(last_once)
+        return x + 1
+
+    def last(x: np.ndarray) -> np.ndarray:
+        last_once.set()
+        wait(first_again)
+        return x * 10
+
+    executor = run_with(
+        [step("first", HOST_A, "x", "p", first), step("last", HOST_B, "p", "y", last)], "y"
+    )
+    inputs = [np.full(4, value, np.float32) for value in range(12)]
+    requests = [executor.submit({"x": x}) for x in inputs]
+    for x, request in zip(inputs, requests, strict=True):
+        np.testing.assert_array_equal(request.result(PATIENCE)["y"], (x + 1) * 10)
+        assert [slot.task for slot in request.schedule().slots] == ["first", "last"]
+    assert starts == [float(x[0]) for x in inputs]
+    # The second request was in its first part while the first was in its last.
+    one, two = requests[0].schedule().slots[1], requests[1].schedule().slots[0]
+    offset = requests[1].started - requests[0].started
+    assert one.start < two.finish + offset
+    assert two.start + offset < one.finish
+
+
+def fails_at(number: float) -> Callable[[np.ndarray], np.ndarray]:
+    def work(x: np.ndarray) -> np.ndarray:
+        if x[0] == number:
+            raise ValueError(f"no {number}\nand a second line")
+        return x
+
+    return work
+
+
+def test_a_part_that_fails_is_named_and_other_requests_go_on(run_with) -> None:
+    executor = run_with(
+        [
+            step("part0", HOST_A, "x", "p", lambda x: x),
+            step("part1", HOST_B, "p", "q", fails_at(1.0)),
+            step("part2", HOST_A, "q", "y", lambda x: x + 1),
+        ],
+        "y p",
+    )
+    requests = [executor.submit({"x": np.full(4, i, np.float32)}) for i in range(4)]
+    for index, request in enumerate(requests):
+        if index == 1:
+            with pytest.raises(PartError) as caught:
+                request.result(PATIENCE)
+            assert str(caught.value) == "part1 on 'b' failed: no 1.0 and a second line"
+            assert isinstance(caught.value.__cause__, ValueError)
+            assert [slot.task for slot in request.schedule().slots] == ["part0"]
+        else:
+            assert request.result(PATIENCE)["y"][0] == index + 1
+
+
+def test_a_part_with_too_few_results_is_named(run_with) -> None:
+    executor = run_with([step("part0", HOST_A, "x", "p q", lambda x: x)], "p q")
+    with pytest.raises(PartError, match="part0 on 'a'"):
+        executor.submit({"x": X}).result(PATIENCE)
+
+
+@pytest.mark.parametrize("way", ["receive", "send"])
+def test_a_transfer_that_fails_is_named_and_other_requests_go_on(run_with, way: str) -> None:
+    class Broken(Fake):
+        def receive(self, array: np.ndarray) -> Any:
+            if way == "receive" and array[0] == 1:
+                raise OSError("the bus is gone")
+            return super().receive(array)
+
+        def send(self, buffer: Any) -> np.ndarray:
+            if way == "send" and buffer.array[0] == 1:
+                raise OSError("the bus is gone")
+            return super().send(buffer)
+
+    executor = run_with(
+        [
+            step("part0", HOST_A, "x", "p", lambda x: x),
+            step("part1", FAR, "p", "y", Broken(lambda b: Buffer(b.array), far=True)),
+        ],
+        "y",
+    )
+    requests = [executor.submit({"x": np.full(4, i, np.float32)}) for i in range(3)]
+    where = "'p' to 'far'" if way == "receive" else "'y' to 'host'"
+    with pytest.raises(PartError, match=f"transfer of {where} failed: the bus is gone"):
+        requests[1].result(PATIENCE)
+    for index in (0, 2):
+        assert requests[index].result(PATIENCE)["y"][0] == index
+
+
+def test_an_input_that_its_device_refuses_is_named(run_with) -> None:
+    class Picky(Fake):
+        def receive(self, array: np.ndarray) -> Any:
+            raise OSError("not aligned")
+
+    executor = run_with([step("part0", HOST_A, "x", "y", Picky(lambda x: x))], "y")
+    with pytest.raises(PartError, match="'x' to 'a' failed: not aligned"):
+        executor.submit({"x": X}).result(PATIENCE)
+
+
+def test_a_part_that_does_not_load_is_named_and_the_others_are_closed() -> None:
+    good = Fake(lambda x: x)
+
+    def load() -> Kernel:
+        raise MemoryError("too large")
+
+    steps = [
+        step("part0", HOST_A, "x", "p", good),
+        Step("part1", HOST_B, ("p",), ("y",), load),
+    ]
+    with pytest.raises(PartError, match="part1 on 'b' does not load: too large"):
+        Executor(steps, ["y"], {})
+    assert good.closed == 1
+
+
+def test_what_a_loader_refuses_keeps_its_kind() -> None:
+    def load() -> Kernel:
+        raise HetschedError("part 'part0' is damaged")
+
+    with pytest.raises(HetschedError, match=r"^part 'part0' is damaged$"):
+        Executor([Step("part0", HOST_A, ("x",), ("y",), load)], ["y"], {})
+
+
+def test_a_core_that_is_not_there_is_named() -> None:
+    absent = Device("a", "none", cores=(4095,))
+    with pytest.raises(HetschedError, match="'a'"):
+        Executor([step("part0", absent, "x", "y", lambda x: x)], ["y"], {})
+
+
+def test_close_waits_for_requests_and_refuses_new_ones() -> None:
+    entered, let_go = Event(), Event()
+
+    def work(x: np.ndarray) -> np.ndarray:
+        entered.set()
+        wait(let_go)
+        return x
+
+    class Slow(Fake):
+        def receive(self, array: np.ndarray) -> Any:
+            time.sleep(0.05)
+            return super().receive(array)
+
+    kernels = [Fake(work), Slow(lambda b: Buffer(b.array), far=True)]
+    executor = Executor(
+        [step("part0", HOST_A, "x", "p", kernels[0]), step("part1", FAR, "p", "y", kernels[1])],
+        ["y"],
+        {},
+    )
+    request = executor.submit({"x": X})
+    wait(entered)
+    closing = threading.Thread(target=executor.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    with pytest.raises(HetschedError, match="closed"):
+        executor.submit({"x": X})
+    let_go.set()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    np.testing.assert_array_equal(request.result(0)["y"], X)
+    assert [kernel.closed for kernel in kernels] == [1, 1]
+    executor.close()
+    assert [kernel.closed for kernel in kernels] == [1, 1]
+
+
+def test_close_after_a_failure_leaves_no_thread_of_what_still_runs() -> None:
+    """One part fails while another computes, whose result would open a way not used before."""
+    entered, let_go = Event(), Event()
+
+    def slow(x: np.ndarray) -> np.ndarray:
+        entered.set()
+        wait(let_go)
+        return x
+
+    def broken(x: np.ndarray) -> np.ndarray:
+        wait(entered)
+        raise ValueError("broken")
+
+    executor = Executor(
+        [
+            step("slow", HOST_A, "x", "p", slow),
+            step("broken", HOST_B, "x", "q", broken),
+            step("far", FAR, "p", "y", Fake(lambda b: Buffer(b.array), far=True)),
+        ],
+        ["q", "y"],
+        {},
+    )
+    request = executor.submit({"x": X})
+    with pytest.raises(PartError, match="broken"):
+        request.result(PATIENCE)
+    closing = threading.Thread(target=executor.close)
+    closing.start()
+    time.sleep(0.05)
+    let_go.set()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("hetsched")]
+
+
+def test_a_value_is_released_when_its_last_reader_has_run(run_with) -> None:
+    made: list[weakref.ref] = []
+    alive: dict[str, bool] = {}
+
+    def make(x: np.ndarray) -> np.ndarray:
+        y = x + 1
+        made.append(weakref.ref(y))
+        return y
+
+    class Last(Forgetful):
+        def receive(self, array: np.ndarray) -> Any:
+            # Of x, then of s, when its step has run but may not have returned.
+            alive["hand over"] = bool(made) and made[0]() is not None
+            return array
+
+    def look(name: str) -> Callable[..., np.ndarray]:
+        def work(*inputs: np.ndarray) -> np.ndarray:
+            alive[name] = made[0]() is not None
+            return inputs[0] * 2
+
+        return work
+
+    executor = run_with(
+        [
+            step("make", HOST_A, "x", "p", Forgetful(make)),
+            step("read", HOST_A, "p", "q", Forgetful(look("read"))),
+            step("unrelated", HOST_A, "q", "r", Forgetful(look("unrelated"))),
+            step("read again", HOST_B, "p r", "s", Forgetful(look("read again"))),
+            step("last", HOST_A, "s", "t", Last(look("last"))),
+        ],
+        "t",
+    )
+    executor.submit({"x": X}).result(PATIENCE)
+    assert alive == {
+        "hand over": False,
+        "read": True,
+        "unrelated": True,
+        "read again": True,
+        "last": False,
+    }
+
+
+def test_results_that_no_step_writes(run_with) -> None:
+    constant = np.ones(3)
+    executor = run_with([step("p", HOST_A, "x", "y", lambda x: x + 1)], "y x c y", c=constant)
+    outputs = executor.submit({"x": X}).result(PATIENCE)
+    assert list(outputs) == ["y", "x", "c"]
+    assert outputs["x"] is X
+    assert outputs["c"] is constant
+
+
+def test_a_worker_is_held_on_its_cores(run_with) -> None:
+    core = max(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(0)
+    seen: list[set[int]] = []
+    device = Device("pinned", "none", cores=(core,))
+
+    def work(x: np.ndarray) -> np.ndarray:
+        seen.append(os.sched_getaffinity(0))
+        return x
+
+    executor = run_with(
+        [step("here", device, "x", "p", work), step("free", HOST_A, "p", "y", work)], "y"
+    )
+    executor.submit({"x": X}).result(PATIENCE)
+    assert seen == [{core}, before]
+    assert os.sched_getaffinity(0) == before
+
+
+def test_idle_workers_use_no_time(run_with) -> None:
+    executor = run_with(
+        [
+            step("near", HOST_A, "x", "p", lambda x: x),
+            step("far", FAR, "p", "q", Fake(lambda b: Buffer(b.array), far=True)),
+            step("back", HOST_B, "q", "y", lambda x: x),
+        ],
+        "y",
+    )
+    executor.submit({"x": X}).result(PATIENCE)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.03

@@ -1,0 +1,115 @@
+"""Two devices work at the same time, by the stamps that the run recorded."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import hetsched
+from bench.overlap import Serial, ideal_makespan, layered
+from hetsched import Executable, Slot, System
+from hetsched.api import priced
+from hetsched.executor import Request
+from hetsched.host import cores
+from hetsched.inputs import seeded_inputs
+from hetsched.plan import make_plan
+from hetsched.store import Store
+from hetsched.verify import verify
+
+SIZE, LAYERS = 192, 4
+# What else the machine does can keep two threads apart once, but not each time.
+RUNS = 8
+LEAST_SHARE = 0.5
+
+pytestmark = pytest.mark.skipif(len(cores()) < 2, reason="this machine has one core")
+
+
+def cut(
+    branches: list[str], device_of: Callable[[str], str], folder: Path
+) -> tuple[Executable, Mapping]:
+    """A layered model with each group where `device_of` says, compiled and checked."""
+    graph = hetsched.read_onnx(layered(branches, LAYERS, SIZE))
+    system = System.local("cpu:0,cpu:1", Store(folder / "profile.sqlite"))
+    order = [group.name for group in graph.groups]
+    placement = {name: device_of(name) for name in order}
+    prices = priced(graph, system, "roofline")
+    plan = make_plan(graph, system, prices, placement, order, "test")
+    executable = hetsched.compile(plan)
+    inputs = seeded_inputs(graph)
+    verify(executable, inputs).check()
+    return executable, inputs
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Executable, Mapping]]:
+    """`part0` is the left branch on cpu:0, `part1` the right on cpu:1, `part2` joins on cpu:0."""
+    executable, inputs = cut(
+        ["left", "right"],
+        lambda name: "cpu:1" if name.startswith("right") else "cpu:0",
+        tmp_path_factory.mktemp("forked"),
+    )
+    with executable:
+        yield executable, inputs
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Executable, Mapping]]:
+    """A chain, its first half, `part0`, on cpu:0 and the rest, `part1`, on cpu:1."""
+    first = [f"chain{layer}" for layer in range(LAYERS // 2)]
+    executable, inputs = cut(
+        ["chain"],
+        lambda name: "cpu:0" if name in first else "cpu:1",
+        tmp_path_factory.mktemp("pipeline"),
+    )
+    with executable:
+        yield executable, inputs
+
+
+def shared(one: Slot, other: Slot) -> float:
+    """The time that two slots share, as a share of the shorter one."""
+    together = min(one.finish, other.finish) - max(one.start, other.start)
+    return together / min(one.seconds, other.seconds)
+
+
+def since_epoch(request: Request) -> dict[str, Slot]:
+    """The slots of a request by part, on the time axis that all requests have in common."""
+    slots = request.schedule().slots
+    begin = request.started
+    return {s.task: Slot(s.task, s.device, begin + s.start, begin + s.finish) for s in slots}
+
+
+def test_independent_branches_run_at_the_same_time(forked: tuple[Executable, Mapping]) -> None:
+    executable, inputs = forked
+    shares = []
+    for _ in range(RUNS):
+        executable.run(inputs)
+        schedule = executable.schedule
+        left, right, join = (schedule.slot(f"part{index}") for index in range(3))
+        assert [left.device, right.device, join.device] == ["cpu:0", "cpu:1", "cpu:0"]
+        assert join.start >= max(left.finish, right.finish)
+        assert {move.sink for move in schedule.transfers} == {"cpu:0"}
+        shares.append(shared(left, right))
+    assert max(shares) > LEAST_SHARE, shares
+
+
+def test_requests_in_flight_share_a_pipeline(pipeline: tuple[Executable, Mapping]) -> None:
+    executable, inputs = pipeline
+    shares = []
+    for _ in range(RUNS):
+        first, second = [since_epoch(r) for r in [executable.submit(inputs) for _ in range(2)]]
+        assert first["part1"].start >= first["part0"].finish
+        assert second["part0"].start >= first["part0"].finish
+        assert second["part1"].start >= max(first["part1"].finish, second["part0"].finish)
+        shares.append(shared(first["part1"], second["part0"]))
+    assert max(shares) > LEAST_SHARE, shares
+
+
+def test_parts_in_turn_and_their_ideal(forked: tuple[Executable, Mapping]) -> None:
+    executable, inputs = forked
+    with Serial(executable) as serial:
+        seconds = serial.run(inputs)
+    assert list(seconds) == ["part0", "part1", "part2"]
+    assert all(value > 0 for value in seconds.values())
+    # The branches run side by side, the join waits for the longer.
+    known = {"part0": 3.0, "part1": 5.0, "part2": 1.0}
+    assert ideal_makespan(executable.parts, known) == 6.0

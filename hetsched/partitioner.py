@@ -2,8 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from heapq import heapify, heappop, heappush
-from itertools import groupby
 
 from hetsched.cost import CostModel
 from hetsched.errors import PluginError
@@ -12,7 +10,7 @@ from hetsched.plan import Plan
 from hetsched.plugin import Plugin
 from hetsched.schedule import Schedule
 from hetsched.system import System
-from hetsched.tasks import TaskGraph, Timeline, contract, replay
+from hetsched.tasks import Edge, TaskGraph, Timeline, contract, replay
 
 OBJECTIVES = ("latency", "throughput")
 
@@ -61,16 +59,16 @@ def cost_of(schedule: Schedule, system: System, objective: str) -> float:
     return max(load.values(), default=0.0)
 
 
-def arrange(timeline: Timeline) -> tuple[str, ...]:
-    """An order of the placed tasks whose runs make few, long parts that do not delay the end.
+def arrange(timeline: Timeline) -> tuple[tuple[str, ...], ...]:
+    """The placed tasks as runs, few and long, that do not delay the end: the parts of a plan.
 
-    A schedule of single tasks alternates between devices at every step. Two runs of one device are
-    brought together whenever the tasks between do not forbid it and the makespan of the parts does
-    not grow.
+    A part hands over at its end and waits for all that it needs at its start. So the tasks of a
+    device, by start time, are first cut wherever another device waits or is waited for; then two
+    runs of one device are joined whenever the tasks between do not forbid it and the makespan of
+    the parts does not grow.
     """
     placement = {name: slot.device for name, slot in timeline.slots.items()}
-    order = _by_release(timeline)
-    runs = [list(names) for _, names in groupby(order, key=lambda name: placement[name])]
+    runs = _runs(timeline, placement)
     best = _makespan(timeline.tasks, placement, runs)
     first = 0
     while first < len(runs):
@@ -79,41 +77,28 @@ def arrange(timeline: Timeline) -> tuple[str, ...]:
             first += 1
         else:
             best, runs = joined
-    return tuple(name for run in runs for name in run)
+    return tuple(map(tuple, runs))
 
 
-def _by_release(timeline: Timeline) -> list[str]:
-    """The tasks by the time at which nothing but a transfer holds them back.
-
-    Of those released together the ones that wait for another device come first, so that they stand
-    between a task and the next one of its device, and the two do not become one part.
-    """
-    tasks, slots = timeline.tasks, timeline.slots
+def _runs(timeline: Timeline, placement: Mapping[str, str]) -> list[list[str]]:
+    """The tasks by start time, in runs of one device that end where another device waits."""
+    tasks = timeline.tasks
     position = {task.name: index for index, task in enumerate(tasks.tasks)}
-    free: dict[str, float] = {}
-    key: dict[str, tuple[float, bool, int]] = {}
-    for name in sorted(slots, key=lambda name: (slots[name].start, position[name])):
-        unit = tasks.system.device(slots[name].device).unit
-        sources = [slots[e.source] for e in tasks.incoming[name] if e.source is not None]
-        released = max([free.get(unit, 0.0), *(source.finish for source in sources)])
-        waits = any(source.device != slots[name].device for source in sources)
-        key[name] = (released, not waits, position[name])
-        free[unit] = slots[name].finish
-    missing = {
-        name: sum(edge.source is not None for edge in tasks.incoming[name]) for name in slots
-    }
-    ready = [(key[name], name) for name, count in missing.items() if not count]
-    heapify(ready)
-    order = []
-    while ready:
-        _, name = heappop(ready)
-        order.append(name)
-        for edge in tasks.outgoing[name]:
-            if edge.sink is not None:
-                missing[edge.sink] -= 1
-                if not missing[edge.sink]:
-                    heappush(ready, (key[edge.sink], edge.sink))
-    return order
+
+    def crosses(edge: Edge) -> bool:
+        ends = edge.source, edge.sink
+        return None not in ends and placement[str(edge.source)] != placement[str(edge.sink)]
+
+    runs: list[list[str]] = []
+    ended = True
+    # Tasks without work start together with what they wait for: then position decides.
+    for name in sorted(placement, key=lambda name: (timeline.slots[name].start, position[name])):
+        waits = any(map(crosses, tasks.incoming[name]))
+        if ended or waits or placement[runs[-1][-1]] != placement[name]:
+            runs.append([])
+        runs[-1].append(name)
+        ended = any(map(crosses, tasks.outgoing[name]))
+    return runs
 
 
 def _join_next(
@@ -125,10 +110,10 @@ def _join_next(
 ) -> tuple[float, list[list[str]]] | None:
     """The runs with `first` and the next one of its device joined, if that is not slower."""
     device = placement[runs[first][0]]
-    later = [i for i in range(first + 1, len(runs)) if placement[runs[i][0]] == device]
-    if not later:
+    later = (i for i in range(first + 1, len(runs)) if placement[runs[i][0]] == device)
+    second = next(later, None)
+    if second is None:
         return None
-    second = later[0]
     between = {name for run in runs[first + 1 : second] for name in run}
     joined = runs[first] + runs[second]
     choices = []
@@ -137,14 +122,9 @@ def _join_next(
     if not any(e.sink in between for name in runs[first] for e in tasks.outgoing[name]):
         choices.append([*runs[:first], *runs[first + 1 : second], joined, *runs[second + 1 :]])
     for choice in choices:
-        # Runs of another device that have become neighbours are one part from now on.
-        merged = [
-            [name for run in same for name in run]
-            for _, same in groupby(choice, key=lambda run: placement[run[0]])
-        ]
-        makespan = _makespan(tasks, placement, merged)
+        makespan = _makespan(tasks, placement, choice)
         if makespan <= best:
-            return makespan, merged
+            return makespan, choice
     return None
 
 

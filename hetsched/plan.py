@@ -1,11 +1,10 @@
 """A plan: which part of the graph runs where, and in which order. Plain data, in JSON."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 from types import NoneType
 from typing import Any
 
@@ -85,8 +84,9 @@ class Part:
 class Plan:
     """Placement and order of the kernel groups of `graph`, with the prices they were chosen by.
 
-    A part is a maximal run of `order` on one device. The order is topological, so that parts
-    cannot wait for each other in a circle.
+    A part is a run of `order` on one device. It ends where the device changes, and before each of
+    `cuts`, groups that start a part of their own. The order is topological, so that parts cannot
+    wait for each other in a circle.
 
     Raises
     ------
@@ -101,7 +101,8 @@ class Plan:
     prices: Prices
     partitioner: str
     objective: str = "latency"
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    cuts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         groups = {group.name: group for group in self.graph.groups}
@@ -125,13 +126,19 @@ class Plan:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         groups = {group.name: group for group in self.graph.groups}
-        runs = groupby(self.order, key=lambda name: self.placement[name])
+        runs: list[list[Group]] = []
+        before = None
+        for name in self.order:
+            if self.placement[name] != before or name in self.cuts:
+                runs.append([])
+            runs[-1].append(groups[name])
+            before = self.placement[name]
         found: list[Part] = []
-        for device, names in runs:
-            members = tuple(groups[name] for name in names)
+        for members in runs:
             ops = [op for group in members for op in group.ops]
             border = gather(self.graph.ops, ops, self.graph.outputs, self.graph.constants)
-            found.append(Part(f"part{len(found)}", self.system.device(device), members, border))
+            device = self.system.device(self.placement[members[0].name])
+            found.append(Part(f"part{len(found)}", device, tuple(members), border))
         return tuple(found)
 
     @property
@@ -200,6 +207,7 @@ class Plan:
                 system=system,
                 placement=recipe.placement,
                 order=tuple(name for _, _, members in recipe.parts for name in members),
+                cuts=frozenset(members[0] for _, _, members in recipe.parts),
                 prices=Prices(
                     str(content["cost_model"]),
                     {task.name: task.seconds for task in recipe.tasks.tasks},
@@ -484,8 +492,11 @@ def make_plan(
     placement: Mapping[str, str],
     order: Sequence[str],
     partitioner: str,
+    cuts: Iterable[str] = (),
 ) -> Plan:
     """A checked plan for a placement and a topological order of the groups.
+
+    A part ends where the device changes, and before each of `cuts`.
 
     Raises
     ------
@@ -493,7 +504,13 @@ def make_plan(
         A device would need more memory than it has, or data cannot get from device to device.
     """
     plan = Plan(
-        graph, system, dict(placement), tuple(order), price(graph, system, costs), partitioner
+        graph=graph,
+        system=system,
+        placement=dict(placement),
+        order=tuple(order),
+        prices=price(graph, system, costs),
+        partitioner=partitioner,
+        cuts=frozenset(cuts),
     )
     check_memory(plan.recipe.tasks, plan.placement)
     simulate(plan)

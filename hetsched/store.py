@@ -123,7 +123,9 @@ class Store:
                 f"profile store '{self.path}' is of a newer hetsched; name another with --store"
             )
         # All at once: another process may be making the same file.
-        database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        database.executescript(
+            f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
+        )
 
 
 def _end(device: Device) -> str:

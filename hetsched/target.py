@@ -28,10 +28,11 @@ class Artifact:
 
 
 class Kernel(ABC):
-    """A part that is loaded on its device; used by one thread, the worker of the device.
+    """A part that is loaded on its device.
 
-    A buffer is whatever the device computes on. Where device and host share memory a buffer is a
-    numpy array, or made from one without a copy.
+    `run` is called by one thread, the worker of the device; `receive` and `send` also by those that
+    hand tensors over, while `run` works. A buffer is whatever the device computes on. Where device
+    and host share memory it is a numpy array, or made from one without a copy.
     """
 
     @abstractmethod

@@ -16,7 +16,7 @@ from hetsched.tasks import TaskGraph
 class Layerwise(Partitioner):
     """Optimal stages for a serial order of the groups, by dynamic programming.
 
-    `throughput` makes the busiest stage as short as it can be, with each device at most one stage:
+    `throughput` makes the busiest stage as short as it can be, with at most one stage on each unit:
     a pipeline, for several requests in flight. `latency` makes the sum of all stages and of the
     transfers between them shortest; there a device may come again.
 
@@ -46,7 +46,7 @@ Stage = tuple[str, int, int]
 
 
 def fastest_pipeline(tasks: TaskGraph) -> list[Stage]:
-    """The stages, each device at most once, whose slowest is fastest.
+    """The stages, each unit at most once, whose slowest is fastest.
 
     A stage costs its work and, whichever is longer, the transfers into it on its slowest link.
     Of equal bottlenecks, less total work is preferred.
@@ -58,8 +58,11 @@ def fastest_pipeline(tasks: TaskGraph) -> list[Stage]:
     """
     prefix = _Prefix(tasks)
     devices = [device.name for device in tasks.system.devices]
+    units = [device.unit for device in tasks.system.devices]
     launch = {device.name: device.launch_seconds for device in tasks.system.devices}
     count = len(tasks.tasks)
+    if not count:
+        return []
     # (end, set of devices used, last of them) -> (bottleneck, work), stages
     best: dict[tuple[int, int, int], tuple[tuple[float, float], list[Stage]]] = {}
     for used in range(1, 1 << len(devices)):
@@ -67,6 +70,8 @@ def fastest_pipeline(tasks: TaskGraph) -> list[Stage]:
             if not used >> last & 1:
                 continue
             rest = used & ~(1 << last)
+            if any(rest >> i & 1 and units[i] == units[last] for i in range(len(devices))):
+                continue
             for end in range(1, count + 1):
                 for start in range(end):
                     # A first stage starts at the first task; a later one behind another device.
@@ -89,7 +94,7 @@ def fastest_pipeline(tasks: TaskGraph) -> list[Stage]:
     done = [value for (end, _, _), value in best.items() if end == count]
     if not done:
         raise InfeasiblePlan(
-            "no pipeline with each device once can run and hold all groups; "
+            "no pipeline with each unit once can run and hold all groups; "
             "add a device, or use another partitioner"
         )
     return min(done, key=lambda value: value[0])[1]

@@ -28,7 +28,10 @@ class Task(Partitioner):
         tasks = group_tasks(graph, system, costs)
         timeline = heft(tasks)
         placement = {name: slot.device for name, slot in timeline.slots.items()}
-        return make_plan(graph, system, costs, placement, arrange(timeline), self.name)
+        runs = arrange(timeline)
+        order = [name for run in runs for name in run]
+        cuts = [run[0] for run in runs]
+        return make_plan(graph, system, costs, placement, order, self.name, cuts)
 
 
 def heft(tasks: TaskGraph) -> Timeline:
@@ -52,8 +55,9 @@ def heft(tasks: TaskGraph) -> Timeline:
         slots = [slot for slot in slots if slot.finish < float("inf")]
         if not slots:
             raise InfeasiblePlan(
-                f"no device has {task.memory_bytes / 2**20:.1f} MiB left for '{task.name}'; "
-                "add a device, or raise memory_bytes of one"
+                f"no device that can run '{task.name}' has {task.memory_bytes / 2**20:.1f} MiB "
+                "left for it and a link to its inputs; add a device, raise memory_bytes of one, "
+                "or use another partitioner"
             )
         best = min(slots, key=lambda slot: slot.finish)
         free[best.device] -= task.memory_bytes

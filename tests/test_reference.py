@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hetsched.targets.reference import compiled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper, shape_inference
@@ -29,6 +28,7 @@ from hetsched.operation import Call, Compiler, interpreted, operation_of
 from hetsched.operations.conv import convolution
 from hetsched.plugin import load
 from hetsched.target import Artifact, Target
+from hetsched.targets.reference import compiled
 
 DATA = Path(__file__).parent / "data"
 OPSET = 19

@@ -134,13 +134,8 @@ def replayed(tasks: TaskGraph, runs: Runs) -> Schedule:
     return replay(contract(tasks, members, placement), placement, [names[0] for names in members])
 
 
-def runs_of(placement: Mapping[str, str], order: Sequence[str]) -> Runs:
-    runs: Runs = []
-    for name in order:
-        if not runs or runs[-1][0] != placement[name]:
-            runs.append((placement[name], []))
-        runs[-1][1].append(name)
-    return runs
+def runs_of(placement: Mapping[str, str], runs: Sequence[Sequence[str]]) -> Runs:
+    return [(placement[names[0]], list(names)) for names in runs]
 
 
 def runs_of_stages(tasks: TaskGraph, stages: Sequence[Stage]) -> Runs:
@@ -574,8 +569,22 @@ def test_arrange_leaves_a_part_that_another_device_waits_for() -> None:
     timeline = heft(tasks)
     placement = {name: slot.device for name, slot in timeline.slots.items()}
     runs = runs_of(placement, arrange(timeline))
-    assert runs == [("p", ["a"]), ("q", ["c"]), ("p", ["b"])]
+    assert runs == [("p", ["a"]), ("p", ["b"]), ("q", ["c"])]
     assert replayed(tasks, runs).makespan == 6
+
+
+def test_arrange_leaves_a_part_that_waits_for_another_device() -> None:
+    # d waits for c too; if b stood in one part with d, it would start when c is done, at 4.
+    tasks = problem(
+        machine("p", "q"),
+        {"a": (1, 9), "b": (3, 9), "c": (9, 3), "d": (1, 9)},
+        "a-b:0 a-c:0 b-d:0 c-d:0",
+    )
+    timeline = heft(tasks)
+    placement = {name: slot.device for name, slot in timeline.slots.items()}
+    runs = runs_of(placement, arrange(timeline))
+    assert runs == [("p", ["a"]), ("p", ["b"]), ("q", ["c"]), ("p", ["d"])]
+    assert replayed(tasks, runs).makespan == 5
 
 
 def test_lower_bound_by_hand() -> None:
@@ -688,6 +697,8 @@ def move_seconds(tasks: TaskGraph, cut: int, source: Device, sink: Device) -> fl
 
 
 def bottleneck(tasks: TaskGraph, stages: list[tuple[Device, int, int]]) -> float:
+    if len({device.unit for device, _, _ in stages}) < len(stages):
+        return INFINITY
     worst = 0.0
     for index, (device, first, last) in enumerate(stages):
         if sum(task.memory_bytes for task in tasks.tasks[first:last]) > device.memory_bytes:

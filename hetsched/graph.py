@@ -153,7 +153,7 @@ def to_onnx(graph: Graph, weights: bool = True) -> onnx.ModelProto:
                 if tensor not in graph.outputs
             ],
         ),
-        ir_version=max(IR_VERSION, _ir_of(graph.opsets)),
+        ir_version=ir_version(graph.opsets),
         opset_imports=[helper.make_opsetid(*opset) for opset in graph.opsets.items()],
         producer_name="hetsched",
     )
@@ -254,11 +254,11 @@ def reads(node: onnx.NodeProto) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _ir_of(opsets: Mapping[str, int]) -> int:
-    """The oldest IR that knows all of the opsets."""
-    pairs = [(domain or "ai.onnx", version) for domain, version in opsets.items()]
+def ir_version(opsets: Mapping[str, int]) -> int:
+    """The oldest IR version that allows `opsets`, and weights that are no inputs."""
     versions = helper.OP_SET_ID_VERSION_MAP
-    return max((versions[pair] for pair in pairs if pair in versions), default=IR_VERSION)
+    needed = (versions.get((domain or "ai.onnx", v), 0) for domain, v in opsets.items())
+    return int(max(IR_VERSION, *needed))
 
 
 def _constant(tensor: onnx.TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:

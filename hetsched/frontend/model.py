@@ -8,7 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hetsched.dtype import onnx_code
-from hetsched.graph import dtype_of
+from hetsched.graph import dtype_of, ir_version
 from hetsched.op import Tensor
 
 # Larger constants never tell a shape; leaving them out keeps every look at the model cheap.
@@ -86,13 +86,6 @@ def to_proto(
 
 def is_telling(array: np.ndarray) -> bool:
     return array.nbytes <= TELLING_NBYTES
-
-
-def ir_version(opsets: Mapping[str, int]) -> int:
-    """The oldest IR version that allows `opsets` and weights that are no inputs."""
-    versions = helper.OP_SET_ID_VERSION_MAP
-    known = (versions.get((domain or "ai.onnx", v), 0) for domain, v in opsets.items())
-    return int(max(8, *known))
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

@@ -16,7 +16,7 @@ from hetsched.frontend.fold import fold
 from hetsched.frontend.functions import inline_functions
 from hetsched.frontend.infer import ask_runtime, confirm, infer, refuse_unknown, unknown
 from hetsched.frontend.load import detach, parse
-from hetsched.frontend.model import Model, described, ir_version, typed
+from hetsched.frontend.model import Model, described, typed
 from hetsched.frontend.order import named, ordered, separated
 from hetsched.frontend.simplify import (
     drop_dropout,
@@ -24,7 +24,7 @@ from hetsched.frontend.simplify import (
     fold_batch_normalization,
     prune,
 )
-from hetsched.graph import Graph, from_onnx
+from hetsched.graph import Graph, from_onnx, ir_version
 
 
 def read_onnx(

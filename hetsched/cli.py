@@ -488,7 +488,8 @@ def run(
         "in_flight": in_flight,
         **report.run_document(predicted, measured, latencies, wall_seconds),
     }
-    _show(document, json_, report.run_view(document))
+    shown = report.median_run(measured)
+    _show(document, json_, report.run_view(document, predicted, shown, _width()))
 
 
 @app.command()

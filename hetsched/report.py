@@ -18,7 +18,7 @@ from rich.text import Text
 from hetsched.api import Found, Profiled
 from hetsched.device import Device
 from hetsched.plan import Plan, Recipe, simulate
-from hetsched.schedule import Schedule, gantt
+from hetsched.schedule import Schedule, bars, gantt
 from hetsched.system import System
 from hetsched.tasks import lower_bound
 from hetsched.verify import Verification
@@ -363,7 +363,9 @@ def run_document(
     }
 
 
-def run_view(document: Document) -> Iterator[RenderableType]:
+def run_view(
+    document: Document, predicted: Schedule, measured: Schedule, width: int
+) -> Iterator[RenderableType]:
     given, seed = document["inputs"], document["seed"]
     yield f"inputs from {given}" if given else f"inputs made from seed {seed}; give others with -i"
     yield ""
@@ -394,6 +396,11 @@ def run_view(document: Document) -> Iterator[RenderableType]:
     yield ""
     busy = ", ".join(f"{name} {share * 100:.0f} %" for name, share in document["busy"].items())
     yield f"throughput {document['runs_per_second']:.1f} runs a second; busy: {busy}"
+    yield ""
+    yield Text("Schedules, on one time axis", "bold")
+    for schedule in (predicted, measured):
+        span = max(predicted.makespan, measured.makespan)
+        yield Text(bars(schedule, _columns(schedule, width), span))
 
 
 def median_run(measured: Sequence[Schedule]) -> Schedule:
@@ -478,10 +485,15 @@ def _transfers(transfers: Sequence[Mapping[str, Any]]) -> Iterator[RenderableTyp
 
 
 def _gantt(schedule: Schedule, width: int) -> Iterator[RenderableType]:
-    widest = max((len(device) for device in schedule.devices), default=0)
     yield ""
     yield Text("Schedule", "bold")
-    yield Text(gantt(schedule, max(20, min(72, width - widest - GANTT_MARGIN))))
+    yield Text(gantt(schedule, _columns(schedule, width)))
+
+
+def _columns(schedule: Schedule, width: int) -> int:
+    """The columns that are left for the bars of a chart."""
+    widest = max((len(device) for device in schedule.devices), default=0)
+    return max(20, min(72, width - widest - GANTT_MARGIN))
 
 
 def _refusals(plan: Plan) -> list[Document]:

@@ -111,13 +111,8 @@ def gantt(schedule: Schedule, width: int = 72, rows: int = 16) -> str:
            0.000      1.000  cpu:0   a
            1.000      2.000  cpu:1   b
     """
-    makespan = schedule.makespan or 1.0
+    lines = [bars(schedule, width)]
     widest = max((len(device) for device in schedule.devices), default=0)
-    lines = [f"{schedule.clock} {schedule.makespan * 1e3:.3f} ms"]
-    for device in schedule.devices:
-        share = schedule.busy_seconds(device) / makespan
-        cells = _cells((slot for slot in schedule.slots if slot.device == device), makespan, width)
-        lines.append(f"{device:<{widest}} |{cells}| {share * 100:3.0f} % busy")
     widest = max(widest, len("device"))
     lines.append(f"    start ms  finish ms  {'device':<{widest}}  task")
     shown = sorted(schedule.slots, key=lambda slot: -slot.seconds)[:rows]
@@ -130,11 +125,23 @@ def gantt(schedule: Schedule, width: int = 72, rows: int = 16) -> str:
     return "\n".join(lines)
 
 
-def _cells(slots: Iterable[Slot], makespan: float, width: int) -> str:
+def bars(schedule: Schedule, width: int = 72, span: float = 0.0) -> str:
+    """The makespan, then a bar for each device over `span` seconds, by default the makespan."""
+    span = max(span, schedule.makespan) or 1.0
+    widest = max((len(device) for device in schedule.devices), default=0)
+    lines = [f"{schedule.clock} {schedule.makespan * 1e3:.3f} ms"]
+    for device in schedule.devices:
+        share = schedule.busy_seconds(device) / (schedule.makespan or 1.0)
+        cells = _cells((slot for slot in schedule.slots if slot.device == device), span, width)
+        lines.append(f"{device:<{widest}} |{cells}| {share * 100:3.0f} % busy")
+    return "\n".join(lines)
+
+
+def _cells(slots: Iterable[Slot], span: float, width: int) -> str:
     """One character a column: full where the device works most of it, a dot for less."""
     filled = [0.0] * width
     for slot in slots:
-        first, last = slot.start / makespan * width, slot.finish / makespan * width
+        first, last = slot.start / span * width, slot.finish / span * width
         for column in range(int(first), min(width, int(last) + 1)):
             filled[column] += max(0.0, min(last, column + 1) - max(first, column))
     return "".join("#" if share > 0.5 else "." if share > 0.01 else " " for share in filled)

@@ -19,12 +19,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def record(seed: int) -> dict[str, Any]:
-    """Commit, machine, versions, seed, date and command of this run."""
+    """Commit, machine, versions, seed, date and command of this run.
+
+    `changed` are the files that differ from the commit; it is null outside of a checkout.
+    """
     changes = _git("status", "--porcelain")
     return {
         "commit": _git("rev-parse", "HEAD"),
-        # Unknown outside of a checkout.
         "dirty": None if changes is None else bool(changes),
+        "changed": None if changes is None else [line[3:] for line in changes.splitlines()],
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
@@ -76,4 +79,4 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.rstrip()

@@ -41,7 +41,7 @@ def main() -> int:
     ]
     for number, (title, command) in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {title}\n$ hetsched {shlex.join(command)}", flush=True)
-        status = subprocess.run([sys.executable, "-m", "hetsched.cli", *command]).returncode
+        status = subprocess.run([sys.executable, "-m", "hetsched", *command]).returncode
         if status:
             return status
     print(f"\nThe package is {package}. Open {trace} in ui.perfetto.dev to see the schedule.")

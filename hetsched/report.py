@@ -26,7 +26,7 @@ from hetsched.verify import Verification
 Document = dict[str, Any]
 
 # Of a long list the largest are shown and the rest counted; the document has all.
-MOST_ROWS = 24
+MOST_ROWS = 12
 # Beside the cells of a Gantt row: the device's name, two bars and the share.
 GANTT_MARGIN = 14
 
@@ -416,7 +416,7 @@ def verification_view(verification: Verification) -> Iterator[RenderableType]:
             (
                 item.name,
                 item.device,
-                item.tensor,
+                shortened(item.tensor),
                 item.dtype,
                 f"{item.deviation:.1e}",
                 f"{item.tolerance:.0e}",
@@ -471,7 +471,7 @@ def _transfers(transfers: Sequence[Mapping[str, Any]]) -> Iterator[RenderableTyp
         ("tensor", "from", "to", ">kB", ">predicted us"),
         (
             (
-                move["tensor"],
+                shortened(move["tensor"]),
                 move["source"] or "host",
                 move["sink"] or "host",
                 _number(move["nbytes"], 1e3, 1),
@@ -482,6 +482,20 @@ def _transfers(transfers: Sequence[Mapping[str, Any]]) -> Iterator[RenderableTyp
     )
     if len(transfers) > len(shown):
         yield f"and {len(transfers) - len(shown)} smaller ones"
+
+
+def shortened(name: str, width: int = 40) -> str:
+    """A name that fits in a column: of a longer one both ends, which tell it from its like.
+
+    Examples
+    --------
+    >>> shortened("model/block_1/conv/weight", 15)
+    'model/b…/weight'
+    """
+    if len(name) <= width:
+        return name
+    half = (width - 1) // 2
+    return f"{name[: width - 1 - half]}…{name[-half:]}"
 
 
 def _gantt(schedule: Schedule, width: int) -> Iterator[RenderableType]:
@@ -522,7 +536,7 @@ def _values(record: Device | Any) -> Document:
 
 def _what(label: str) -> str:
     """The label without the count of operations, which has a column of its own."""
-    return label.rpartition(" (")[0] or label
+    return shortened(label.rpartition(" (")[0] or label)
 
 
 def _number(value: float | None, unit: float, digits: int) -> str:

@@ -30,6 +30,7 @@ api
 __init__
 report
 cli
+__main__
 operations  targets  cost_models  partitioners
 """
 

@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,12 @@ def test_partitioner(folder: Path) -> None:
     graph = hetsched.read_onnx("model.onnx")
     plan = names["Alternate"]().partition(graph, system, hetsched.priced(graph, system, "roofline"))
     assert set(plan.devices) == {device.name for device in system.devices}
+
+
+@TWO_CORES
+def test_demo(folder: Path) -> None:
+    command = [sys.executable, "-m", "examples.demo", folder / "model.onnx", "--folder", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for told in ("Links, measured", "Memory", "Predicted beside measured", "verified"):
+        assert told in done.stdout
+    assert (folder / "model.hsp").exists()

@@ -6,12 +6,20 @@ from pathlib import Path
 from time import perf_counter
 
 from hetsched.compiler import compile_parts
+from hetsched.contest import median_latencies
 from hetsched.cost import CostModel, Prices, price, refusal, signature
 from hetsched.device import Device
-from hetsched.errors import CompileError, DeviceError, PluginError, UnsupportedOperation
+from hetsched.errors import (
+    CompileError,
+    DeviceError,
+    InfeasiblePlan,
+    PluginError,
+    UnsupportedOperation,
+)
 from hetsched.executable import Executable
 from hetsched.fusion import Group
 from hetsched.graph import Graph
+from hetsched.inputs import seeded_inputs
 from hetsched.measure import measure_kernel
 from hetsched.operation import group_flops
 from hetsched.partitioner import Partitioner, check_objective
@@ -209,9 +217,13 @@ def compile(
     plan: Plan | Graph,
     devices: str = "cpu",
     partitioner: str = "auto",
+    measure: bool = False,
     progress: Progress | None = None,
 ) -> Executable:
     """The plan's parts, compiled; for a graph, first a plan for `devices` by `partitioner`.
+
+    With `measure`, a plan for several devices runs beside the best single device, and what is
+    faster is returned; the plan's notes have both times.
 
     Raises
     ------
@@ -220,7 +232,39 @@ def compile(
     """
     if isinstance(plan, Graph):
         plan = partition(plan, devices, partitioner)
-    return Executable(plan, compile_parts(plan, progress))
+    executable = Executable(plan, compile_parts(plan, progress))
+    return never_worse(executable, progress) if measure else executable
+
+
+def never_worse(executable: Executable, progress: Progress | None = None) -> Executable:
+    """`executable`, or the best single device where that is measured faster.
+
+    Leaves alone a plan of one device, or for throughput, or that no single device can run.
+    """
+    plan = executable.plan
+    if len(plan.devices) < 2 or plan.objective != "latency":
+        return executable
+    try:
+        chooser = load_plugin(Partitioner, "single")
+        single = chooser.partition(plan.graph, plan.system, plan.prices)
+    except InfeasiblePlan:
+        return executable
+    alone = Executable(single, compile_parts(single, progress))
+    (hybrid_seconds, alone_seconds), runs = median_latencies(
+        [executable, alone], seeded_inputs(plan.graph)
+    )
+    (device,) = single.devices
+    told = (
+        f"measured in turns, medians of {runs} runs: {plan.partitioner} "
+        f"{hybrid_seconds * 1e3:.3f} ms, '{device}' alone {alone_seconds * 1e3:.3f} ms"
+    )
+    # Both: the one that is returned starts again when it is first used.
+    executable.close()
+    alone.close()
+    if hybrid_seconds < alone_seconds:
+        return Executable(replace(plan, notes=(*plan.notes, told)), executable.parts)
+    notes = (*plan.notes, told, f"hybrid does not pay: '{device}' alone ships")
+    return Executable(replace(single, notes=notes), alone.parts)
 
 
 @dataclass(frozen=True)

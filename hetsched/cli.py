@@ -383,6 +383,15 @@ def compile_(
         Path | None,
         typer.Option("--plan", metavar="FILE", help="Compile this plan of the same model."),
     ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Run a plan of several devices beside the best single one, and package what is "
+            "faster; the default for auto on this machine.",
+            show_default=False,
+        ),
+    ] = None,
     store: StoreFile = None,
     strict: Strict = False,
     json_: Json = False,
@@ -419,9 +428,13 @@ def compile_(
                 strict,
                 steps.begin("pricing"),
             )
-        with api.compile(chosen, progress=steps.begin("compiling")) as executable:
+        if measure is None:
+            measure = not plan and (partitioner or "auto") == "auto" and api.is_here(chosen.system)
+        compiling = steps.begin("compiling")
+        with api.compile(chosen, measure=measure, progress=compiling) as executable:
             steps.begin("writing the package")
             executable.save(output)
+            chosen = executable.plan
     document = report.plan_document(chosen)
     if output.is_file():
         document |= {"package": str(output), "package_nbytes": output.stat().st_size}

@@ -25,7 +25,7 @@ plan
 partitioner  compiler  executor
 package
 executable
-verify
+verify  contest
 api
 __init__
 report

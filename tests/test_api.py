@@ -1,0 +1,78 @@
+"""The verbs of the Python API that no other file of tests calls."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hetsched
+from hetsched import api
+from hetsched.contest import LEAST_RUNS, median_latencies
+from hetsched.errors import PluginError
+from hetsched.executable import Executable
+from hetsched.host import cores
+
+DIGITS = Path(__file__).parent / "data" / "digits_branch.onnx"
+TWO_CORES = pytest.mark.skipif(len(cores()) < 2, reason="takes two cores as two devices")
+
+
+@pytest.fixture
+def hybrid() -> Executable:
+    devices = "onnxruntime:{},onnxruntime:{}".format(*cores()[:2])
+    graph = hetsched.read_onnx(DIGITS)
+    plan = hetsched.partition(graph, devices, "layerwise:objective=throughput", None, "roofline")
+    plan = replace(plan, objective="latency")
+    assert len(plan.devices) == 2
+    return hetsched.compile(plan)
+
+
+@TWO_CORES
+@pytest.mark.parametrize("seconds", [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0)])
+def test_what_is_measured_faster_ships(
+    seconds: tuple[float, float], hybrid: Executable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "median_latencies", lambda *_: (list(seconds), 5))
+    chosen = api.never_worse(hybrid)
+    assert len(chosen.plan.devices) == (2 if seconds[0] < seconds[1] else 1)
+    assert any("medians of 5 runs" in note for note in chosen.plan.notes)
+    assert any("hybrid does not pay" in n for n in chosen.plan.notes) == (seconds[0] >= seconds[1])
+    image = np.random.default_rng(0).standard_normal((1, 1, 8, 8)).astype(np.float32)
+    with chosen, hybrid:
+        (logits,) = chosen.run({"image": image}).values()
+        np.testing.assert_allclose(logits, hybrid.run({"image": image})["logits"], rtol=1e-5)
+
+
+def test_the_contest_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, inputs: object) -> None:
+            calls.append(self.name)
+
+    monkeypatch.setattr("hetsched.contest.SECONDS", 0.0)
+    _, runs = median_latencies([Named("a"), Named("b")], {})  # type: ignore[list-item]
+    assert runs == LEAST_RUNS
+    assert calls == ["a", "b"] * (LEAST_RUNS + 1)
+
+
+def test_a_plan_of_one_device_is_left_alone() -> None:
+    graph = hetsched.read_onnx(DIGITS)
+    plan = hetsched.partition(graph, f"onnxruntime:{cores()[0]}", cost_model="roofline")
+    executable = hetsched.compile(plan, measure=True)
+    assert executable.plan is plan
+
+
+def test_objectives() -> None:
+    graph = hetsched.read_onnx(DIGITS)
+    device = f"onnxruntime:{cores()[0]}"
+    with pytest.raises(PluginError, match="'task' serves latency, not throughput"):
+        hetsched.partition(graph, device, "task", "throughput", "roofline")
+    with pytest.raises(PluginError, match="no objective 'speed'; there are latency, throughput"):
+        hetsched.partition(graph, device, "auto", "speed", "roofline")
+    for spec in ("auto", "layerwise"):
+        plan = hetsched.partition(graph, device, spec, "throughput", "roofline")
+        assert plan.objective == "throughput"

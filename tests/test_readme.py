@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from bench import figures
 from hetsched.cli import app
 from hetsched.host import cores
 from hetsched.partitioner import Partitioner
@@ -85,3 +86,7 @@ def test_demo(folder: Path) -> None:
     for told in ("Links, measured", "Memory", "Predicted beside measured", "verified"):
         assert told in done.stdout
     assert (folder / "model.hsp").exists()
+
+
+def test_figures() -> None:
+    assert figures.main(["--check"]) == 0, "python -m bench.figures makes them anew"

@@ -67,6 +67,22 @@ def pack_dense(weights: np.ndarray, groups: int, lanes: int, *, plain: bool) -> 
     return np.ascontiguousarray(blocked.transpose(0, 2, 4, 5, 3, 1))
 
 
+def pack_phases(weights: np.ndarray, strides: tuple[int, int], lanes: int) -> np.ndarray:
+    """Weights [c, o, h, w] of a transposed convolution as those of a convolution.
+
+    Each phase of the stride is a set of output channels of its own, filled up to whole vectors.
+    """
+    channels, outputs, height, width = weights.shape
+    down, right = strides
+    rows, columns = -(-height // down), -(-width // right)
+    space = ((0, 0), (0, -outputs % lanes), (0, rows * down - height), (0, columns * right - width))
+    padded = np.pad(weights, space)
+    apart = padded.reshape(channels, -1, rows, down, columns, right)
+    turned = apart[:, :, ::-1, :, ::-1].transpose(3, 5, 1, 0, 2, 4)
+    dense_weights = turned.reshape(-1, channels, rows, columns)
+    return pack_dense(dense_weights, 1, lanes, plain=False)
+
+
 def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
     """Weights [c, 1, h, w] as [c / lanes, h, w, lanes]."""
     padded = np.pad(weights[:, 0], ((0, -len(weights) % lanes), (0, 0), (0, 0)))
@@ -152,6 +168,42 @@ def average_pool(x: Any, window: Window, vectors: Vectors, *, padding_counts: bo
         return (covered[0] * covered[1]).astype("float32")
 
     return te.compute(total.shape, lambda n, o, p, u: total[n, o, p, u] / count(p), name="average")
+
+
+def phase_window(window: Window) -> Window:
+    """The convolution that computes all phases of a transposed one."""
+    kernel = tuple(
+        -(-size // stride) for size, stride in zip(window.kernel, window.strides, strict=True)
+    )
+    rows, columns = (
+        (window.result[axis] - 1 + window.padding[axis]) // window.strides[axis] + 1
+        for axis in (0, 1)
+    )
+    return Window(
+        kernel=(kernel[0], kernel[1]),
+        strides=(1, 1),
+        dilations=(1, 1),
+        padding=(kernel[0] - 1, kernel[1] - 1, kernel[0] - 1, kernel[1] - 1),
+        source=window.source,
+        result=(rows, columns),
+    )
+
+
+def interleaved(x: Any, window: Window) -> Any:
+    """The result of a transposed convolution of which `x` has the phases as channels."""
+    batch, blocks, _, lanes = (int(dim) for dim in x.shape)
+    down, right = window.strides
+    top, left = window.padding[:2]
+    height, width = window.result
+    each = blocks // (down * right)
+    columns = phase_window(window).result[1]
+
+    def element(n: Any, o: Any, p: Any, u: Any) -> Any:
+        row, column = p // width + top, p % width + left
+        phase = row % down * right + column % right
+        return x[n, phase * each + o, row // down * columns + column // right, u]
+
+    return te.compute((batch, each, height * width, lanes), element, name="interleaved")
 
 
 def global_pool(x: Any) -> Any:

@@ -8,7 +8,8 @@ from hetsched.schedules.vectors import Vectors
 
 # What to compute again costs more than to store.
 DEAR = re.compile(r"T\.(exp|tanh|sigmoid|erf|sqrt|rsqrt|log|pow|sin|cos)\(")
-DIVIDES = re.compile(r" // | % |floordiv|floormod|truncdiv|truncmod|shift_right|bitwise_and")
+# A division of indices, and by what.
+DIVIDES = re.compile(r"(?: // | % )(?:T\.int64\((\d+)\))?|(?:truncdiv|truncmod|shift_right)\(")
 # Outer iterations that are enough to share.
 SHARES = 64
 
@@ -47,8 +48,8 @@ def spread(schedule: Any, block: Any, vectors: Vectors) -> None:
     if len(nest) > 1 and _is_flat(schedule.get(block)):
         nest = [schedule.fuse(*nest)]
     inner = nest[-1]
-    if loops.extent(schedule, inner) % vectors.lanes == 0 and not DIVIDES.search(
-        str(schedule.get(block).body)
+    if loops.extent(schedule, inner) % vectors.lanes == 0 and _is_vector(
+        schedule.get(block), vectors
     ):
         *nest[-1:], lanes = schedule.split(inner, [None, vectors.lanes])
         schedule.vectorize(lanes)
@@ -60,6 +61,16 @@ def spread(schedule: Any, block: Any, vectors: Vectors) -> None:
     while nest and (not outer or loops.elements(schedule, outer) < SHARES):
         outer.append(nest.pop(0))
     loops.parallel(schedule, outer, work)
+
+
+def _is_vector(block: Any, vectors: Vectors) -> bool:
+    """Whether a vector along the last axis has indices that are no divisions."""
+    last = block.iter_vars[-1].var
+    dims = [dim.min for region in block.reads for dim in region.region]
+    if all(dim.same_as(last) or last.name not in str(dim) for dim in dims):
+        return True
+    divisors = [found.group(1) for found in DIVIDES.finditer(str(block.body))]
+    return all(divisor and int(divisor) % vectors.lanes == 0 for divisor in divisors)
 
 
 def _is_flat(block: Any) -> bool:

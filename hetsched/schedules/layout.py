@@ -30,6 +30,7 @@ ELEMENTWISE = frozenset(
 )
 # Functions that the importer makes of Clip.
 BOUNDS = {"maximum": tirx.max, "minimum": tirx.min}
+CHANNELS_FIRST = ("NCHW", "NCW")
 # More channels than these in a group of a grouped convolution are not worth zeros between groups.
 MOST_MERGED = 32
 
@@ -169,6 +170,30 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
     )  # fmt: skip
 
 
+def _transposed(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
+    data, weights = call.args
+    shape = shape_of(data)
+    if shape is None or result is None or not isinstance(data, relax.Var):
+        return None
+    if not isinstance(weights, ir.GenericConst) or int(call.attrs.groups) != 1:
+        return None
+    if str(call.attrs.data_layout) not in CHANNELS_FIRST or not str(
+        call.attrs.kernel_layout
+    ).startswith("IO"):
+        return None
+    array = to_numpy(weights.value)
+    array = array.reshape(*array.shape[:2], *_image(array.shape)[2:])
+    window = _window(call.attrs, array.shape[2:], shape, result)
+    if set(window.dilations) != {1}:
+        return None
+    packed = plan.constant(convolution.pack_phases(array, window.strides, plan.vectors.lanes))
+    phases = plan.call(
+        convolution.dense, plan.blocked(data), packed,
+        window=convolution.phase_window(window), groups=1, vectors=plan.vectors,
+    )  # fmt: skip
+    return plan.call(convolution.interleaved, phases, window=window)
+
+
 def _merged(weights: np.ndarray, groups: int, lanes: int) -> tuple[np.ndarray, int] | None:
     """Weights of fewer groups, of whole blocks of channels, with zeros between the old ones."""
     outputs, inputs = weights.shape[0] // groups, weights.shape[1]
@@ -304,6 +329,8 @@ def _is_of_channels(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
 HANDLERS: Mapping[str, Callable[[_Planner, Any, tuple[int, ...] | None], Any]] = {
     "relax.nn.conv1d": _convolution,
     "relax.nn.conv2d": _convolution,
+    "relax.nn.conv1d_transpose": _transposed,
+    "relax.nn.conv2d_transpose": _transposed,
     "relax.nn.max_pool1d": _max_pool,
     "relax.nn.max_pool2d": _max_pool,
     "relax.nn.avg_pool1d": _average_pool,
@@ -344,7 +371,7 @@ def _image(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _is_channels_first(attributes: Any) -> bool:
     layout = str(getattr(attributes, "data_layout", "") or attributes.layout)
     kernel = str(getattr(attributes, "kernel_layout", "OI"))
-    return layout in ("NCHW", "NCW") and kernel.startswith("OI")
+    return layout in CHANNELS_FIRST and kernel.startswith("OI")
 
 
 def _name(value: Any) -> str:

@@ -15,6 +15,8 @@ from hetsched.schedules.loops import shape_of
 from hetsched.schedules.vectors import Vectors
 
 FAMILY = "rows"
+# Iterations of an outer loop that are enough to share.
+SHARES = 8
 
 
 def legalise_softmax(builder: Any, call: Any, vectors: Vectors) -> Any | None:
@@ -122,23 +124,25 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
         last = after[-1]
     *lead, column = schedule.get_loops(last)
     work = loops.elements(schedule, [*lead, column])
-    row = schedule.fuse(*lead) if len(lead) > 1 else lead[0]
+    row = lead[-1]
     _vectorise(schedule, column, vectors)
     starts = []
     for block in reversed(loops.producers(schedule, last)):
         schedule.compute_at(block, row, preserve_unit_loops=True)
-        nest = schedule.get_loops(block)[1:]
+        nest = schedule.get_loops(block)[len(lead) :]
         if not loops.reductions(schedule, block):
             if nest:
                 _vectorise(schedule, nest[-1], vectors)
             continue
         *spatial, reduced = nest
-        is_vector = len(spatial) == len(lead) + 1
+        is_vector = _spatial(schedule, block)[len(lead) :] == [vectors.lanes]
         if is_vector:
             schedule.reorder(reduced, *spatial)
             schedule.vectorize(spatial[-1])
         starts.append((block, reduced, is_vector))
-    loops.parallel(schedule, [row], work)
+    # Not fused: LLVM leaves loops alone in functions that divide indices.
+    shared = next((loop for loop in lead if loops.extent(schedule, loop) >= SHARES), row)
+    loops.parallel(schedule, [shared], work)
     for block, reduced, is_vector in starts:
         start = schedule.decompose_reduction(block, reduced)
         if is_vector:

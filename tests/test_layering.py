@@ -15,7 +15,7 @@ LAYERS = """
 errors  device  schedule
 plugin  dtype  files  host  store
 op  oracle  trace  tvm_runtime
-fusion
+fusion  schedules
 graph  operation
 target  inputs  frontend  lowering
 measure
@@ -38,7 +38,10 @@ LEVELS = {name: level for level, row in enumerate(LAYERS.split("\n")) for name i
 EXTENSIONS = frozenset("operations targets cost_models partitioners".split())
 # Packages that take a second or a gigabyte to load, and the modules that are made to load them.
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
-LOADERS = frozenset(["hetsched.tvm_runtime", "hetsched.lowering.relax"])
+LOADERS = frozenset(["hetsched.tvm_runtime", "hetsched.lowering.relax"]) | {
+    f"hetsched.schedules.{name}"
+    for name in "apply convolution elementwise layout legal loops matmul polynomials rows".split()
+}
 
 
 def source_files() -> dict[str, Path]:

@@ -24,6 +24,7 @@ from hetsched.dtype import onnx_code, tolerance
 from hetsched.errors import CompileError, ModelError
 from hetsched.graph import Graph, from_onnx
 from hetsched.plugin import load
+from hetsched.schedules.vectors import Vectors
 from hetsched.target import Target
 
 REFUSED = Path(__file__).parent / "golden" / "tvm_refused.txt"
@@ -47,8 +48,11 @@ def compute(graph: Graph, inputs: Sequence[Array]) -> list[Array]:
     # Late, because they load TVM.
     relax = import_module("hetsched.lowering.relax")
     tvm_runtime = import_module("hetsched.tvm_runtime")
-    llvm = import_module("hetsched.targets.cpu").llvm(load(Target, "cpu").device("cpu").isa)
-    executable, weights = relax.compile_part(graph, lambda module: relax.build(module, llvm))
+    isa = load(Target, "cpu").device("cpu").isa
+    llvm = import_module("hetsched.targets.cpu").llvm(isa)
+    executable, weights = relax.compile_part(
+        graph, lambda module: relax.build(module, llvm), Vectors.of(isa)
+    )
     arrays = [*inputs, *weights.values()]
     machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
     result = machine["main"](*(tvm_runtime.to_tvm(array, array.dtype) for array in arrays))

@@ -23,6 +23,11 @@ from hetsched.errors import CompileError, UnsupportedOperation
 from hetsched.graph import DETACHED_NBYTES, Graph, to_onnx
 from hetsched.lowering.for_tvm import for_tvm, refusal
 from hetsched.lowering.recurrent import lower_recurrent
+from hetsched.schedules import polynomials  # noqa: F401
+from hetsched.schedules.apply import scheduled
+from hetsched.schedules.layout import blocked
+from hetsched.schedules.legal import legalisations
+from hetsched.schedules.vectors import Vectors
 from hetsched.tvm_runtime import ERRORS, first_line, quiet, to_numpy, to_tvm
 
 # TVM's errors at its border, where a model that it does not serve is no error of ours.
@@ -73,8 +78,12 @@ def refusal_of(graph: Graph) -> str | None:
     return None
 
 
-def compile_part(graph: Graph, build: Callable[[Any], Any]) -> tuple[Any, Mapping[str, np.ndarray]]:
-    """What `build` makes of the part's fused module, and the weights that its `main` takes.
+def compile_part(
+    graph: Graph, build: Callable[[Any], Any], vectors: Vectors
+) -> tuple[Any, Mapping[str, np.ndarray]]:
+    """What `build` makes of the part's module of loops, and the weights that its `main` takes.
+
+    The loops are scheduled for a core with `vectors`.
 
     Raises
     ------
@@ -83,7 +92,9 @@ def compile_part(graph: Graph, build: Callable[[Any], Any]) -> tuple[Any, Mappin
     """
 
     def attempt(part: Graph) -> tuple[Any, Mapping[str, np.ndarray]]:
-        lifted = lift_constants(fuse(lowered(part)), part)
+        fused = fuse(lowered(part, vectors))
+        fused = replace(fused, module=scheduled(fused.module, vectors))
+        lifted = lift_constants(fused, part)
         return build(lifted.module), lifted.weights
 
     with quiet():
@@ -95,8 +106,10 @@ def compile_part(graph: Graph, build: Callable[[Any], Any]) -> tuple[Any, Mappin
     raise CompileError(f"part '{graph.name}': {why}")
 
 
-def lowered(graph: Graph) -> Lowered:
+def lowered(graph: Graph, vectors: Vectors | None = None) -> Lowered:
     """The module of `graph` in which every tensor operation is a call of a TensorIR function.
+
+    With `vectors`, operations get the loops that have a schedule for them.
 
     Raises
     ------
@@ -114,10 +127,13 @@ def lowered(graph: Graph) -> Lowered:
     imported = _imported(graph)
     module = relax.transform.DecomposeOpsForInference()(imported.module)
     module = _rewritten(module, _Folder(module))
+    if vectors is not None:
+        module = blocked(module, vectors)
     module = relax.transform.DeadCodeElimination()(module)
+    rules = {} if vectors is None else legalisations(vectors)
     with tvm.target.Target("llvm"):
         module = relax.backend.DispatchSortScan()(module)
-        module = relax.transform.LegalizeOps({"relax.take": _take})(module)
+        module = relax.transform.LegalizeOps({"relax.take": _take, **rules})(module)
     _check(module, graph)
     return replace(imported, module=module)
 

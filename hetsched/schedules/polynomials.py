@@ -1,0 +1,100 @@
+"""exp and erf of float32 as polynomials, which vectorise, in place of calls of the C library.
+
+Importing this file loads TVM's compiler, and tells it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+# log(2) in two parts, of which the first times a small integer is exact.
+LOG2_HIGH = 0.693359375
+LOG2_LOW = -2.12194440e-4
+# (exp(r) - 1 - r) / r**2 for |r| <= log(2) / 2, highest power first; of Cephes, expf.
+EXP = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+# erf(x) = x P(x**2) / Q(x**2) for |x| <= 4, beyond which it is 1; of Eigen, generic_fast_erf_float.
+ERF_LIMIT = 4.0
+ERF_NUMERATOR = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+ERF_DENOMINATOR = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+MANTISSA_BITS = 23
+EXPONENT_BIAS = 127
+# Above the library's rules.
+LEVEL = 20
+
+
+def exp(x: Any) -> Any:
+    """2**n exp(r) with x = n log(2) + r; within 2 units in the last place, denormals are zero."""
+    dtype = str(x.ty.dtype)
+    integer = dtype.replace("float", "int")
+    limited = tirx.max(tirx.min(x, _like(89.0, x)), _like(-87.3, x))
+    return _let(limited, lambda y: _let(
+        tirx.floor(y * _like(1.44269504, x) + _like(0.5, x)), lambda n: _let(
+            y - n * _like(LOG2_HIGH, x) - n * _like(LOG2_LOW, x), lambda r: tirx.Select(
+                x == x,
+                (_horner(EXP, r) * r * r + r + _like(1.0, x))
+                # Half of the power, twice, because 2**128 is no float32.
+                * tirx.reinterpret(dtype, tirx.Cast(integer, n + _like(EXPONENT_BIAS - 1.0, x))
+                                   << tirx.const(MANTISSA_BITS, integer))
+                * _like(2.0, x),
+                x,
+            ))))  # fmt: skip
+
+
+def erf(x: Any) -> Any:
+    """Within 4 units in the last place."""
+    limited = tirx.max(tirx.min(x, _like(ERF_LIMIT, x)), _like(-ERF_LIMIT, x))
+    return _let(limited, lambda y: _let(y * y, lambda z: tirx.Select(
+        x == x, y * _horner(ERF_NUMERATOR, z) / _horner(ERF_DENOMINATOR, z), x
+    )))  # fmt: skip
+
+
+def _horner(coefficients: Sequence[float], x: Any) -> Any:
+    first, *rest = (_like(value, x) for value in coefficients)
+    return reduce(lambda total, value: total * x + value, rest, first)
+
+
+def _like(value: float, x: Any) -> Any:
+    return tirx.const(value, str(x.ty.dtype))
+
+
+def _let(value: Any, body: Callable[[Any], Any]) -> Any:
+    variable = tirx.Var("y", str(value.ty.dtype))
+    return tirx.Let(variable, value, body(variable))
+
+
+def _register(name: str, rule: Callable[[Any], Any]) -> None:
+    library = tvm.ir.Op.get(f"tirx.{name}").get_attr("llvm.FLowerIntrinsic")
+
+    def lower(call: Any) -> Any:
+        single = str(call.ty.dtype).startswith("float32")
+        return rule(call.args[0]) if single else library(call)
+
+    tirx.register_intrin_lowering(f"tirx.{name}", "llvm", f=lower, level=LEVEL)
+
+
+_register("exp", exp)
+_register("erf", erf)

@@ -1,0 +1,90 @@
+"""The vector registers of a core, and the tiles of a result that fit in them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+AVX512 = frozenset("avx512f avx512bw avx512dq avx512vl avx2 fma f16c".split())
+# Cycles from a multiply-add to one that needs its result.
+LATENCY = 4
+# Of a core: multiply-adds, and loads, in a cycle; and instructions that it takes in.
+PIPES = 2
+LOADS = 2
+WIDTH = 8
+LARGEST_SIDE = 16
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`broadcasts` scalars by `vectors` vectors: the accumulators that a loop keeps in registers.
+
+    `waste` is the work done over the work asked for.
+    """
+
+    broadcasts: int
+    vectors: int
+    waste: float
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """`registers` vector registers with `lanes` elements of float32 each."""
+
+    lanes: int
+    registers: int
+
+    @classmethod
+    def of(cls, isa: str) -> "Vectors":
+        """Those of the instruction set that a device names.
+
+        >>> Vectors.of("x86_64 avx2 fma f16c")
+        Vectors(lanes=8, registers=16)
+        """
+        architecture, *features = isa.split()
+        if architecture != "x86_64":
+            return cls(4, 32)
+        if set(features) >= AVX512:
+            return cls(16, 32)
+        return cls(8 if "avx2" in features else 4, 16)
+
+    def blocks(self, count: int) -> int:
+        """How many vectors hold `count` elements."""
+        return -(-count // self.lanes)
+
+    def tile(self, broadcasts: int, vectors: int, *, exact: bool = False, wide: int = 1) -> Tile:
+        """The tile of the fewest cycles for a result of `broadcasts` scalars by `vectors` vectors.
+
+        The smaller side stays in registers besides the accumulators, and one operand passes
+        through. `exact` keeps to divisors of `vectors`. Tiles of at least `wide` vectors go first.
+        """
+
+        def cycles(tile: Tile) -> tuple[bool, float]:
+            accumulators = tile.broadcasts * tile.vectors
+            loads = tile.broadcasts + tile.vectors
+            busy = max(
+                accumulators / PIPES, loads / LOADS, LATENCY, (accumulators + loads + 2) / WIDTH
+            )
+            return (
+                tile.vectors < min(wide, vectors),
+                tile.waste * (busy + 0.5) / accumulators,
+            )
+
+        tiles = (
+            Tile(rows, columns, _waste(broadcasts, rows) * _waste(vectors, columns))
+            for rows, columns in self._sides
+            if rows <= broadcasts and columns <= vectors and not (exact and vectors % columns)
+        )
+        return min(tiles, key=cycles)
+
+    @cached_property
+    def _sides(self) -> list[tuple[int, int]]:
+        sides = product(range(LARGEST_SIDE, 0, -1), range(8, 0, -1))
+        return [
+            (rows, columns)
+            for rows, columns in sides
+            if rows * columns + min(rows, columns) + 1 <= self.registers
+        ]
+
+
+def _waste(count: int, side: int) -> float:
+    return -(-count // side) * side / count

@@ -1,0 +1,237 @@
+"""Scheduled loops against ONNX Runtime: shapes that fit no tile, on wide and narrow vectors."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from hetsched import oracle
+from hetsched.device import Device
+from hetsched.dtype import onnx_code
+from hetsched.graph import from_onnx
+from hetsched.plugin import load
+from hetsched.schedules.vectors import Vectors
+from hetsched.target import Target
+
+Array = np.ndarray
+RNG = np.random.default_rng(0)
+ISAS = ("", "x86_64 avx2 fma f16c")
+# Of the largest element; sums of a few thousand products in another order.
+TOLERANCE = 1e-5
+
+Model = tuple[str, onnx.ModelProto, list[Array]]
+
+
+def normal(*shape: int) -> Array:
+    return RNG.standard_normal(shape, np.float32)
+
+
+def model(name: str, nodes: list[Any], x: list[Array], weights: list[Array]) -> Model:
+    """The inputs are x0, x1, ..., the constants w0, w1, ..., the output is y."""
+    for index, node in enumerate(nodes):
+        node.name = f"node{index}"
+    inputs = [
+        helper.make_tensor_value_info(f"x{i}", onnx_code(a.dtype.name), a.shape)
+        for i, a in enumerate(x)
+    ]
+    graph = helper.make_graph(
+        nodes, "part", inputs, [onnx.ValueInfoProto(name="y")],
+        initializer=[numpy_helper.from_array(a, f"w{i}") for i, a in enumerate(weights)],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return name, made, x
+
+
+def one(kind: str, x: list[Array], weights: list[Array], **attributes: Any) -> Model:
+    names = [f"x{i}" for i in range(len(x))] + [f"w{i}" for i in range(len(weights))]
+    shapes = " ".join("x".join(map(str, a.shape)) for a in (*x, *weights))
+    told = ",".join(f"{key}={value}" for key, value in attributes.items())
+    node = helper.make_node(kind, names, ["y"], **attributes)
+    return model(f"{kind} {shapes} {told}", [node], x, weights)
+
+
+def convolution(x: tuple[int, ...], w: tuple[int, ...], **attributes: Any) -> Model:
+    return one("Conv", [normal(*x)], [normal(*w), normal(w[0])], **attributes)
+
+
+def network(x: tuple[int, ...], *nodes: tuple[Any, ...], extra: tuple[int, ...] = ()) -> Model:
+    """A chain of nodes (kind, weight shapes, attributes) from x0; `extra` is x1 of an Add."""
+    weights: list[Array] = []
+    made = []
+    last = "x0"
+    for index, (kind, shapes, attributes) in enumerate(nodes):
+        names = []
+        for shape in shapes:
+            names.append(f"w{len(weights)}")
+            weights.append(normal(*shape))
+        if kind == "Add" and not shapes:
+            names.append("x1")
+        out = "y" if index == len(nodes) - 1 else f"t{index}"
+        made.append(helper.make_node(kind, [last, *names], [out], **attributes))
+        last = out
+    inputs = [normal(*x)] + ([normal(*extra)] if extra else [])
+    return model(" ".join([str(x), *(node[0] for node in nodes)]), made, inputs, weights)
+
+
+def gated() -> Model:
+    """Squeeze and excitation: a pixel of each channel scales all of them."""
+    nodes = [
+        helper.make_node("Conv", ["x0", "w0"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["a"], ["m"]),
+        helper.make_node("Conv", ["m", "w1"], ["s"]),
+        helper.make_node("Sigmoid", ["s"], ["g"]),
+        helper.make_node("Mul", ["a", "g"], ["y"]),
+    ]
+    return model("gated", nodes, [normal(1, 8, 6, 7)], [normal(20, 8, 3, 3), normal(20, 20, 1, 1)])
+
+
+def joined(first: int, second: int) -> Model:
+    nodes = [
+        helper.make_node("Conv", ["x0", "w0"], ["a"]),
+        helper.make_node("Conv", ["x0", "w1"], ["b"]),
+        helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    weights = [normal(first, 24, 1, 1), normal(second, 24, 1, 1)]
+    return model(f"joined {first} {second}", nodes, [normal(1, 24, 5, 5)], weights)
+
+
+def models() -> Iterator[Model]:
+    yield convolution((1, 3, 17, 23), (20, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1])
+    yield convolution((1, 1, 1, 400), (33, 1, 1, 32), strides=[1, 16])
+    yield convolution((2, 24, 7, 7), (40, 24, 1, 1))
+    yield convolution((1, 16, 11, 13), (64, 16, 1, 1))
+    yield convolution((1, 32, 14, 14), (48, 32, 1, 1), strides=[2, 2])
+    yield convolution((2, 17, 9, 19), (33, 17, 3, 3), pads=[0, 1, 2, 3])
+    yield convolution((1, 32, 8, 14), (32, 32, 3, 3), pads=[1, 1, 1, 1])
+    yield convolution((1, 16, 15, 17), (16, 16, 3, 5), dilations=[2, 3], strides=[1, 2])
+    yield convolution((1, 48, 9, 9), (1, 48, 3, 3), auto_pad="SAME_LOWER")
+    yield convolution((1, 32, 9, 13), (32, 1, 3, 3), group=32, pads=[1, 1, 1, 1], strides=[2, 2])
+    yield convolution((2, 20, 8, 8), (20, 1, 5, 5), group=20, pads=[2, 2, 2, 2])
+    yield convolution((1, 20, 8, 8), (40, 1, 3, 3), group=20)
+    yield convolution((1, 64, 6, 7), (64, 4, 3, 3), group=16, pads=[1, 1, 1, 1])
+    yield convolution((1, 64, 5, 5), (96, 32, 3, 3), group=2)
+    yield convolution((1, 12, 5, 5), (12, 4, 3, 3), group=3)
+    yield convolution((2, 24, 37), (20, 24, 3), pads=[1, 1])
+    yield convolution((1, 24, 37), (24, 1, 3), pads=[2, 0], group=24)
+    yield network(
+        (1, 24, 9, 11), ("Conv", [(40, 24, 3, 3), (40,)], {"pads": [1, 1, 1, 1]}),
+        ("Add", [], {}), ("Relu", [], {}), extra=(1, 40, 9, 11),
+    )  # fmt: skip
+    pool = {"kernel_shape": [3, 3], "strides": [2, 2]}
+    for kind in ("MaxPool", "AveragePool"):
+        for more in ({}, {"pads": [1, 0, 1, 1]}, {"ceil_mode": 1}, {"count_include_pad": 1}):
+            if kind == "AveragePool" or "count_include_pad" not in more:
+                yield network(
+                    (1, 8, 14, 13), ("Conv", [(20, 8, 1, 1)], {}), (kind, [], {**pool, **more})
+                )
+    yield network(
+        (2, 8, 6, 7), ("Conv", [(24, 8, 3, 3)], {}), ("LeakyRelu", [], {}),
+        ("Mul", [(24, 1, 1)], {}), ("Div", [(1,)], {}), ("GlobalAveragePool", [], {}),
+        ("Flatten", [], {}), ("Gemm", [(24, 10), (10,)], {}),
+    )  # fmt: skip
+    yield gated()
+    yield joined(16, 32)
+    yield joined(16, 20)
+    yield joined(20, 16)
+    for x, w in (
+        ((1, 70), (70, 33)), ((3, 40), (40, 64)), ((13, 40), (40, 100)), ((128, 32), (32, 96)),
+        ((2, 7, 24), (24, 50)), ((19, 1, 24), (24, 48)), ((1, 1, 64), (64, 256)),
+    ):  # fmt: skip
+        yield one("MatMul", [normal(*x)], [normal(*w)])
+    yield one("MatMul", [normal(2, 3, 17, 8), normal(2, 3, 8, 17)], [])
+    yield one("MatMul", [normal(4, 5, 8), normal(8, 32)], [])
+    yield one("MatMul", [normal(5, 8), normal(3, 8, 16)], [])
+    yield one("MatMul", [normal(3, 5, 8)], [normal(3, 8, 33)])
+    yield network(
+        (2, 9, 24), ("MatMul", [(24, 40)], {}), ("Add", [(40,)], {}), ("Add", [], {}),
+        ("Erf", [], {}), extra=(2, 9, 40),
+    )  # fmt: skip
+    for kind in ("Exp", "Sigmoid", "Tanh", "Erf", "Softplus"):
+        yield one(kind, [3 * normal(3, 7, 16)], [])
+    for last in (5, 16, 40, 197):
+        yield one("Softmax", [3 * normal(2, 3, last)], [])
+        yield one("LayerNormalization", [normal(2, 3, last)], [normal(last), normal(last)])
+    yield one("Softmax", [normal(2, 20, 16)], [], axis=1)
+    for more in (
+        {}, {"strides": [2, 2]}, {"strides": [2, 2], "pads": [1, 1, 1, 1]},
+        {"strides": [2, 3], "pads": [0, 1, 1, 0], "output_padding": [1, 0]}, {"dilations": [2, 2]},
+        {"group": 2},
+    ):  # fmt: skip
+        yield one("ConvTranspose", [normal(2, 24, 5, 6)], [normal(24, 20, 4, 4)], **more)
+    yield one("ConvTranspose", [normal(1, 20, 5, 7)], [normal(20, 3, 2, 2)], strides=[2, 2])
+    yield one("ConvTranspose", [normal(1, 20, 9)], [normal(20, 16, 4)], strides=[2], pads=[1, 1])
+
+
+MODELS = list(models())
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    found = load(Target, "cpu")
+    why = found.unavailable()
+    if why is not None:
+        pytest.skip(why)
+    return found
+
+
+@pytest.fixture(params=ISAS, scope="module")
+def device(target: Target, request: pytest.FixtureRequest) -> Device:
+    here = target.device("cpu:0")
+    isa = request.param or here.isa
+    if not set(isa.split()) <= set(here.isa.split()):
+        pytest.skip(f"this processor has no {isa}")
+    return replace(here, isa=isa)
+
+
+@pytest.mark.parametrize(("made", "inputs"), [m[1:] for m in MODELS], ids=[m[0] for m in MODELS])
+def test_results_are_those_of_onnx_runtime(
+    target: Target, device: Device, made: onnx.ModelProto, inputs: list[Array]
+) -> None:
+    names = [value.name for value in made.graph.input]
+    expected = oracle.run(made, dict(zip(names, inputs, strict=True)))["y"]
+    known = onnx.shape_inference.infer_shapes(made)
+    known.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, expected.shape))
+    graph = from_onnx(known)
+    with target.load(target.compile(graph, device), graph, device) as kernel:
+        found = kernel.run(inputs)[0]
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["Exp", "Sigmoid", "Tanh", "Erf"])
+def test_functions_at_the_ends_of_their_range(target: Target, device: Device, kind: str) -> None:
+    values = [np.nan, np.inf, -np.inf, 0, 80, -80, 88.7, 100, -100, 1e30, -1e30, 1e-30, 1, -1, 2, 5]
+    x = np.array(values, np.float32)
+    _, made, _ = one(kind, [x], [])
+    expected = oracle.run(made, {"x0": x})["y"]
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, x.shape))
+    graph = from_onnx(made)
+    with target.load(target.compile(graph, device), graph, device) as kernel:
+        found = kernel.run([x])[0]
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "vectors", [Vectors(16, 32), Vectors(8, 16), Vectors(4, 32), Vectors(4, 16)]
+)
+def test_tiles_fit_in_the_registers(vectors: Vectors) -> None:
+    for rows in range(1, 60):
+        for columns in range(1, 20):
+            tile = vectors.tile(rows, columns)
+            used = tile.broadcasts * tile.vectors + min(tile.broadcasts, tile.vectors) + 1
+            assert used <= vectors.registers
+            assert tile.waste < 2
+            assert columns % vectors.tile(rows, columns, exact=True).vectors == 0
+
+
+def test_the_registers_of_instruction_sets() -> None:
+    wide = "x86_64 avx2 fma f16c avx512f avx512bw avx512dq avx512vl"
+    assert Vectors.of(wide) == Vectors(16, 32)
+    assert Vectors.of("x86_64 avx2 fma") == Vectors(8, 16)
+    assert Vectors.of("x86_64") == Vectors(4, 16)
+    assert Vectors.of("aarch64 asimd") == Vectors(4, 32)

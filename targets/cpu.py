@@ -7,6 +7,8 @@ import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hetsched import lowering, schedules
 from hetsched.device import Device
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import CompileError, PackageError, PartError
@@ -78,7 +81,7 @@ class Cpu(Target):
         return cpu_device(name, self.name)
 
     def version(self) -> str:
-        return f"tvm {_tvm_version()}"
+        return f"tvm {_tvm_version()}, rules {_rules()}"
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
@@ -289,6 +292,16 @@ def _no_linker(isa: str) -> str:
     if isa.split()[0] != platform.machine():
         return f"no linker for {isa.split()[0]}: install {isa.split()[0]}-linux-gnu-gcc"
     return f"no linker: install one of {', '.join(LINKERS)}"
+
+
+@cache
+def _rules() -> str:
+    """A digest of what shapes the code beside TVM: with other rules, times are others too."""
+    digest = sha256()
+    for package in (lowering, schedules):
+        for path in sorted(Path(str(package.__path__[0])).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _tvm_version() -> str:

@@ -1,6 +1,5 @@
 """The verbs of the Python API that no other file of tests calls."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,8 @@ from hetsched.contest import LEAST_RUNS, median_latencies
 from hetsched.errors import PluginError
 from hetsched.executable import Executable
 from hetsched.host import cores
+from hetsched.plan import make_plan
+from hetsched.system import System
 
 DIGITS = Path(__file__).parent / "data" / "digits_branch.onnx"
 TWO_CORES = pytest.mark.skipif(len(cores()) < 2, reason="takes two cores as two devices")
@@ -19,12 +20,14 @@ TWO_CORES = pytest.mark.skipif(len(cores()) < 2, reason="takes two cores as two 
 
 @pytest.fixture
 def hybrid() -> Executable:
-    devices = "onnxruntime:{},onnxruntime:{}".format(*cores()[:2])
+    """The first half on one core, the second on another, whether it pays or not."""
+    system = System.local("onnxruntime:{},onnxruntime:{}".format(*cores()[:2]))
     graph = hetsched.read_onnx(DIGITS)
-    plan = hetsched.partition(graph, devices, "layerwise:objective=throughput", None, "roofline")
-    plan = replace(plan, objective="latency")
-    assert len(plan.devices) == 2
-    return hetsched.compile(plan)
+    order = [group.name for group in graph.groups]
+    devices = [device.name for device in system.devices]
+    placement = {name: devices[2 * i // len(order)] for i, name in enumerate(order)}
+    prices = hetsched.priced(graph, system, "roofline")
+    return hetsched.compile(make_plan(graph, system, prices, placement, order, "by hand"))
 
 
 @TWO_CORES

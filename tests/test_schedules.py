@@ -1,6 +1,7 @@
 """Scheduled loops against ONNX Runtime: shapes that fit no tile, on wide and narrow vectors."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -214,6 +215,19 @@ def test_functions_at_the_ends_of_their_range(target: Target, device: Device, ki
     with target.load(target.compile(graph, device), graph, device) as kernel:
         found = kernel.run([x])[0]
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "function"), [("Exp", math.exp), ("Erf", math.erf)])
+def test_doubles_keep_the_functions_of_the_library(
+    target: Target, device: Device, kind: str, function: Callable[[float], float]
+) -> None:
+    x = np.linspace(-3, 3, 40)
+    _, made, _ = one(kind, [x], [])
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", onnx_code("float64"), x.shape))
+    graph = from_onnx(made)
+    with target.load(target.compile(graph, device), graph, device) as kernel:
+        found = kernel.run([x])[0]
+    np.testing.assert_allclose(found, [function(value) for value in x], rtol=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,10 @@ def _let(value: Any, body: Callable[[Any], Any]) -> Any:
 
 
 def _register(name: str, rule: Callable[[Any], Any]) -> None:
-    library = tvm.ir.Op.get(f"tirx.{name}").get_attr("llvm.FLowerIntrinsic")
+    operator = tvm.ir.Op.get(f"tirx.{name}")
+    library = operator.get_attr("llvm.FLowerIntrinsic") or operator.get_attr(
+        "default.FLowerIntrinsic"
+    )
 
     def lower(call: Any) -> Any:
         single = str(call.ty.dtype).startswith("float32")

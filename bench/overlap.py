@@ -360,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=15, help="rounds of all ways")
     parser.add_argument("--requests", type=int, default=8, help="requests in a round of a pipeline")
     parser.add_argument("--branch-ms", type=float, default=40.0, help="work of a branch")
-    parser.add_argument("--size", type=int, default=128, help="rows and columns of a layer")
+    parser.add_argument("--size", type=int, default=512, help="rows and columns of a layer")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     about = record(given.seed)

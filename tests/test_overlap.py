@@ -16,7 +16,7 @@ from hetsched.plan import make_plan
 from hetsched.store import Store
 from hetsched.verify import verify
 
-SIZE, LAYERS = 192, 4
+SIZE, LAYERS = 512, 8
 # What else the machine does can keep two threads apart once, but not each time.
 RUNS = 8
 LEAST_SHARE = 0.5

@@ -25,7 +25,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-# Takes about an hour: untuned code of the largest models runs for seconds.
+# Takes about half an hour, most of it for unrolled recurrent networks and the largest models.
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
 	$(BIN)/python -m bench.overlap --json bench/results/overlap.json

@@ -83,9 +83,8 @@ def overlap(result: Mapping[str, Any]) -> str:
     ]
     return (
         "## Overlap\n\n"
-        "Two independent branches on two cores. By the recorded stamps "
-        f"{_ms(branches['overlap_seconds'])} ms overlap of "
-        f"{_ms(branches['possible_overlap_seconds'])} ms that could; the plan is "
+        "Two independent branches on two cores: by the recorded stamps both work at once for "
+        f"{_ms(branches['overlap_seconds'])} ms of a run, and the plan is "
         f"{branches['speedup_over_best_single']:.2f} times as fast as the better core alone. "
         f"Medians and half the distance of the quartiles of {result['repeats']} rounds in turns, "
         f"milliseconds. {_where(result)}\n\n"

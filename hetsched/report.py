@@ -81,21 +81,7 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
                 ("caches of a core", caches),
             ),
         )
-    if document["links"]:
-        yield ""
-        yield _table(
-            "Links, measured",
-            ("from", "to", ">latency us", ">GB/s"),
-            (
-                (
-                    link["source"],
-                    link["sink"],
-                    _number(link["seconds"], 1e-6, 1),
-                    _number(link["bytes_per_second"], 1e9, 1),
-                )
-                for link in document["links"]
-            ),
-        )
+    yield from _links("Links, measured", document["links"])
     if document["absent"]:
         yield ""
         rows = ((item["name"], item["reason"]) for item in document["absent"])
@@ -150,21 +136,7 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
             for row in document["kernels"]
         ),
     )
-    if document["links"]:
-        yield ""
-        yield _table(
-            "Links",
-            ("from", "to", ">latency us", ">GB/s"),
-            (
-                (
-                    link["source"],
-                    link["sink"],
-                    _number(link["seconds"], 1e-6, 1),
-                    _number(link["bytes_per_second"], 1e9, 1),
-                )
-                for link in document["links"]
-            ),
-        )
+    yield from _links("Links", document["links"])
     yield ""
     yield (
         f"{document['measured']} measured now, {document['already']} in the store already, "
@@ -459,6 +431,25 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> R
     for row in rows:
         table.add_row(*row)
     return Group(Text(title, "bold"), table)
+
+
+def _links(title: str, links: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    if not links:
+        return
+    yield ""
+    yield _table(
+        title,
+        ("from", "to", ">latency us", ">GB/s"),
+        (
+            (
+                link["source"],
+                link["sink"],
+                _number(link["seconds"], 1e-6, 1),
+                _number(link["bytes_per_second"], 1e9, 1),
+            )
+            for link in links
+        ),
+    )
 
 
 def _transfers(transfers: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:

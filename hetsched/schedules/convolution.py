@@ -321,11 +321,7 @@ def _attributes(pixels: int, blocks: int, width: int) -> dict[str, Any]:
 
 
 def schedules(schedule: Any, main: Any) -> bool:
-    return all(
-        loops.is_plain(schedule, block)
-        for block in loops.blocks(schedule)
-        if schedule.get(block).name_hint != schedule.get(main).name_hint
-    )
+    return loops.others_are_plain(schedule, main)
 
 
 def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:

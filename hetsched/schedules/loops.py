@@ -63,6 +63,16 @@ def is_plain(schedule: Any, block: Any) -> bool:
     )
 
 
+def others_are_plain(schedule: Any, main: Any) -> bool:
+    """Whether all blocks but `main` are plain, so that they can be moved into its loops."""
+    name = schedule.get(main).name_hint
+    return all(
+        is_plain(schedule, block)
+        for block in blocks(schedule)
+        if schedule.get(block).name_hint != name
+    )
+
+
 def producers(schedule: Any, block: Any) -> list[Any]:
     """The blocks that `block` depends on, in order."""
     names = set()

@@ -100,11 +100,7 @@ def _product(x: Any, right: Any, columns: int, wide: int, axis: int, tile: tuple
 
 
 def schedules(schedule: Any, main: Any) -> bool:
-    return all(
-        loops.is_plain(schedule, block)
-        for block in loops.blocks(schedule)
-        if schedule.get(block).name_hint != schedule.get(main).name_hint
-    )
+    return loops.others_are_plain(schedule, main)
 
 
 def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:

@@ -86,8 +86,8 @@ def priced(
     DeviceError
         A device is not here, and the cost model has to measure.
     """
-    here = is_here(system)
-    costs = load_plugin(CostModel, cost_model or ("profiled" if here else "roofline"))
+    chosen = cost_model or ("profiled" if is_here(system) else "roofline")
+    costs = load_plugin(CostModel, chosen)
     if store and any(f.name == "store" for f in _options(costs)):
         costs = replace(costs, store=str(store))  # type: ignore[type-var]
     return price(graph, system, costs, progress)

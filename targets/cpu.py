@@ -24,6 +24,7 @@ from hetsched.errors import CompileError, PackageError, PartError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cpu_device, cpu_devices
 from hetsched.op import Tensor
+from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact, Kernel, Target
 
@@ -108,7 +109,9 @@ class Cpu(Target):
         weights: dict[str, np.ndarray] = {}
         if computed_outputs(graph):
             files[CODE], lifted = compile_part(
-                graph, lambda module: _shared_library(module, isa, linker), Vectors.of(isa)
+                graph,
+                lambda module: _shared_library(module, isa, linker),
+                Rules(Vectors.of(isa), device.threads),
             )
             weights.update(lifted)
         constants = [tensor.name for tensor in graph.outputs if tensor.name in graph.constants]

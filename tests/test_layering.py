@@ -40,7 +40,8 @@ EXTENSIONS = frozenset("operations targets cost_models partitioners".split())
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = frozenset(["hetsched.tvm_runtime", "hetsched.lowering.relax"]) | {
     f"hetsched.schedules.{name}"
-    for name in "apply convolution elementwise layout legal loops matmul polynomials rows".split()
+    for name in "apply blocks convolution elementwise layout legal loops matmul polynomials "
+    "pooling rows window".split()
 }
 
 

@@ -236,11 +236,11 @@ def test_doubles_keep_the_functions_of_the_library(
 def test_tiles_fit_in_the_registers(vectors: Vectors) -> None:
     for rows in range(1, 60):
         for columns in range(1, 20):
-            tile = vectors.tile(rows, columns)
+            tile, *_ = vectors.tiles(rows, columns)
             used = tile.broadcasts * tile.vectors + min(tile.broadcasts, tile.vectors) + 1
             assert used <= vectors.registers
             assert tile.waste < 2
-            assert columns % vectors.tile(rows, columns, exact=True).vectors == 0
+            assert columns % vectors.tiles(rows, columns, exact=True)[0].vectors == 0
 
 
 def test_the_registers_of_instruction_sets() -> None:

@@ -27,7 +27,7 @@ from hetsched.schedules import polynomials  # noqa: F401
 from hetsched.schedules.apply import scheduled
 from hetsched.schedules.layout import blocked
 from hetsched.schedules.legal import legalisations
-from hetsched.schedules.vectors import Vectors
+from hetsched.schedules.rules import Rules
 from hetsched.tvm_runtime import ERRORS, first_line, quiet, to_numpy, to_tvm
 
 # TVM's errors at its border, where a model that it does not serve is no error of ours.
@@ -79,11 +79,11 @@ def refusal_of(graph: Graph) -> str | None:
 
 
 def compile_part(
-    graph: Graph, build: Callable[[Any], Any], vectors: Vectors
+    graph: Graph, build: Callable[[Any], Any], rules: Rules
 ) -> tuple[Any, Mapping[str, np.ndarray]]:
     """What `build` makes of the part's module of loops, and the weights that its `main` takes.
 
-    The loops are scheduled for a core with `vectors`.
+    The loops are scheduled by `rules`.
 
     Raises
     ------
@@ -92,8 +92,8 @@ def compile_part(
     """
 
     def attempt(part: Graph) -> tuple[Any, Mapping[str, np.ndarray]]:
-        fused = fuse(lowered(part, vectors))
-        fused = replace(fused, module=scheduled(fused.module, vectors))
+        fused = fuse(lowered(part, rules))
+        fused = replace(fused, module=scheduled(fused.module, rules.vectors))
         lifted = lift_constants(fused, part)
         return build(lifted.module), lifted.weights
 
@@ -106,10 +106,10 @@ def compile_part(
     raise CompileError(f"part '{graph.name}': {why}")
 
 
-def lowered(graph: Graph, vectors: Vectors | None = None) -> Lowered:
+def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
     """The module of `graph` in which every tensor operation is a call of a TensorIR function.
 
-    With `vectors`, operations get the loops that have a schedule for them.
+    With `rules`, operations get the loops that have a schedule for them.
 
     Raises
     ------
@@ -127,13 +127,13 @@ def lowered(graph: Graph, vectors: Vectors | None = None) -> Lowered:
     imported = _imported(graph)
     module = relax.transform.DecomposeOpsForInference()(imported.module)
     module = _rewritten(module, _Folder(module))
-    if vectors is not None:
-        module = blocked(module, vectors)
+    if rules is not None:
+        module = blocked(module, rules)
     module = relax.transform.DeadCodeElimination()(module)
-    rules = {} if vectors is None else legalisations(vectors)
+    ours = {} if rules is None else legalisations(rules)
     with tvm.target.Target("llvm"):
         module = relax.backend.DispatchSortScan()(module)
-        module = relax.transform.LegalizeOps({"relax.take": _take, **rules})(module)
+        module = relax.transform.LegalizeOps({"relax.take": _take, **ours})(module)
     _check(module, graph)
     return replace(imported, module=module)
 

@@ -8,11 +8,14 @@ from typing import Any
 import tvm
 from tvm.s_tir import SBlockRealize, Schedule
 
-from hetsched.schedules import convolution, elementwise, loops, matmul, rows
+from hetsched.schedules import elementwise, loops, matmul, rows, window
+from hetsched.schedules.rules import CANDIDATE, CANDIDATES, WORKLOAD
 from hetsched.schedules.vectors import Vectors
 
+# What a tuner reads of a function.
+TOLD = (WORKLOAD, CANDIDATE, CANDIDATES)
 FAMILIES: dict[str, Any] = {
-    convolution.FAMILY: convolution,
+    window.FAMILY: window,
     matmul.FAMILY: matmul,
     rows.FAMILY: rows,
 }
@@ -41,7 +44,10 @@ def _scheduled(function: Any, vectors: Vectors) -> Any:
     main = [
         block for block in loops.blocks(schedule) if loops.FAMILY in schedule.get(block).annotations
     ]
+    told: dict[str, Any] = {}
     if len(main) == 1:
+        annotations = schedule.get(main[0]).annotations
+        told = {name: annotations[name] for name in TOLD if name in annotations}
         family = FAMILIES[str(schedule.get(main[0]).annotations[loops.FAMILY])]
         if not family.schedules(schedule, main[0]):
             return function
@@ -51,6 +57,8 @@ def _scheduled(function: Any, vectors: Vectors) -> Any:
     else:
         return function
     found = schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+    for name, value in told.items():
+        found = found.with_attr(name, value)
     symbol = function.attrs.get("global_symbol") if function.attrs else None
     return (
         found.with_attr("global_symbol", symbol) if symbol else found.without_attr("global_symbol")

@@ -1,53 +1,29 @@
-"""Convolutions and pooling over blocked tensors.
+"""Convolutions of blocked tensors, their weights packed when they are compiled.
 
-A blocked tensor [n, blocks, height * width, lanes] has its channels in blocks of as many as a
-vector has lanes. A tile of pixels by blocks of output channels stays in registers. Where no tile
-divides the width of the output, columns beyond it are computed, and cropped.
+Importing this file loads TVM's compiler.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
-from tvm.s_tir import Schedule, transform
 
-from hetsched.schedules import elementwise, loops
-from hetsched.schedules.vectors import Vectors
+from hetsched.schedules.rules import Choice
+from hetsched.schedules.vectors import Tile, Vectors
+from hetsched.schedules.window import (
+    CANDIDATES,
+    Window,
+    attributes,
+    padded,
+    per_channel,
+    tiles,
+    windowed,
+)
 
-FAMILY = "window"
 # Pixels of a tile whose addresses are computed one by one.
 MOST_CLAMPED = 8
 # Output blocks of a 1x1 convolution's tile: it reads its input once for each.
 WIDE = 3
-LOWEST = -3.4028234663852886e38
-
-
-@dataclass(frozen=True)
-class Window:
-    """Where a kernel reads. `padding` is top, left, bottom, right; bottom and right may exceed."""
-
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    source: tuple[int, int]
-    result: tuple[int, int]
-
-    @property
-    def is_pointwise(self) -> bool:
-        return self.kernel == self.strides == (1, 1) and self.source == self.result
-
-    def padded(self, columns: int) -> tuple[int, int]:
-        """The height and width that are read for `columns` columns of the result."""
-
-        def size(axis: int, count: int) -> int:
-            reach = (count - 1) * self.strides[axis] + 1
-            reach += (self.kernel[axis] - 1) * self.dilations[axis]
-            return max(reach, self.source[axis] + self.padding[axis])
-
-        return size(0, self.result[0]), size(1, columns)
 
 
 def pack_dense(weights: np.ndarray, groups: int, lanes: int, *, plain: bool) -> np.ndarray:
@@ -90,8 +66,25 @@ def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
     return np.ascontiguousarray(blocked.transpose(0, 2, 3, 1))
 
 
+def dense_tiles(window: Window, blocks: int, vectors: Vectors, *, plain: bool) -> list[Tile]:
+    """Candidates: pixels by some of `blocks` of output channels, those of a group."""
+    if not window.is_pointwise or plain:
+        return tiles(window, vectors, blocks)
+    pixels = window.result[0] * window.result[1]
+    found = vectors.tiles(pixels, blocks, exact=True, wide=WIDE)
+    return [
+        tile for tile in found if pixels % tile.broadcasts == 0 or tile.broadcasts <= MOST_CLAMPED
+    ][:CANDIDATES]
+
+
 def dense(
-    x: Any, weights: Any, window: Window, groups: int, vectors: Vectors, *, plain: bool = False
+    x: Any,
+    weights: Any,
+    window: Window,
+    groups: int,
+    choice: Choice[Tile],
+    *,
+    plain: bool = False,
 ) -> Any:
     """A convolution with packed weights; of a `plain` [n, c, h, w] or a blocked tensor."""
     outputs, inputs, height, width, inner, lanes = (int(dim) for dim in weights.shape)
@@ -104,10 +97,7 @@ def dense(
     axes = [c, kh, kw, v]
     if window.is_pointwise and not plain:
         pixels = window.result[0] * window.result[1]
-        tile = vectors.tile(pixels, each, exact=True, wide=WIDE)
-        if pixels % tile.broadcasts and tile.broadcasts > MOST_CLAMPED:
-            tile = vectors.tile(MOST_CLAMPED, each, exact=True, wide=WIDE)
-        whole = -(-pixels // tile.broadcasts) * tile.broadcasts
+        whole = choice.candidate.covering(pixels)
 
         def pixel(p: Any) -> Any:
             return p if whole == pixels else tirx.min(p, pixels - 1)
@@ -117,57 +107,28 @@ def dense(
             lambda n, o, p, u: te.sum(
                 x[n, o // each * inputs + c, pixel(p), v] * weights[o, c, 0, 0, v, u], axis=axes
             ),
-            name="convolved", attrs=_attributes(tile.broadcasts, tile.vectors, 0),
+            name="convolved", attrs=attributes(choice),
         )  # fmt: skip
         if whole == pixels:
             return total
         return te.compute((batch, outputs, pixels, lanes), lambda *i: total[i], name="crop")
-    tile = vectors.tile(window.result[1], each, exact=True)
-    columns = -(-window.result[1] // tile.broadcasts) * tile.broadcasts
-    read = _padded(x, window, columns, 0.0, plain=plain)
+    read = padded(x, window, choice.candidate.covering(window.result[1]), 0.0, plain=plain)
 
     def element(n: Any, o: Any, row: Any, column: Any, u: Any) -> Any:
-        place = _place(window, row, column, kh, kw)
+        place = window.place(row, column, kh, kw)
         block = o // each * inputs + c
         value = read(n, o // each * inner + v, *place) if plain else read(n, block, *place, v)
         return te.sum(value * weights[o, c, kh, kw, v, u], axis=axes)
 
-    return _windowed(
-        element, (batch, outputs, lanes), window, columns, (tile.broadcasts, tile.vectors)
-    )
+    return windowed(element, (batch, outputs, lanes), window, choice)
 
 
-def depthwise(x: Any, weights: Any, window: Window, vectors: Vectors) -> Any:
+def depthwise(x: Any, weights: Any, window: Window, choice: Choice[Tile]) -> Any:
     """Each channel with its own kernel."""
-    return _per_channel(
-        x, window, vectors, 0.0,
+    return per_channel(
+        x, window, choice, 0.0,
         lambda value, o, kh, kw, u, axes: te.sum(value * weights[o, kh, kw, u], axis=axes),
     )  # fmt: skip
-
-
-def max_pool(x: Any, window: Window, vectors: Vectors) -> Any:
-    return _per_channel(
-        x, window, vectors, LOWEST, lambda value, o, kh, kw, u, axes: te.max(value, axis=axes)
-    )
-
-
-def average_pool(x: Any, window: Window, vectors: Vectors, *, padding_counts: bool) -> Any:
-    total = _per_channel(
-        x, window, vectors, 0.0, lambda value, o, kh, kw, u, axes: te.sum(value, axis=axes)
-    )
-    width = window.result[1]
-
-    def count(p: Any) -> Any:
-        if padding_counts or not any(window.padding):
-            return tirx.const(window.kernel[0] * window.kernel[1], "float32")
-        covered = []
-        for axis, index in enumerate((p // width, p % width)):
-            start = index * window.strides[axis] - window.padding[axis]
-            end = tirx.min(start + window.kernel[axis], window.source[axis])
-            covered.append(end - tirx.max(start, 0))
-        return (covered[0] * covered[1]).astype("float32")
-
-    return te.compute(total.shape, lambda n, o, p, u: total[n, o, p, u] / count(p), name="average")
 
 
 def phase_window(window: Window) -> Window:
@@ -204,176 +165,3 @@ def interleaved(x: Any, window: Window) -> Any:
         return x[n, phase * each + o, row // down * columns + column // right, u]
 
     return te.compute((batch, each, height * width, lanes), element, name="interleaved")
-
-
-def global_pool(x: Any) -> Any:
-    """The mean of all pixels of each channel."""
-    batch, blocks, pixels, lanes = (int(dim) for dim in x.shape)
-    p = te.reduce_axis((0, pixels), "p")
-    total = te.compute(
-        (batch, blocks, 1, lanes), lambda n, o, _, u: te.sum(x[n, o, p, u], axis=[p]),
-        name="sum", attrs=_attributes(1, 1, 0),
-    )  # fmt: skip
-    scale = tirx.const(1 / pixels, "float32")
-    return te.compute(total.shape, lambda *i: total[i] * scale, name="mean")
-
-
-def pack(x: Any, lanes: int) -> Any:
-    """A tensor [n, c, h, w] as a blocked one, filled up with zeros."""
-    batch, channels, height, width = (int(dim) for dim in x.shape)
-    blocks = -(-channels // lanes)
-
-    def element(n: Any, o: Any, p: Any, u: Any) -> Any:
-        value = x[n, o * lanes + u, p // width, p % width]
-        if channels % lanes == 0:
-            return value
-        return tirx.if_then_else(o * lanes + u < channels, value, tirx.const(0, "float32"))
-
-    return te.compute((batch, blocks, height * width, lanes), element, name="packed")
-
-
-def unpack(x: Any, shape: tuple[int, ...]) -> Any:
-    """A blocked tensor as one of `shape`, [n, c, h, w]."""
-    lanes, width = int(x.shape[3]), shape[3]
-    return te.compute(
-        shape, lambda n, c, h, w: x[n, c // lanes, h * width + w, c % lanes], name="unpacked"
-    )
-
-
-def _per_channel(
-    x: Any, window: Window, vectors: Vectors, outside: float, reduced: Callable[..., Any]
-) -> Any:
-    batch, blocks, _, lanes = (int(dim) for dim in x.shape)
-    kh = te.reduce_axis((0, window.kernel[0]), "kh")
-    kw = te.reduce_axis((0, window.kernel[1]), "kw")
-    tile = vectors.tile(window.result[1], 1)
-    columns = -(-window.result[1] // tile.broadcasts) * tile.broadcasts
-    read = _padded(x, window, columns, outside)
-    return _windowed(
-        lambda n, o, row, column, u: reduced(
-            read(n, o, *_place(window, row, column, kh, kw), u), o, kh, kw, u, [kh, kw]
-        ),
-        (batch, blocks, lanes), window, columns, (tile.broadcasts, 1),
-    )  # fmt: skip
-
-
-def _windowed(
-    element: Callable[..., Any],
-    sizes: tuple[int, int, int],
-    window: Window,
-    columns: int,
-    tile: tuple[int, int],
-) -> Any:
-    """`element` of every place of the result and of its columns beyond, which are cropped."""
-    batch, blocks, lanes = sizes
-    height, width = window.result
-    if columns == width:
-        return te.compute(
-            (batch, blocks, height * width, lanes),
-            lambda n, o, p, u: element(n, o, p // width, p % width, u),
-            name="convolved", attrs=_attributes(*tile, 0),
-        )  # fmt: skip
-    total = te.compute(
-        (batch, blocks, height, columns, lanes), element,
-        name="convolved", attrs=_attributes(*tile, width),
-    )  # fmt: skip
-    return te.compute(
-        (batch, blocks, height * width, lanes),
-        lambda n, o, p, u: total[n, o, p // width, p % width, u],
-        name="crop",
-    )
-
-
-def _padded(
-    x: Any, window: Window, columns: int, outside: float, *, plain: bool = False
-) -> Callable[..., Any]:
-    """Reads `x` by row and column of the padded tensor, which is made where there is padding."""
-    height, width = window.source
-    top, left = window.padding[:2]
-    rows, across = window.padded(columns)
-
-    def read(n: Any, c: Any, row: Any, column: Any, *lane: Any) -> Any:
-        return x[n, c, row, column] if plain else x[(n, c, row * width + column, *lane)]
-
-    if (rows, across) == (height, width):
-        return read
-
-    def element(n: Any, c: Any, row: Any, column: Any, *lane: Any) -> Any:
-        inside = tirx.all(row >= top, row < height + top, column >= left, column < width + left)
-        value = read(n, c, row - top, column - left, *lane)
-        return tirx.if_then_else(inside, value, tirx.const(outside, "float32"))
-
-    shape = (int(x.shape[0]), int(x.shape[1]), rows, across)
-    made = te.compute(shape if plain else (*shape, int(x.shape[3])), element, name="padded")
-    return lambda *i: made[i]
-
-
-def _place(window: Window, row: Any, column: Any, kh: Any, kw: Any) -> tuple[Any, Any]:
-    return (
-        row * window.strides[0] + kh * window.dilations[0],
-        column * window.strides[1] + kw * window.dilations[1],
-    )
-
-
-def _attributes(pixels: int, blocks: int, width: int) -> dict[str, Any]:
-    """A tile; `width` is that of the result where its columns are cropped, else 0."""
-    return {loops.FAMILY: FAMILY, loops.TILE: [pixels, blocks, width]}
-
-
-def schedules(schedule: Any, main: Any) -> bool:
-    return loops.others_are_plain(schedule, main)
-
-
-def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
-    pixels, blocks, width = (int(n) for n in schedule.get(main).annotations[loops.TILE])
-    work = loops.elements(schedule, schedule.get_loops(main))
-    for block in loops.producers(schedule, main):
-        _spread(schedule, block, vectors)
-    last = loops.fused_epilogue(schedule, main)
-    if width:
-        schedule, main, last = _with_rows(schedule, main, last, width)
-    batch, block, *rows, place, lane = schedule.get_loops(last)
-    outer_block, inner_block = schedule.split(block, [None, blocks])
-    outer_place, inner_place = schedule.split(place, [None, pixels])
-    outer = [batch, outer_block, *rows, outer_place]
-    schedule.reorder(*outer, inner_block, inner_place, lane)
-    schedule.compute_at(main, outer_place, preserve_unit_loops=True)
-    count = loops.reductions(schedule, main)
-    inner = schedule.get_loops(main)[len(outer) :]
-    spatial, reduced = inner[:-count], inner[-count:]
-    n, o, *p, u = spatial
-    # The blocks inside: their weights stay in registers, and pixels pass through.
-    schedule.reorder(n, *reduced, *p, o, u)
-    schedule.vectorize(u)
-    for loop in (*p, o):
-        schedule.unroll(loop)
-    loops.parallel(schedule, outer, work)
-    start = schedule.get_loops(schedule.decompose_reduction(main, reduced[0]))
-    schedule.vectorize(start[-1])
-    for loop in start[-2 - len(p) : -1]:
-        schedule.unroll(loop)
-    *_, inner_block, inner_place, lane = schedule.get_loops(last)
-    schedule.vectorize(lane)
-    schedule.unroll(inner_block)
-    schedule.unroll(inner_place)
-    return schedule
-
-
-def _with_rows(schedule: Any, main: Any, last: Any, width: int) -> tuple[Any, Any, Any]:
-    """Rows and columns of `last` apart: only then is a tile of what it crops found to be small."""
-    schedule.transform_block_layout(
-        last, lambda n, o, p, u: (n, o, tirx.floordiv(p, width), tirx.floormod(p, width), u)
-    )
-    names = [schedule.get(block).name_hint for block in (main, last)]
-    simplified = Schedule(transform.StmtSimplify()(schedule.mod))
-    return simplified, *(simplified.get_sblock(name) for name in names)
-
-
-def _spread(schedule: Any, block: Any, vectors: Vectors) -> None:
-    """A pass before the convolution: vectors of channels where those are innermost."""
-    nest = schedule.get_loops(block)
-    if len(nest) != 5 or loops.extent(schedule, nest[-1]) != vectors.lanes:
-        elementwise.spread(schedule, block, vectors)
-        return
-    schedule.vectorize(nest[-1])
-    loops.parallel(schedule, nest[:3], loops.elements(schedule, nest))

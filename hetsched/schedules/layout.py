@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from tvm import ir, relax, te, tirx
 
-from hetsched.schedules import convolution
-from hetsched.schedules.convolution import Window
+from hetsched.schedules import blocks, convolution, pooling
 from hetsched.schedules.loops import shape_of
-from hetsched.schedules.vectors import Vectors
+from hetsched.schedules.rules import Choice, Rules
+from hetsched.schedules.vectors import Tile
+from hetsched.schedules.window import Window, tiles
 from hetsched.tvm_runtime import to_numpy, to_tvm
 
 # Those of one tensor, or of tensors that broadcast. What fills the last block up with may become
@@ -44,20 +45,21 @@ class _Form:
     shape: tuple[int, ...] = ()
 
 
-def blocked(module: Any, vectors: Vectors) -> Any:
+def blocked(module: Any, rules: Rules) -> Any:
     """`module` with convolutions, and what can stay between them, on blocked tensors."""
     main = module["main"]
     if not any(_name(b.value) in HANDLERS for block in main.body.blocks for b in block.bindings):
         return module
-    return _Planner(module, vectors).planned()
+    return _Planner(module, rules).planned()
 
 
 class _Planner:
     """Writes `main` anew, binding by binding."""
 
-    def __init__(self, module: Any, vectors: Vectors) -> None:
+    def __init__(self, module: Any, rules: Rules) -> None:
         self._module = module
-        self.vectors = vectors
+        self.rules = rules
+        self.lanes = rules.vectors.lanes
         self.builder = relax.BlockBuilder(module)
         self._forms: dict[Any, _Form] = {}
 
@@ -98,7 +100,7 @@ class _Planner:
             form = self._forms[value]
             if form.plain is None:
                 image = _image(form.shape)
-                form.plain = self.call(convolution.unpack, form.blocked, shape=image)
+                form.plain = self.call(blocks.unpack, form.blocked, shape=image)
                 if image != form.shape:
                     form.plain = self.builder.emit(relax.op.reshape(form.plain, form.shape))
             return form.plain
@@ -118,7 +120,7 @@ class _Planner:
             tensor, image = form.plain, _image(form.shape)
             if image != form.shape:
                 tensor = self.builder.emit(relax.op.reshape(tensor, image))
-            form.blocked = self.call(convolution.pack, tensor, lanes=self.vectors.lanes)
+            form.blocked = self.call(blocks.pack, tensor, lanes=self.lanes)
         return form.blocked
 
     def is_blocked(self, value: Any) -> bool:
@@ -142,14 +144,17 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
         return None
     array = to_numpy(weights.value)
     array = array.reshape(*array.shape[:2], *_image(array.shape)[2:])
-    lanes = plan.vectors.lanes
+    lanes = plan.lanes
     groups = int(call.attrs.groups)
     channels, outputs = shape[1], result[1]
     window = _window(call.attrs, array.shape[2:], shape, result)
     if groups == channels == outputs and groups > 1:
         packed = plan.constant(convolution.pack_depthwise(array, lanes))
+        choice = plan.rules.choose(
+            f"depthwise {shape[0]}x{channels} {window.text}", tiles(window, plan.rules.vectors)
+        )
         return plan.call(
-            convolution.depthwise, plan.blocked(data), packed, window=window, vectors=plan.vectors
+            convolution.depthwise, plan.blocked(data), packed, window=window, choice=choice
         )
     if groups > 1:
         merged = _merged(array, groups, lanes)
@@ -164,9 +169,21 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
             source = plan.builder.emit(relax.op.reshape(source, _image(shape)))
     else:
         source = plan.blocked(data)
+    return _dense(plan, source, packed, window, groups, plain=plain)
+
+
+def _dense(
+    plan: _Planner, source: Any, packed: Any, window: Window, groups: int, *, plain: bool
+) -> Any:
+    batch, channels, *_ = (int(dim) for dim in source.ty.shape)
+    outputs = int(packed.ty.shape[0])
+    choice = plan.rules.choose(
+        f"dense {batch}x{channels}x{outputs} {window.text} groups {groups} plain {plain}",
+        convolution.dense_tiles(window, outputs // groups, plan.rules.vectors, plain=plain),
+    )
     return plan.call(
         convolution.dense, source, packed,
-        window=window, groups=groups, vectors=plan.vectors, plain=plain,
+        window=window, groups=groups, choice=choice, plain=plain,
     )  # fmt: skip
 
 
@@ -186,11 +203,9 @@ def _transposed(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> An
     window = _window(call.attrs, array.shape[2:], shape, result)
     if set(window.dilations) != {1}:
         return None
-    packed = plan.constant(convolution.pack_phases(array, window.strides, plan.vectors.lanes))
-    phases = plan.call(
-        convolution.dense, plan.blocked(data), packed,
-        window=convolution.phase_window(window), groups=1, vectors=plan.vectors,
-    )  # fmt: skip
+    packed = plan.constant(convolution.pack_phases(array, window.strides, plan.lanes))
+    phase_window = convolution.phase_window(window)
+    phases = _dense(plan, plan.blocked(data), packed, phase_window, 1, plain=False)
     return plan.call(convolution.interleaved, phases, window=window)
 
 
@@ -212,9 +227,8 @@ def _max_pool(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
     window = _pool_window(plan, call, result)
     if window is None:
         return None
-    return plan.call(
-        convolution.max_pool, plan.blocked(call.args[0]), window=window, vectors=plan.vectors
-    )
+    choice = _pool_choice(plan, "max", window, call.args[0])
+    return plan.call(pooling.max_pool, plan.blocked(call.args[0]), window=window, choice=choice)
 
 
 def _average_pool(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
@@ -222,9 +236,17 @@ def _average_pool(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> 
     if window is None or call.attrs.ceil_mode or set(window.dilations) != {1}:
         return None
     return plan.call(
-        convolution.average_pool, plan.blocked(call.args[0]),
-        window=window, vectors=plan.vectors, padding_counts=bool(call.attrs.count_include_pad),
+        pooling.average_pool, plan.blocked(call.args[0]),
+        window=window, choice=_pool_choice(plan, "average", window, call.args[0]),
+        padding_counts=bool(call.attrs.count_include_pad),
     )  # fmt: skip
+
+
+def _pool_choice(plan: _Planner, kind: str, window: Window, data: Any) -> Choice[Tile]:
+    batch, channels, *_ = (int(dim) for dim in data.ty.shape)
+    return plan.rules.choose(
+        f"{kind} pool {batch}x{channels} {window.text}", tiles(window, plan.rules.vectors)
+    )
 
 
 def _pool_window(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Window | None:
@@ -244,7 +266,7 @@ def _mean(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
     rank = len(result)
     if sorted(int(axis) % rank for axis in call.attrs.axis or ()) != list(range(2, rank)):
         return None
-    return plan.call(convolution.global_pool, plan.blocked(data))
+    return plan.call(pooling.global_pool, plan.blocked(data))
 
 
 def _elementwise(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
@@ -290,7 +312,7 @@ def _concat(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
     shapes = [shape_of(part) for part in parts]
     if int(call.attrs.axis) % len(result) != 1 or not all(map(plan.is_blocked, parts)):
         return None
-    if any(shape is None or shape[1] % plan.vectors.lanes for shape in shapes[:-1]):
+    if any(shape is None or shape[1] % plan.lanes for shape in shapes[:-1]):
         return None
     return plan.builder.emit(relax.op.concat([plan.blocked(part) for part in parts], axis=1))
 
@@ -298,7 +320,7 @@ def _concat(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
 def _aligned(plan: _Planner, arguments: Sequence[Any], result: tuple[int, ...]) -> list[Any] | None:
     """Arguments of an operation on blocked tensors, broadcast only over pixels or by constants."""
     channels = result[1]
-    lanes = plan.vectors.lanes
+    lanes = plan.lanes
     aligned: list[Any] = []
     for argument in arguments:
         shape = shape_of(argument)

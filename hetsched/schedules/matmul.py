@@ -12,15 +12,18 @@ from tvm import ir, relax, te, tirx
 
 from hetsched.schedules import elementwise, loops
 from hetsched.schedules.loops import shape_of
-from hetsched.schedules.vectors import Vectors
+from hetsched.schedules.rules import Choice, Rules
+from hetsched.schedules.vectors import Tile, Vectors
 from hetsched.tvm_runtime import to_numpy, to_tvm
 
 FAMILY = "product"
 # With fewer multiply-adds the loops around the tile cost more than they save.
 SMALLEST = 1 << 8
+# Of a product, that are worth to be measured.
+CANDIDATES = 4
 
 
-def legalise(builder: Any, call: Any, vectors: Vectors) -> Any | None:
+def legalise(builder: Any, call: Any, rules: Rules) -> Any | None:
     """The loops of a relax.matmul, or None where this family has none for it."""
     left, right = call.args
     rows, inner = shape_of(left), shape_of(right)
@@ -30,19 +33,21 @@ def legalise(builder: Any, call: Any, vectors: Vectors) -> Any | None:
     if prod(rows) * columns < SMALLEST:
         return None
     if isinstance(right, ir.GenericConst) and prod(batch) == 1 and len(inner) <= len(rows):
-        axis, tile = _tile(rows[:-1], columns, vectors)
+        axis, choice = _choice("packed", rows, columns, rules)
         array = to_numpy(right.value).reshape(inner[-2:])
-        packed = relax.const(to_tvm(pack(array, vectors.lanes, tile[1]), array.dtype))
+        packed = pack(array, rules.vectors.lanes, choice.candidate.vectors)
+        constant = relax.const(to_tvm(packed, array.dtype))
         return builder.call_te(
-            lambda x, w: packed_product(x, w, columns, axis, tile, vectors),
-            left, packed, primfunc_name_hint="matmul",
+            lambda x, w: packed_product(x, w, columns, axis, choice),
+            left, constant, primfunc_name_hint="matmul",
         )  # fmt: skip
     if batch and batch != rows[:-2]:
         return None
-    axis, tile = _tile(rows[:-1], columns, vectors, batched=bool(batch))
+    axis, choice = _choice("batched" if batch else "product", rows, columns, rules)
     return builder.call_te(
-        lambda x, y: product(x, y, axis, tile, vectors), left, right, primfunc_name_hint="matmul"
-    )
+        lambda x, y: product(x, y, axis, choice, rules.vectors.lanes), left, right,
+        primfunc_name_hint="matmul",
+    )  # fmt: skip
 
 
 def pack(array: np.ndarray, lanes: int, blocks: int) -> np.ndarray:
@@ -51,22 +56,21 @@ def pack(array: np.ndarray, lanes: int, blocks: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(len(array), -1, lanes).transpose(1, 0, 2))
 
 
-def packed_product(
-    x: Any, packed: Any, columns: int, axis: int, tile: tuple[int, int], vectors: Vectors
-) -> Any:
+def packed_product(x: Any, packed: Any, columns: int, axis: int, choice: Choice[Tile]) -> Any:
     """x[..., k] times a packed matrix."""
-    lanes = vectors.lanes
+    lanes = int(packed.shape[2])
     return _product(
         x,
         lambda place, k, n: packed[n // lanes, k, n % lanes],
-        columns, int(packed.shape[0]) * lanes, axis, tile,
+        columns, int(packed.shape[0]) * lanes, axis, choice,
     )  # fmt: skip
 
 
-def product(x: Any, y: Any, axis: int, tile: tuple[int, int], vectors: Vectors) -> Any:
+def product(x: Any, y: Any, axis: int, choice: Choice[Tile], lanes: int) -> Any:
     """x[..., m, k] times y[..., k, n], or y[k, n]; a ragged n is filled up in a copy of y."""
     *batch, depth, columns = (int(dim) for dim in y.shape)
-    wide = -(-columns // (tile[1] * vectors.lanes)) * tile[1] * vectors.lanes
+    tile = choice.candidate.vectors * lanes
+    wide = -(-columns // tile) * tile
     right = y
     if wide != columns:
         right = te.compute(
@@ -75,15 +79,16 @@ def product(x: Any, y: Any, axis: int, tile: tuple[int, int], vectors: Vectors) 
             name="filled",
         )
     return _product(
-        x, lambda place, k, n: right[(*place[: len(batch)], k, n)], columns, wide, axis, tile
+        x, lambda place, k, n: right[(*place[: len(batch)], k, n)], columns, wide, axis, choice
     )
 
 
-def _product(x: Any, right: Any, columns: int, wide: int, axis: int, tile: tuple[int, int]) -> Any:
+def _product(x: Any, right: Any, columns: int, wide: int, axis: int, choice: Choice[Tile]) -> Any:
     """Computed for whole tiles, the last row again where there is none; then cropped."""
     *lead, depth = (int(dim) for dim in x.shape)
     k = te.reduce_axis((0, depth), "k")
-    rows = -(-lead[axis] // tile[0]) * tile[0]
+    tile = choice.candidate
+    rows = tile.covering(lead[axis])
     whole = [*lead[:axis], rows, *lead[axis + 1 :]]
 
     def element(*index: Any) -> Any:
@@ -92,7 +97,11 @@ def _product(x: Any, right: Any, columns: int, wide: int, axis: int, tile: tuple
             place[axis] = tirx.min(place[axis], lead[axis] - 1)
         return te.sum(x[(*place, k)] * right(place, k, n), axis=[k])
 
-    attributes = {loops.FAMILY: FAMILY, loops.TILE: [axis, *tile]}
+    attributes = {
+        **choice.attributes,
+        loops.FAMILY: FAMILY,
+        loops.TILE: [axis, tile.broadcasts, tile.vectors],
+    }
     total = te.compute((*whole, wide), element, name="product", attrs=attributes)
     if rows == lead[axis] and wide == columns:
         return total
@@ -136,10 +145,11 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
     return schedule
 
 
-def _tile(
-    lead: tuple[int, ...], columns: int, vectors: Vectors, *, batched: bool = False
-) -> tuple[int, tuple[int, int]]:
-    """The axis that rows are tiled along, and the tile."""
-    axis = len(lead) - 1 if batched else max(range(len(lead)), key=lambda i: (lead[i], i))
-    tile = vectors.tile(lead[axis], vectors.blocks(columns))
-    return axis, (tile.broadcasts, tile.vectors)
+def _choice(
+    kind: str, left: tuple[int, ...], columns: int, rules: Rules
+) -> tuple[int, Choice[Tile]]:
+    """The axis of a left side [..., m, k] that is tiled, and the tile."""
+    *lead, depth = left
+    axis = len(lead) - 1 if kind == "batched" else max(range(len(lead)), key=lambda i: (lead[i], i))
+    found = rules.vectors.tiles(lead[axis], rules.vectors.blocks(columns))[:CANDIDATES]
+    return axis, rules.choose(f"{kind} {'x'.join(map(str, lead))}x{depth}x{columns}", found)

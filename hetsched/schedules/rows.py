@@ -12,6 +12,7 @@ from tvm import te, tirx
 
 from hetsched.schedules import loops
 from hetsched.schedules.loops import shape_of
+from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
 
 FAMILY = "rows"
@@ -19,16 +20,16 @@ FAMILY = "rows"
 SHARES = 8
 
 
-def legalise_softmax(builder: Any, call: Any, vectors: Vectors) -> Any | None:
+def legalise_softmax(builder: Any, call: Any, rules: Rules) -> Any | None:
     shape = shape_of(call.args[0])
     if shape is None or len(shape) < 2 or int(call.attrs.axis) % len(shape) != len(shape) - 1:
         return None
     return builder.call_te(
-        lambda x: softmax(x, vectors.lanes), call.args[0], primfunc_name_hint="softmax"
+        lambda x: softmax(x, rules.vectors.lanes), call.args[0], primfunc_name_hint="softmax"
     )
 
 
-def legalise_layer_norm(builder: Any, call: Any, vectors: Vectors) -> Any | None:
+def legalise_layer_norm(builder: Any, call: Any, rules: Rules) -> Any | None:
     shape = shape_of(call.args[0])
     if shape is None or len(shape) < 2 or len(call.attrs.axes) != 1:
         return None
@@ -36,7 +37,8 @@ def legalise_layer_norm(builder: Any, call: Any, vectors: Vectors) -> Any | None
         return None
     epsilon = float(call.attrs.epsilon)
     return builder.call_te(
-        lambda x, scale, shift: layer_norm(x, scale, shift, epsilon, vectors.lanes), *call.args,
+        lambda x, scale, shift: layer_norm(x, scale, shift, epsilon, rules.vectors.lanes),
+        *call.args,
         primfunc_name_hint="layer_norm",
     )  # fmt: skip
 

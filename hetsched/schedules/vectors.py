@@ -25,6 +25,13 @@ class Tile:
     vectors: int
     waste: float
 
+    def __str__(self) -> str:
+        return f"{self.broadcasts}x{self.vectors}"
+
+    def covering(self, broadcasts: int) -> int:
+        """The scalars of the tiles that cover `broadcasts`."""
+        return -(-broadcasts // self.broadcasts) * self.broadcasts
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -51,8 +58,10 @@ class Vectors:
         """How many vectors hold `count` elements."""
         return -(-count // self.lanes)
 
-    def tile(self, broadcasts: int, vectors: int, *, exact: bool = False, wide: int = 1) -> Tile:
-        """The tile of the fewest cycles for a result of `broadcasts` scalars by `vectors` vectors.
+    def tiles(
+        self, broadcasts: int, vectors: int, *, exact: bool = False, wide: int = 1
+    ) -> list[Tile]:
+        """Tiles for `broadcasts` scalars by `vectors` vectors, those of the fewest cycles first.
 
         The smaller side stays in registers besides the accumulators, and one operand passes
         through. `exact` keeps to divisors of `vectors`. Tiles of at least `wide` vectors go first.
@@ -74,7 +83,7 @@ class Vectors:
             for rows, columns in self._sides
             if rows <= broadcasts and columns <= vectors and not (exact and vectors % columns)
         )
-        return min(tiles, key=cycles)
+        return sorted(tiles, key=cycles)
 
     @cached_property
     def _sides(self) -> list[tuple[int, int]]:

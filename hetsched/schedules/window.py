@@ -1,0 +1,208 @@
+"""What a window computes at every pixel of a blocked tensor: the loops, and their schedule.
+
+A blocked tensor [n, blocks, height * width, lanes] has its channels in blocks of as many as a
+vector has lanes. A tile of pixels by blocks of output channels stays in registers. Where no tile
+divides the width of the output, columns beyond it are computed, and cropped.
+
+Importing this file loads TVM's compiler.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+from tvm.s_tir import Schedule, transform
+
+from hetsched.schedules import elementwise, loops
+from hetsched.schedules.rules import Choice
+from hetsched.schedules.vectors import Tile, Vectors
+
+FAMILY = "window"
+# Of a kernel, that are worth to be measured.
+CANDIDATES = 4
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a kernel reads. `padding` is top, left, bottom, right; bottom and right may exceed."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    source: tuple[int, int]
+    result: tuple[int, int]
+
+    @property
+    def is_pointwise(self) -> bool:
+        return self.kernel == self.strides == (1, 1) and self.source == self.result
+
+    @property
+    def text(self) -> str:
+        """The window as part of a workload."""
+        sides = (self.kernel, self.strides, self.dilations, self.padding, self.source)
+        return " ".join("x".join(map(str, side)) for side in sides)
+
+    def place(self, row: Any, column: Any, kh: Any, kw: Any) -> tuple[Any, Any]:
+        """The row and column of the padded tensor that one of the result reads."""
+        return (
+            row * self.strides[0] + kh * self.dilations[0],
+            column * self.strides[1] + kw * self.dilations[1],
+        )
+
+    def reach(self, columns: int) -> tuple[int, int]:
+        """The height and width that are read for `columns` columns of the result."""
+
+        def size(axis: int, count: int) -> int:
+            reach = (count - 1) * self.strides[axis] + 1
+            reach += (self.kernel[axis] - 1) * self.dilations[axis]
+            return max(reach, self.source[axis] + self.padding[axis])
+
+        return size(0, self.result[0]), size(1, columns)
+
+
+def per_channel(
+    x: Any,
+    window: Window,
+    choice: Choice[Tile],
+    outside: float,
+    reduced: Callable[..., Any],
+) -> Any:
+    """What `reduced` makes of the pixels of a channel that its kernel covers."""
+    batch, blocks, _, lanes = (int(dim) for dim in x.shape)
+    kh = te.reduce_axis((0, window.kernel[0]), "kh")
+    kw = te.reduce_axis((0, window.kernel[1]), "kw")
+    columns = choice.candidate.covering(window.result[1])
+    read = padded(x, window, columns, outside)
+    return windowed(
+        lambda n, o, row, column, u: reduced(
+            read(n, o, *window.place(row, column, kh, kw), u), o, kh, kw, u, [kh, kw]
+        ),
+        (batch, blocks, lanes), window, choice,
+    )  # fmt: skip
+
+
+def windowed(
+    element: Callable[..., Any],
+    sizes: tuple[int, int, int],
+    window: Window,
+    choice: Choice[Tile],
+) -> Any:
+    """`element` of every place of the result and of its columns beyond, which are cropped."""
+    batch, blocks, lanes = sizes
+    height, width = window.result
+    columns = choice.candidate.covering(width)
+    if columns == width:
+        return te.compute(
+            (batch, blocks, height * width, lanes),
+            lambda n, o, p, u: element(n, o, p // width, p % width, u),
+            name="convolved", attrs=attributes(choice),
+        )  # fmt: skip
+    total = te.compute(
+        (batch, blocks, height, columns, lanes), element,
+        name="convolved", attrs=attributes(choice, width),
+    )  # fmt: skip
+    return te.compute(
+        (batch, blocks, height * width, lanes),
+        lambda n, o, p, u: total[n, o, p // width, p % width, u],
+        name="crop",
+    )
+
+
+def padded(
+    x: Any, window: Window, columns: int, outside: float, *, plain: bool = False
+) -> Callable[..., Any]:
+    """Reads `x` by row and column of the padded tensor, which is made where there is padding."""
+    height, width = window.source
+    top, left = window.padding[:2]
+    rows, across = window.reach(columns)
+
+    def read(n: Any, c: Any, row: Any, column: Any, *lane: Any) -> Any:
+        return x[n, c, row, column] if plain else x[(n, c, row * width + column, *lane)]
+
+    if (rows, across) == (height, width):
+        return read
+
+    def element(n: Any, c: Any, row: Any, column: Any, *lane: Any) -> Any:
+        inside = tirx.all(row >= top, row < height + top, column >= left, column < width + left)
+        value = read(n, c, row - top, column - left, *lane)
+        return tirx.if_then_else(inside, value, tirx.const(outside, "float32"))
+
+    shape = (int(x.shape[0]), int(x.shape[1]), rows, across)
+    made = te.compute(shape if plain else (*shape, int(x.shape[3])), element, name="padded")
+    return lambda *i: made[i]
+
+
+def tiles(window: Window, vectors: Vectors, blocks: int = 1) -> list[Tile]:
+    """Candidates: pixels of a row by blocks of channels."""
+    return vectors.tiles(window.result[1], blocks, exact=True)[:CANDIDATES]
+
+
+def attributes(choice: Choice[Tile], width: int = 0) -> dict[str, Any]:
+    """Annotations of a main block; `width` is that of the result if columns are cropped."""
+    tile = choice.candidate
+    return {
+        **choice.attributes,
+        loops.FAMILY: FAMILY,
+        loops.TILE: [tile.broadcasts, tile.vectors, width],
+    }
+
+
+def schedules(schedule: Any, main: Any) -> bool:
+    return loops.others_are_plain(schedule, main)
+
+
+def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
+    pixels, blocks, width = (int(n) for n in schedule.get(main).annotations[loops.TILE])
+    work = loops.elements(schedule, schedule.get_loops(main))
+    for block in loops.producers(schedule, main):
+        _spread(schedule, block, vectors)
+    last = loops.fused_epilogue(schedule, main)
+    if width:
+        schedule, main, last = _with_rows(schedule, main, last, width)
+    batch, block, *rows, place, lane = schedule.get_loops(last)
+    outer_block, inner_block = schedule.split(block, [None, blocks])
+    outer_place, inner_place = schedule.split(place, [None, pixels])
+    outer = [batch, outer_block, *rows, outer_place]
+    schedule.reorder(*outer, inner_block, inner_place, lane)
+    schedule.compute_at(main, outer_place, preserve_unit_loops=True)
+    count = loops.reductions(schedule, main)
+    inner = schedule.get_loops(main)[len(outer) :]
+    spatial, reduced = inner[:-count], inner[-count:]
+    n, o, *p, u = spatial
+    # The blocks inside: their weights stay in registers, and pixels pass through.
+    schedule.reorder(n, *reduced, *p, o, u)
+    schedule.vectorize(u)
+    for loop in (*p, o):
+        schedule.unroll(loop)
+    loops.parallel(schedule, outer, work)
+    start = schedule.get_loops(schedule.decompose_reduction(main, reduced[0]))
+    schedule.vectorize(start[-1])
+    for loop in start[-2 - len(p) : -1]:
+        schedule.unroll(loop)
+    *_, inner_block, inner_place, lane = schedule.get_loops(last)
+    schedule.vectorize(lane)
+    schedule.unroll(inner_block)
+    schedule.unroll(inner_place)
+    return schedule
+
+
+def _with_rows(schedule: Any, main: Any, last: Any, width: int) -> tuple[Any, Any, Any]:
+    """Rows and columns of `last` apart: only then is a tile of what it crops found to be small."""
+    schedule.transform_block_layout(
+        last, lambda n, o, p, u: (n, o, tirx.floordiv(p, width), tirx.floormod(p, width), u)
+    )
+    names = [schedule.get(block).name_hint for block in (main, last)]
+    simplified = Schedule(transform.StmtSimplify()(schedule.mod))
+    return simplified, *(simplified.get_sblock(name) for name in names)
+
+
+def _spread(schedule: Any, block: Any, vectors: Vectors) -> None:
+    """A pass before the convolution: vectors of channels where those are innermost."""
+    nest = schedule.get_loops(block)
+    if len(nest) != 5 or loops.extent(schedule, nest[-1]) != vectors.lanes:
+        elementwise.spread(schedule, block, vectors)
+        return
+    schedule.vectorize(nest[-1])
+    loops.parallel(schedule, nest[:3], loops.elements(schedule, nest))

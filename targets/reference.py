@@ -144,19 +144,35 @@ def compiled(parallel: bool) -> Compiler:
 
 _LOCK = Lock()
 _COMPILED: dict[tuple[CodeType, bool], Any] = {}
+_JITTED: dict[tuple[CodeType, bool], Any] = {}
 _PARALLEL = Lock()
 
 
 def _compiled(loops: Any, parallel: bool) -> Any:
-    import numba
-
     with _LOCK:
         key = (loops.__code__, parallel)
         if key not in _COMPILED:
-            marked = FunctionType(loops.__code__, {**loops.__globals__, "prange": numba.prange})
-            jitted = numba.njit(marked, parallel=parallel, nogil=True)
+            jitted = _jitted(loops, parallel)
             _COMPILED[key] = _parallel_call(jitted) if parallel else _call(jitted)
         return _COMPILED[key]
+
+
+def _jitted(function: Any, parallel: bool) -> Any:
+    """What compiles the function, and those of ours that it calls, once types are known."""
+    import numba
+
+    key = (function.__code__, parallel)
+    if key not in _JITTED:
+        scope = {**function.__globals__, "prange": numba.prange}
+        for name in function.__code__.co_names:
+            called = scope.get(name)
+            if isinstance(called, FunctionType) and called is not function:
+                scope[name] = _jitted(called, parallel=False)
+        marked = FunctionType(function.__code__, scope)
+        # A product may be added before it is rounded; all else is computed as Python does.
+        options = {"nogil": True, "parallel": parallel, "fastmath": {"contract"}}
+        _JITTED[key] = numba.njit(marked, **options)
+    return _JITTED[key]
 
 
 def _call(jitted: Callable[..., Any]) -> Callable[..., Any]:

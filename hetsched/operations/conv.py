@@ -8,7 +8,16 @@ import numpy as np
 
 from hetsched.op import Op
 from hetsched.operation import Call, Compiler, Operation, interpreted, prange
-from hetsched.operations._arithmetic import centred, requantised, sum_dtype
+from hetsched.operations._arithmetic import (
+    COLUMNS,
+    DEPTH,
+    HEIGHT,
+    add_product,
+    centred,
+    requantised,
+    sum_dtype,
+    padded_zeros,
+)
 from hetsched.operations._window import Axes, Window, resized, volume
 
 
@@ -22,33 +31,53 @@ def convolution(
     """y[n, m, p] = sum over c, k of x[n, first(m) + c, p * stride + k * dilation] * w[m, c, k].
 
     `x` is padded; p and k run over three axes. An output channel m sees the input channels of its
-    group, from first(m) on. The sums of a row are taken together, in the order of memory.
+    group, from first(m) on. The places p are taken in blocks: what the terms (c, k) of the sum see
+    from there are the rows of a panel, and the weights times the panel are the block of y. Terms
+    are added in the order of memory of w.
     """
     depth = (x.shape[2] - (w.shape[2] - 1) * dilations[0] - 1) // strides[0] + 1
     height = (x.shape[3] - (w.shape[3] - 1) * dilations[1] - 1) // strides[1] + 1
     width = (x.shape[4] - (w.shape[4] - 1) * dilations[2] - 1) // strides[2] + 1
-    y = np.zeros((x.shape[0], w.shape[0], depth, height, width), x.dtype)
-    for m in prange(w.shape[0]):
-        first = m // (w.shape[0] // group) * w.shape[1]
-        for n in range(x.shape[0]):
-            for c in range(w.shape[1]):
-                for i in range(w.shape[2]):
-                    for j in range(w.shape[3]):
-                        for k in range(w.shape[4]):
-                            for p in range(depth):
-                                for q in range(height):
-                                    for r in range(width):
-                                        y[n, m, p, q, r] += (
-                                            x[
-                                                n,
-                                                first + c,
-                                                p * strides[0] + i * dilations[0],
-                                                q * strides[1] + j * dilations[1],
-                                                r * strides[2] + k * dilations[2],
-                                            ]
-                                            * w[m, c, i, j, k]
-                                        )
-    return y
+    plane, row = x.shape[3] * x.shape[4], x.shape[4]
+    channel = x.shape[2] * plane
+    place = offsets(
+        (1, depth, height, width), (0, strides[0] * plane, strides[1] * row, strides[2])
+    )
+    term = offsets(w.shape[1:], (channel, dilations[0] * plane, dilations[1] * row, dilations[2]))
+    elements, weights = x.reshape(x.size), w.reshape(w.shape[0], len(term))
+    filters = w.shape[0] // group
+    y = np.empty((x.shape[0], w.shape[0], len(place)), x.dtype)
+    down = (filters + HEIGHT - 1) // HEIGHT
+    across = (len(place) + COLUMNS - 1) // COLUMNS
+    for tile in prange(x.shape[0] * group * down * across):
+        n, g = tile // (group * down * across), tile // (down * across) % group
+        top, left = g * filters + tile // across % down * HEIGHT, tile % across * COLUMNS
+        bottom, many = min(top + HEIGHT, (g + 1) * filters), min(COLUMNS, len(place) - left)
+        start = (n * x.shape[1] + g * w.shape[1]) * channel
+        sums = padded_zeros(bottom - top, many, x.dtype)
+        panel = padded_zeros(min(DEPTH, len(term)), many, x.dtype)
+        for first in range(0, len(term), DEPTH):
+            used = min(DEPTH, len(term) - first)
+            for t in range(used):
+                seen = start + term[first + t]
+                for p in range(many):
+                    panel[t, p] = elements[seen + place[left + p]]
+            add_product(sums, weights[top:bottom], panel[:used], first)
+        for m in range(bottom - top):
+            for p in range(many):
+                y[n, top + m, left + p] = sums[m, p]
+    return y.reshape(x.shape[0], w.shape[0], depth, height, width)
+
+
+def offsets(counts: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray:
+    """How far in memory each element of a grid of four axes is from the first, in their order."""
+    found = np.empty(counts, np.int64)
+    for c in range(counts[0]):
+        for i in range(counts[1]):
+            for j in range(counts[2]):
+                for k in range(counts[3]):
+                    found[c, i, j, k] = c * steps[0] + i * steps[1] + j * steps[2] + k * steps[3]
+    return found.reshape(found.size)
 
 
 class Conv(Operation):

@@ -1,17 +1,17 @@
 """Matrix products and the types to sum them in, shared by the operations built on them."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from hetsched.operation import Compiler, prange
 
-
 # A panel is so many rows and columns of the second factor, laid out apart to stay in the cache.
 DEPTH = 256
 COLUMNS = 256
-# So many rows of the result take turns at a few rows of the panel: both are then in the first cache.
+# So many rows of the result take turns at a few rows of the panel: the first cache has both.
 ROWS = 16
 # Beside a tile of the result, so many rows pay for the panel's layout.
 HEIGHT = 128
@@ -91,7 +91,7 @@ def matrix_product(a: np.ndarray, b: np.ndarray, compiler: Compiler) -> np.ndarr
     shape = (*batch, left.shape[-2], right.shape[-1])
     if right.ndim == 2:
         # One matrix for the whole batch: its rows make one tall matrix.
-        stacked = left.reshape(1, -1, left.shape[-1]), right[np.newaxis]
+        stacked = left.reshape(1, prod(left.shape[:-1]), left.shape[-1]), right[np.newaxis]
     else:
         stacked = _stacked(left, batch), _stacked(right, batch)
     c = compiler(product)(*stacked).reshape(shape)
@@ -129,4 +129,4 @@ def requantised(
 
 
 def _stacked(x: np.ndarray, batch: tuple[int, ...]) -> Any:
-    return np.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
+    return np.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(prod(batch), *x.shape[-2:])

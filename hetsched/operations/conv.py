@@ -14,9 +14,9 @@ from hetsched.operations._arithmetic import (
     HEIGHT,
     add_product,
     centred,
+    padded_zeros,
     requantised,
     sum_dtype,
-    padded_zeros,
 )
 from hetsched.operations._window import Axes, Window, resized, volume
 
@@ -98,7 +98,7 @@ class Conv(Operation):
         if call.kind == "Conv":
             x, w, bias = (*inputs, None)[:3]
             wide = sum_dtype(x.dtype)
-            y = _convolved(x.astype(wide), w.astype(wide), call, compiler)
+            y = _convolved(x.astype(wide, copy=False), w.astype(wide, copy=False), call, compiler)
             if bias is not None:
                 y = y + _by_channel(bias, y.ndim).astype(wide)
             return (y.astype(x.dtype),)

@@ -8,44 +8,35 @@ import numpy as np
 
 from hetsched.op import Op
 from hetsched.operation import Call, Compiler, Operation, interpreted, prange
-from hetsched.operations._arithmetic import sum_dtype
+from hetsched.operations._arithmetic import matrix_product, sum_dtype
 from hetsched.operations._window import AXES, Axes, Window, lifted, resized, volume
 
 
-def transposed_convolution(
-    x: np.ndarray,
-    w: np.ndarray,
-    strides: Axes,
-    dilations: Axes,
-    group: int,
+def scattered(
+    products: np.ndarray, kernel: Axes, sizes: Axes, strides: Axes, dilations: Axes
 ) -> np.ndarray:
-    """y[n, m, p * stride + k * dilation] = sum over c of x[n, c, p] * w[c, m, k], all p and k.
+    """y[n, p * stride + k * dilation] = sum over k of products[n, k, p]; p and k run over 3 axes.
 
-    p and k run over three axes, c over the input channels of the group of m, and m in `w` counts
-    within its group. The result is whole: padding has still to be cut off.
+    `sizes` are those of p. The result is whole: padding has still to be cut off.
     """
-    depth = (x.shape[2] - 1) * strides[0] + (w.shape[2] - 1) * dilations[0] + 1
-    height = (x.shape[3] - 1) * strides[1] + (w.shape[3] - 1) * dilations[1] + 1
-    width = (x.shape[4] - 1) * strides[2] + (w.shape[4] - 1) * dilations[2] + 1
-    channels = x.shape[1] // group
-    y = np.zeros((x.shape[0], w.shape[1] * group, depth, height, width), x.dtype)
-    for m in prange(w.shape[1] * group):
-        first = m // w.shape[1] * channels
-        for n in range(x.shape[0]):
-            for c in range(first, first + channels):
-                for i in range(w.shape[2]):
-                    for j in range(w.shape[3]):
-                        for k in range(w.shape[4]):
-                            for p in range(x.shape[2]):
-                                for q in range(x.shape[3]):
-                                    for r in range(x.shape[4]):
-                                        y[
-                                            n,
-                                            m,
-                                            p * strides[0] + i * dilations[0],
-                                            q * strides[1] + j * dilations[1],
-                                            r * strides[2] + k * dilations[2],
-                                        ] += x[n, c, p, q, r] * w[c, m % w.shape[1], i, j, k]
+    depth = (sizes[0] - 1) * strides[0] + (kernel[0] - 1) * dilations[0] + 1
+    height = (sizes[1] - 1) * strides[1] + (kernel[1] - 1) * dilations[1] + 1
+    width = (sizes[2] - 1) * strides[2] + (kernel[2] - 1) * dilations[2] + 1
+    y = np.zeros((products.shape[0], depth, height, width), products.dtype)
+    for n in prange(products.shape[0]):
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                for k in range(kernel[2]):
+                    tap = (i * kernel[1] + j) * kernel[2] + k
+                    for p in range(sizes[0]):
+                        for q in range(sizes[1]):
+                            start = (p * sizes[1] + q) * sizes[2]
+                            row = y[n, p * strides[0] + i * dilations[0]]
+                            line = row[q * strides[1] + j * dilations[1]]
+                            for r in range(sizes[2]):
+                                line[r * strides[2] + k * dilations[2]] += products[
+                                    n, tap, start + r
+                                ]
     return y
 
 
@@ -67,19 +58,38 @@ class ConvTranspose(Operation):
         # The padding of the convolution whose gradient this is; SAME is worked out below.
         attributes = {**call.attributes, "auto_pad": "NOTSET"}
         window = Window.of(attributes, w.shape[2:], x.shape[2:])
-        whole = compiler(transposed_convolution)(
-            volume(x.astype(wide)),
-            volume(w.astype(wide)),
-            window.strides,
-            window.dilations,
-            call.attributes.get("group") or 1,
-        )
+        whole = _transposed(volume(x.astype(wide)), volume(w.astype(wide)), window, call, compiler)
         heads, sizes = _border(call, window, whole.shape[2:], x.shape[2:])
         y = resized(whole, [-head for head in heads], sizes)
         y = y.reshape(*y.shape[:2], *sizes[AXES - (x.ndim - 2) :])
         if bias is not None:
             y = y + bias.astype(wide).reshape(-1, *(1,) * (x.ndim - 2))
         return (y.astype(x.dtype),)
+
+
+def _transposed(
+    x: np.ndarray, w: np.ndarray, window: Window, call: Call, compiler: Compiler
+) -> np.ndarray:
+    """y[n, m, p * stride + k * dilation] = sum over k, c of x[n, c, p] * w[c, m, k].
+
+    c runs over the input channels of the group of m; m in `w` counts within its group. The sums
+    over c are matrix products.
+    """
+    group = call.attributes.get("group") or 1
+    batch, filters = x.shape[0], w.shape[1]
+    sizes = lifted(x.shape[2:])
+    channels, taps, places = w.shape[0] // group, prod(window.kernel), prod(sizes)
+    left = w.reshape(group, channels, filters * taps).swapaxes(1, 2)
+    right = x.reshape(batch, group, channels, places)
+    products = matrix_product(left, right, compiler)
+    whole = compiler(scattered)(
+        products.reshape(batch * group * filters, taps, places),
+        window.kernel,
+        sizes,
+        window.strides,
+        window.dilations,
+    )
+    return whole.reshape(batch, group * filters, *whole.shape[1:])
 
 
 def _border(

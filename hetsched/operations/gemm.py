@@ -31,7 +31,7 @@ class Gemm(Operation):
         wide = sum_dtype(a.dtype)
         left = a.T if call.attributes.get("transA") else a
         right = b.T if call.attributes.get("transB") else b
-        y = matrix_product(left.astype(wide), right.astype(wide), compiler)
+        y = matrix_product(left.astype(wide, copy=False), right.astype(wide, copy=False), compiler)
         y = y * wide.type(call.attributes.get("alpha", 1.0))
         if c is not None:
             y = y + c.astype(wide) * wide.type(call.attributes.get("beta", 1.0))

@@ -25,7 +25,11 @@ class MatMul(Operation):
         if call.kind == "MatMul":
             a, b = inputs
             wide = sum_dtype(a.dtype)
-            return (matrix_product(a.astype(wide), b.astype(wide), compiler).astype(a.dtype),)
+            return (
+                matrix_product(
+                    a.astype(wide, copy=False), b.astype(wide, copy=False), compiler
+                ).astype(a.dtype),
+            )
         if call.kind == "MatMulInteger":
             a, b, a_zero, b_zero = (*inputs, None, None)[:4]
             left = centred(a, _by_row(a_zero))

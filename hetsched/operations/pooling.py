@@ -27,31 +27,35 @@ def greatest(
     """
     shape = (x.shape[0], x.shape[1], sizes[0], sizes[1], sizes[2])
     y = np.empty(shape, x.dtype)
-    place = np.zeros(shape, np.int64)
-    for c in prange(x.shape[1]):
-        for n in range(x.shape[0]):
-            for p in range(sizes[0]):
-                for q in range(sizes[1]):
-                    for r in range(sizes[2]):
-                        best = lowest[0]
-                        found = -1
-                        for i in range(kernel[0]):
-                            for j in range(kernel[1]):
-                                for k in range(kernel[2]):
-                                    d = p * strides[0] + i * dilations[0] - heads[0]
-                                    h = q * strides[1] + j * dilations[1] - heads[1]
-                                    w = r * strides[2] + k * dilations[2] - heads[2]
-                                    if (
-                                        0 <= d < x.shape[2]
-                                        and 0 <= h < x.shape[3]
-                                        and 0 <= w < x.shape[4]
-                                        and (found < 0 or x[n, c, d, h, w] > best)
-                                    ):
-                                        best = x[n, c, d, h, w]
-                                        found = (d * x.shape[3] + h) * x.shape[4] + w
-                        y[n, c, p, q, r] = best
-                        place[n, c, p, q, r] = found
+    place = np.empty(shape, np.int64)
+    for plane in prange(x.shape[0] * x.shape[1]):
+        n, c = plane // x.shape[1], plane % x.shape[1]
+        for p in range(sizes[0]):
+            for q in range(sizes[1]):
+                best, found = y[n, c, p, q], place[n, c, p, q]
+                best[:] = lowest[0]
+                found[:] = -1
+                for i in range(kernel[0]):
+                    for j in range(kernel[1]):
+                        d = p * strides[0] + i * dilations[0] - heads[0]
+                        h = q * strides[1] + j * dilations[1] - heads[1]
+                        if 0 <= d < x.shape[2] and 0 <= h < x.shape[3]:
+                            row, before = x[n, c, d, h], (d * x.shape[3] + h) * x.shape[4]
+                            for k in range(kernel[2]):
+                                shift = k * dilations[2] - heads[2]
+                                first, last = inside(shift, strides[2], sizes[2], len(row))
+                                for r in range(first, last):
+                                    w = r * strides[2] + shift
+                                    if found[r] < 0 or row[w] > best[r]:
+                                        best[r] = row[w]
+                                        found[r] = before + w
     return y, place
+
+
+def inside(shift: int, stride: int, places: int, size: int) -> tuple[int, int]:
+    """The first r, and the one behind the last, of which r * stride + shift is in range(size)."""
+    first, last = -(shift // stride), (size - 1 - shift) // stride + 1
+    return max(first, 0), min(last, places)
 
 
 def mean(
@@ -69,34 +73,41 @@ def mean(
     What lies beyond the padding never counts.
     """
     y = np.zeros((x.shape[0], x.shape[1], sizes[0], sizes[1], sizes[2]), x.dtype)
-    for c in prange(x.shape[1]):
-        for n in range(x.shape[0]):
-            for p in range(sizes[0]):
-                for q in range(sizes[1]):
-                    for r in range(sizes[2]):
-                        count = 0
-                        for i in range(kernel[0]):
-                            for j in range(kernel[1]):
-                                for k in range(kernel[2]):
-                                    d = p * strides[0] + i * dilations[0] - heads[0]
-                                    h = q * strides[1] + j * dilations[1] - heads[1]
-                                    w = r * strides[2] + k * dilations[2] - heads[2]
-                                    if (
-                                        0 <= d < x.shape[2]
-                                        and 0 <= h < x.shape[3]
-                                        and 0 <= w < x.shape[4]
-                                    ):
-                                        y[n, c, p, q, r] += x[n, c, d, h, w]
-                                        count += 1
-                                    elif (
-                                        count_padding
-                                        and d < x.shape[2] + tails[0]
-                                        and h < x.shape[3] + tails[1]
-                                        and w < x.shape[4] + tails[2]
-                                    ):
-                                        count += 1
-                        y[n, c, p, q, r] /= max(count, 1)
+    for plane in prange(x.shape[0] * x.shape[1]):
+        n, c = plane // x.shape[1], plane % x.shape[1]
+        for p in range(sizes[0]):
+            for q in range(sizes[1]):
+                sums = y[n, c, p, q]
+                for i in range(kernel[0]):
+                    for j in range(kernel[1]):
+                        d = p * strides[0] + i * dilations[0] - heads[0]
+                        h = q * strides[1] + j * dilations[1] - heads[1]
+                        if 0 <= d < x.shape[2] and 0 <= h < x.shape[3]:
+                            row = x[n, c, d, h]
+                            for k in range(kernel[2]):
+                                shift = k * dilations[2] - heads[2]
+                                first, last = inside(shift, strides[2], sizes[2], len(row))
+                                for r in range(first, last):
+                                    sums[r] += row[r * strides[2] + shift]
+                for r in range(sizes[2]):
+                    count = 1
+                    for axis, at in enumerate((p, q, r)):
+                        begin = at * strides[axis] - heads[axis]
+                        size = x.shape[2 + axis]
+                        low, high = (
+                            (-heads[axis], size + tails[axis]) if count_padding else (0, size)
+                        )
+                        count *= counted(begin, kernel[axis], dilations[axis], low, high)
+                    sums[r] /= max(count, 1)
     return y
+
+
+def counted(begin: int, kernel: int, dilation: int, low: int, high: int) -> int:
+    """How many elements of the kernel's axis are from `low` on and before `high`."""
+    count = 0
+    for k in range(kernel):
+        count += low <= begin + k * dilation < high
+    return count
 
 
 class Pooling(Operation):

@@ -49,7 +49,7 @@ TAKES_BETA = {"affine", "hardsigmoid", "scaledtanh"}
 class Cell:
     """One direction of a layer: its weights, and how it steps from state to state.
 
-    `weight` is [gates * hidden, inputs], `recurrence` [gates * hidden, hidden], `bias` both biases
+    `weight` is [inputs, gates * hidden], `recurrence` [hidden, gates * hidden], `bias` both biases
     of each gate, `peepholes` those of the gates i, o and f.
     """
 
@@ -63,7 +63,7 @@ class Cell:
     compiler: Compiler
 
     def times(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-        return matrix_product(x, np.ascontiguousarray(w.T), self.compiler)
+        return matrix_product(x, w, self.compiler)
 
     def lstm(self, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The states after one step; `x` are the inputs times their weights, biases added.
@@ -82,7 +82,7 @@ class Cell:
         """The flag applies the reset gate behind the recurrent product and its bias."""
         f, g = self.activations
         z_x, r_x, h_x = np.split(x, 3, -1)
-        z_w, r_w, h_w = np.split(self.recurrence, 3)
+        z_w, r_w, h_w = np.split(self.recurrence, 3, -1)
         bias = np.split(self.bias, 6)[5]
         update = f(self.clip(z_x + self.times(h, z_w)))
         reset = f(self.clip(r_x + self.times(h, r_w)))
@@ -136,8 +136,8 @@ class Recurrent(Operation):
         results = []
         for d, backward in zip(range(directions), _backward(call), strict=True):
             cell = Cell(
-                weight=w[d].astype(wide),
-                recurrence=r[d].astype(wide),
+                weight=w[d].T.astype(wide, "C"),
+                recurrence=r[d].T.astype(wide, "C"),
                 bias=bias[d].astype(wide),
                 peepholes=peepholes[d].astype(wide),
                 activations=functions[d],

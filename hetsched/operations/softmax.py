@@ -40,6 +40,7 @@ class Softmax(Operation):
             np.put_along_axis(y, np.expand_dims(wide.argmax(axis), axis), 1, axis)
         else:
             below = wide - wide.max(axis=axis, keepdims=True)
-            total = np.exp(below).sum(axis=axis, keepdims=True)
-            y = np.exp(below) / total if call.kind == "Softmax" else below - np.log(total)
+            power = np.exp(below)
+            total = power.sum(axis=axis, keepdims=True)
+            y = power / total if call.kind == "Softmax" else below - np.log(total)
         return (y.astype(x.dtype).reshape(x.shape),)

@@ -25,7 +25,10 @@ from hetsched.errors import CompileError, DeviceError, PackageError
 from hetsched.graph import Graph, from_onnx
 from hetsched.op import Op, Tensor
 from hetsched.operation import Call, Compiler, interpreted, operation_of
-from hetsched.operations.conv import convolution
+from hetsched.operations._arithmetic import product
+from hetsched.operations.conv import Conv, convolution
+from hetsched.operations.matmul import MatMul
+from hetsched.operations.pooling import Pooling, greatest
 from hetsched.plugin import load
 from hetsched.target import Artifact, Target
 from hetsched.targets.reference import compiled
@@ -560,6 +563,69 @@ def test_parallel_loops_do_as_serial_ones() -> None:
     arguments = ((1, 2, 1), (1, 1, 2), 2)
     wanted = convolution(x, w, *arguments)
     np.testing.assert_array_equal(compiled(True)(convolution)(x, w, *arguments), wanted)
+
+
+# Sides of one element, at the edges of tiles of 128 rows, 256 columns and 256 terms, and none.
+SIDES = [(1, 1, 1), (130, 259, 5), (3, 515, 257), (128, 256, 256), (0, 3, 4), (3, 0, 4), (3, 4, 0)]
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+def test_tiles_of_a_product(sides: tuple[int, int, int], dtype: str) -> None:
+    rows, depth, columns = sides
+    a = whole_numbers(0, (2, rows, depth), dtype)
+    b = whole_numbers(1, (2, depth, columns), dtype)
+    (y,) = MatMul().reference(Call("MatMul", {}, OPSET), [a, b], compiled(False))
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, a @ b)
+
+
+def test_integers_wrap_around_in_a_product() -> None:
+    a = np.full((3, 70), 2**30, np.int32)
+    (y,) = MatMul().reference(Call("MatMul", {}, OPSET), [a, a.T * 3 + 1], compiled(False))
+    np.testing.assert_array_equal(y, a @ (a.T * 3 + 1))
+
+
+# Places beyond a block of 256, filters beyond one of 128, terms beyond a panel of 256.
+LARGE = [
+    ((1, 3, 17, 19), (5, 3, 3, 3), {"pads": [1, 1, 1, 1]}),
+    ((2, 2, 300), (3, 2, 4), {"dilations": [3]}),
+    ((1, 31, 5, 5), (131, 31, 3, 3), {}),
+    ((1, 260, 3, 3), (130, 2, 1, 1), {"group": 130}),
+    ((2, 4, 40, 23), (6, 2, 3, 2), {"group": 2, "strides": [2, 1], "dilations": [1, 2]}),
+    ((0, 2, 5, 5), (3, 2, 3, 3), {}),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_blocks_of_a_convolution(
+    case: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]],
+) -> None:
+    shape, filters, attributes = case
+    x, w = whole_numbers(0, shape, "float32"), whole_numbers(1, filters, "float32")
+    (wanted,) = oracle(model_of("Conv", [x, w], attributes, OPSET, 1), {"x0": x, "x1": w})
+    (found,) = Conv().reference(Call("Conv", attributes, OPSET), [x, w], compiled(False))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_parallel_products_and_pools_do_as_serial_ones() -> None:
+    a, b = whole_numbers(0, (2, 150, 9), "float32"), whole_numbers(1, (2, 9, 300), "float32")
+    np.testing.assert_array_equal(compiled(True)(product)(a, b), a @ b)
+    x = whole_numbers(2, (2, 3, 1, 9, 8), "float32")
+    window = (1, 3, 3), (1, 2, 1), (1, 1, 1), (0, 1, 1), (1, 5, 8)
+    least = np.array([-np.inf], np.float32)
+    for found, wanted in zip(
+        compiled(True)(greatest)(x, *window, least), greatest(x, *window, least), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_first_of_several_not_a_numbers_stays() -> None:
+    x = np.array([[[np.nan, 1, 2, np.nan, 3]]], np.float32)
+    call = Call("MaxPool", {"kernel_shape": [2]}, OPSET, 1)
+    for compiler in COMPILERS.values():
+        (y,) = Pooling().reference(call, [x], compiler)
+        np.testing.assert_array_equal(y, [[[np.nan, 2, 2, np.nan]]])
 
 
 def test_devices_are_cores_of_this_machine() -> None:

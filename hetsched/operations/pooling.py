@@ -46,9 +46,10 @@ def greatest(
                                 first, last = inside(shift, strides[2], sizes[2], len(row))
                                 for r in range(first, last):
                                     w = r * strides[2] + shift
-                                    if found[r] < 0 or row[w] > best[r]:
-                                        best[r] = row[w]
-                                        found[r] = before + w
+                                    # A choice and not a branch: no one can foretell it.
+                                    greater = (found[r] < 0) | (row[w] > best[r])
+                                    best[r] = row[w] if greater else best[r]
+                                    found[r] = before + w if greater else found[r]
     return y, place
 
 
@@ -73,6 +74,15 @@ def mean(
     What lies beyond the padding never counts.
     """
     y = np.zeros((x.shape[0], x.shape[1], sizes[0], sizes[1], sizes[2]), x.dtype)
+    deep = counts(
+        sizes[0], kernel[0], strides[0], dilations[0], heads[0], tails[0], x.shape[2], count_padding
+    )
+    high = counts(
+        sizes[1], kernel[1], strides[1], dilations[1], heads[1], tails[1], x.shape[3], count_padding
+    )
+    wide = counts(
+        sizes[2], kernel[2], strides[2], dilations[2], heads[2], tails[2], x.shape[4], count_padding
+    )
     for plane in prange(x.shape[0] * x.shape[1]):
         n, c = plane // x.shape[1], plane % x.shape[1]
         for p in range(sizes[0]):
@@ -90,24 +100,27 @@ def mean(
                                 for r in range(first, last):
                                     sums[r] += row[r * strides[2] + shift]
                 for r in range(sizes[2]):
-                    count = 1
-                    for axis, at in enumerate((p, q, r)):
-                        begin = at * strides[axis] - heads[axis]
-                        size = x.shape[2 + axis]
-                        low, high = (
-                            (-heads[axis], size + tails[axis]) if count_padding else (0, size)
-                        )
-                        count *= counted(begin, kernel[axis], dilations[axis], low, high)
-                    sums[r] /= max(count, 1)
+                    sums[r] /= max(deep[p] * high[q] * wide[r], 1)
     return y
 
 
-def counted(begin: int, kernel: int, dilation: int, low: int, high: int) -> int:
-    """How many elements of the kernel's axis are from `low` on and before `high`."""
-    count = 0
-    for k in range(kernel):
-        count += low <= begin + k * dilation < high
-    return count
+def counts(
+    places: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    head: int,
+    tail: int,
+    size: int,
+    padding: bool,
+) -> np.ndarray:
+    """How many elements of the kernel are on the axis, at each place, or also on its padding."""
+    low, high = (-head, size + tail) if padding else (0, size)
+    found = np.zeros(places, np.int64)
+    for p in range(places):
+        for k in range(kernel):
+            found[p] += low <= p * stride + k * dilation - head < high
+    return found
 
 
 class Pooling(Operation):

@@ -80,7 +80,8 @@ CASES = (
 class Row:
     """Medians of a case on so many threads, and the least time of all rounds.
 
-    Shares are of the peak: `share` the median of those of each round, `best_share` the greatest.
+    Shares are of the peak: `share` the median of those of each round, `best_share` that of the least
+    time in the greatest peak.
     `first_seconds` is the first call, with Numba's compilation of what no case before had needed.
     """
 
@@ -164,7 +165,7 @@ def measure(threads: int, repeats: int, seed: int) -> tuple[float, list[Row]]:
                 onnxruntime_least_seconds=min(others),
                 flops_per_second=counts[name] / seconds,
                 share=statistics.median(shares) / threads,
-                best_share=max(shares) / threads,
+                best_share=counts[name] / min(mine) / max(peaks) / threads,
                 deviation=errors[name],
                 passed=errors[name] <= limits[name],
             )

@@ -80,9 +80,9 @@ CASES = (
 class Row:
     """Medians of a case on so many threads, and the least time of all rounds.
 
-    Shares are of the peak: `share` the median of those of each round, `best_share` that of the least
-    time in the greatest peak.
-    `first_seconds` is the first call, with Numba's compilation of what no case before had needed.
+    Shares are of the peak: `share` the median of those of each round, `best_share` that of the
+    least time in the greatest peak. `first_seconds` is the first call, with Numba's compilation of
+    what no case before had needed.
     """
 
     case: str

@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 MODEL ?= tests/data/basic_pitch.onnx
 SHAPE ?= serving_default_input_2:0=1,43844,1
 SOURCES := hetsched partitioners cost_models targets tests bench examples setup.py
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo $(MODEL) --shape $(SHAPE) --folder demo
@@ -25,11 +26,21 @@ format: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-# Takes about half an hour, most of it for unrolled recurrent networks and the largest models.
-bench: $(INSTALLED)
+# Takes about two hours.
+bench: $(INSTALLED) bench-peers
 	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
 	$(BIN)/python -m bench.overlap --json bench/results/overlap.json
 	$(BIN)/python -m bench.figures
+
+# About half an hour for each number of threads; the machine should do nothing else.
+bench-peers: $(PEERS)
+	$(BIN)/python -m bench.peers --json bench/results/peers.json --threads 1
+	$(BIN)/python -m bench.peers --json bench/results/peers2.json --threads 2
+
+$(PEERS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    --no-build-isolation -e '.[bench]'
+	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

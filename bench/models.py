@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from bench import families
 from hetsched import Graph, HetschedError
 from hetsched.inputs import seeded, seeded_inputs
 
@@ -33,7 +34,8 @@ class Model:
 
     `real` says that the weights are trained, else they are drawn from a seed. `shapes` bind the
     inputs that the file leaves open; `ranges` are the values of integer inputs, from the first to
-    before the last. `pixels` are inputs in [0, 1), as images are; other floats are normal.
+    before the last. `pixels` are inputs in [0, 1), as images are; other floats are normal. A model
+    that has no file is made from a seed by `make`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Model:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     pixels: tuple[str, ...] = ()
+    make: Callable[[int], onnx.ModelProto] | None = None
 
 
 def _real(name: str, source: str, gmac: float, **known: Any) -> Model:
@@ -61,6 +64,10 @@ def _image(name: str, gmac: float) -> Model:
 
 def _light(name: str, gmac: float) -> Model:
     return Model(f"light_{name}", WHEEL, gmac, LIGHT / f"light_{name}.onnx")
+
+
+def _family(make: Callable[[int], onnx.ModelProto], gmac: float, **known: Any) -> Model:
+    return Model(make.__name__, DRAWN, gmac, Path(), make=make, **known)
 
 
 CATALOGUE = (
@@ -121,17 +128,27 @@ CATALOGUE = (
     _light("densenet121", 2.88),
     _light("resnet50", 4.1),
     _light("vgg19", 19.7),
+    _family(families.regnet_x_400mf, 0.417, pixels=("input",)),
+    _family(families.regnet_y_400mf, 0.406, pixels=("input",)),
+    _family(families.width_71, 0.235, pixels=("input",)),
+    _family(families.width_73, 0.283, pixels=("input",)),
+    _family(families.width_149, 0.276, pixels=("input",)),
+    _family(families.depthwise_stride2, 0.0854, pixels=("input",)),
+    _family(families.temporal, 0.172),
 )
 
 
 def models(folder: Path = FOLDER) -> tuple[Model, ...]:
-    """The models whose files are there, the smallest first.
+    """The models that are made here or whose files are there, the smallest first.
 
     A file is looked for in `folder`, then among the data of the tests. A path of the installed
     `onnx` package stands by itself.
     """
     found = []
     for model in CATALOGUE:
+        if model.make is not None:
+            found.append(model)
+            continue
         paths = [path for path in (folder / model.path, TEST_DATA / model.path) if path.is_file()]
         if paths:
             found.append(replace(model, path=paths[0]))
@@ -156,6 +173,8 @@ def chosen(folder: Path, names: Sequence[str], largest_gmac: float) -> tuple[Mod
 
 def load(model: Model, seed: int = 0) -> onnx.ModelProto:
     """The model with all its weights, those that the file lacks drawn from `seed`."""
+    if model.make is not None:
+        return model.make(seed)
     content = model.path.read_bytes()
     proto = onnx.load_from_string(
         gzip.decompress(content) if model.path.suffix == ".gz" else content

@@ -36,6 +36,7 @@ bench: $(INSTALLED) bench-peers
 bench-peers: $(PEERS)
 	$(BIN)/python -m bench.peers --json bench/results/peers.json --threads 1
 	$(BIN)/python -m bench.peers --json bench/results/peers2.json --threads 2
+	$(BIN)/python -m bench.layers --json bench/results/layers.json
 
 $(PEERS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \

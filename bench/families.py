@@ -163,8 +163,8 @@ def width_73(seed: int) -> onnx.ModelProto:
 
 
 def width_149(seed: int) -> onnx.ModelProto:
-    """The beginning of Inception v3: 299 pixels, and 149 behind a stride."""
-    network = Network("width_149", (1, 3, 299, 299), seed).conv(32, 3, 2).relu()
+    """Rows of 149 pixels behind a stride, a prime, as at the beginning of Inception v3."""
+    network = Network("width_149", (1, 3, 297, 297), seed).conv(32, 3, 2).relu()
     return network.conv(32, 3).relu().conv(64, 1).relu().classifier().model()
 
 

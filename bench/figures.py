@@ -35,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def replaced(readme: str) -> str:
     """The README with the section between the two marks made anew."""
     section = coverage(_result("coverage")) + overlap(_result("overlap"))
+    for name, part in (("peers", peers), ("peers2", peers), ("layers", layers)):
+        # These need a quiet machine for hours, and a checkout may do without.
+        if (RESULTS / f"{name}.json").exists():
+            section += part(_result(name))
     pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
     return re.sub(pattern, lambda _: BEGIN + section + END, readme, flags=re.DOTALL)
 
@@ -91,6 +95,87 @@ def overlap(result: Mapping[str, Any]) -> str:
         + _table(["way", "devices", "threads", "predicted ms", "measured ms"], rows)
         + "\n"
     )
+
+
+def peers(result: Mapping[str, Any]) -> str:
+    """The means of the classes, then a row a model: medians apart, and both figures."""
+    threads, names = result["threads"], ["hetsched", *result["peers"]]
+    means = [
+        [name, str(mean["models"]), _ratio(mean["interleaved"]), _ratio(mean["apart"])]
+        for name, mean in result["summary"]["means"].items()
+    ]
+    rows = []
+    for row in result["rows"]:
+        apart = row.get("apart", {})
+        rows.append(
+            [
+                row["model"],
+                row["class"],
+                *(_spread(apart.get(name)) for name in names),
+                _ratio(row.get("figure_interleaved")),
+                "failed" if row["reason"] else _ratio(row.get("figure_apart")),
+                f"{max(row['deviations']['hetsched'].values()):.0e}" if "deviations" in row else "",
+                f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "",
+            ]
+        )
+    below = {
+        way: ", ".join(f"{name} {figure:.2f}" for name, figure in found.items()) or "none"
+        for way, found in result["summary"]["below"].items()
+    }
+    heads = ["model", "class", *names, "interleaved", "apart", "deviation", "compile s"]
+    return (
+        f"## Beside other runtimes, {threads} thread{'s' if threads > 1 else ''}\n\n"
+        "The figure of a model is the median time of the fastest peer over ours: above 1, hetsched "
+        "(TVM alone) is faster. *Interleaved*, all take turns in one process, a run each; *apart*, "
+        "each has a process, of which one works at a time. Medians and half the distance of the "
+        f"quartiles of at least {result['repeats']} runs apart, milliseconds; *deviation* from "
+        "ONNX Runtime is a share of the output's peak. OpenVINO computes in float32 with the hint "
+        f"for latency. {_where(result)}\n\n"
+        + _table(["geometric mean of", "models", "interleaved", "apart"], means)
+        + f"\nBelow 0.9 interleaved: {below['interleaved']}. Apart: {below['apart']}.\n\n"
+        + _table(heads, rows)
+        + "\n"
+    )
+
+
+def layers(result: Mapping[str, Any]) -> str:
+    """A row for each kind of layer of each model."""
+    rows = []
+    for found in result["models"]:
+        for kind, row in found["summary"].items():
+            peer, share = row["peer_seconds"], row["median_share"]
+            rows.append(
+                [
+                    found["model"],
+                    kind,
+                    str(row["kernels"]),
+                    f"{row['seconds'] * 1e3:.2f}",
+                    "" if peer is None else f"{peer * 1e3:.2f}",
+                    f"{row['flops'] / row['seconds'] / 1e9:.0f}" if row["flops"] else "",
+                    "" if share is None else f"{share:.0%}",
+                ]
+            )
+    peaks = " and ".join(f"{m['peak_flops_per_second'] / 1e9:.0f}" for m in result["models"])
+    heads = ["model", "layers", "kernels", "ms", "onnxruntime ms", "GFLOP/s", "median of peak"]
+    return (
+        "## Layers\n\n"
+        "Kernels within the model on one core, beside ONNX Runtime's own profile of the same "
+        "layers. The core's peak is that of a loop of multiply-adds in the same run: "
+        f"{peaks} GFLOP/s. Medians of {result['repeats']} rounds. {_where(result)}\n\n"
+        + _table(heads, rows)
+        + "\n"
+    )
+
+
+def _spread(times: Mapping[str, float] | None) -> str:
+    if times is None:
+        return ""
+    half = (times["third_quartile"] - times["first_quartile"]) / 2
+    return f"{times['median'] * 1e3:.3g} ± {half * 1e3:.1g}"
+
+
+def _ratio(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.2f}"
 
 
 def _result(name: str) -> Mapping[str, Any]:

@@ -132,7 +132,7 @@ CATALOGUE = (
     _family(families.regnet_y_400mf, 0.406, pixels=("input",)),
     _family(families.width_71, 0.235, pixels=("input",)),
     _family(families.width_73, 0.283, pixels=("input",)),
-    _family(families.width_149, 0.276, pixels=("input",)),
+    _family(families.width_149, 0.273, pixels=("input",)),
     _family(families.depthwise_stride2, 0.0854, pixels=("input",)),
     _family(families.temporal, 0.172),
 )

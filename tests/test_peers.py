@@ -136,6 +136,14 @@ def test_a_made_model_means_what_its_import_means(model: models.Model) -> None:
     )
 
 
+@pytest.mark.parametrize("width", [71, 73, 149])
+def test_ragged_widths_are_what_they_are_called(width: int) -> None:
+    model = next(m for m in MADE if m.name == f"width_{width}")
+    graph = hetsched.read_onnx(models.load(model))
+    convolved = [op.outputs[0].shape for op in graph.ops if op.kind == "Conv"]
+    assert all(shape[2:] == (width, width) for shape in convolved)
+
+
 @pytest.mark.parametrize("bind", [True, False])
 @pytest.mark.parametrize("name", engines.PEERS)
 def test_peers_compute_the_model(name: str, bind: bool) -> None:

@@ -36,7 +36,7 @@ import hetsched
 from bench import engines, models
 from bench.engines import OnnxRuntime
 from bench.models import Model
-from bench.peak import peak_loop
+from bench.peak import peak_flops
 from bench.record import record, write
 from bench.timing import seconds_of
 from hetsched.errors import HetschedError
@@ -158,17 +158,17 @@ def measure(model: Model, repeats: int, seed: int) -> Found:
     with TemporaryDirectory(prefix="hetsched-layers-") as folder:
         peer = OnnxRuntime(proto, inputs, 1, profile=str(Path(folder) / "profile"))
         isa = part.part.device.isa
-        loop, loop_flops = peak_loop(isa)
         whole: dict[str, list[float]] = defaultdict(list)
-        for work in (loop, ours.run, peer.run):
+        peaks = []
+        for work in (ours.run, peer.run):
             work()
         for _ in range(repeats):
-            whole["loop"].append(min(seconds_of(loop) for _ in range(PEAK_LOOPS)))
+            peaks.append(max(peak_flops() for _ in range(PEAK_LOOPS)))
             whole["ours"].append(seconds_of(ours.run))
             whole["peer"].append(seconds_of(peer.run))
         events = json.loads(Path(peer.session.end_profiling()).read_text(encoding="utf-8"))
     medians = {name: statistics.median(seconds) for name, seconds in whole.items()}
-    peak = loop_flops / medians["loop"]
+    peak = statistics.median(peaks)
     layers = matched(ours.medians(), graph, Vectors.of(isa).lanes)
     layers = beside(layers, graph, profiled(events))
     layers = [

@@ -62,6 +62,8 @@ TURNS = 5
 WARM = 2
 SLOW_SECONDS = 0.05
 GOAL = 0.9
+# A load of the machine at which times are not to be trusted.
+BUSY = 0.5
 FAILED = 3
 PACKAGE = "model.hsp"
 INTERLEAVED, APART = "interleaved", "apart"
@@ -409,6 +411,9 @@ def _run(given: argparse.Namespace) -> int:
     about = record(given.seed)
     if OPENVINO in there:
         about["versions"][OPENVINO] = version(OPENVINO)
+    busy = about["machine"]["load_average"][0]
+    if busy > BUSY:
+        print(f"the machine has a load of {busy:.1f}: times will suffer from it", file=sys.stderr)
     rows: list[Row] = _earlier(given.json, about, options) if given.merge else []
     names = [name for text in given.models for name in text.split(",") if name]
     selected = models.chosen(models.FOLDER, names, given.largest_gmac)

@@ -56,8 +56,8 @@ KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 WINOGRAD = "winograd"
 DIRECT = "direct"
 GOAL = 0.85
-# Of F(4x4, 3x3), times the elements of the weights.
-LARGEST_TRANSFORMED = 4
+# The weights of Winograd, times those of the convolution: 16/9 of F(2x2, 3x3), 4 of F(4x4, 3x3).
+LEAST_TRANSFORMED, LARGEST_TRANSFORMED = 1.6, 4
 # What the virtual machine does besides: allocation, views, nulls.
 BUILTIN = "vm.builtin."
 PROFILED = "_kernel_time"
@@ -183,32 +183,34 @@ def matched(calls: Mapping[Call, float], graph: Graph, lanes: int) -> list[Layer
     left = [op for op in graph.ops if op.kind in KINDS]
     layers = []
     for call, seconds in calls.items():
-        op = next((op for op in left if _fits(op, call.shapes, lanes)), None)
+        fits = ((op, _grown(op, call.shapes, lanes)) for op in left)
+        op, grown = next(((op, grown) for op, grown in fits if grown), (None, 0.0))
         if op is None:
             layers.append(Layer(call.symbol, seconds))
             continue
         left.remove(op)
-        layers.append(
-            Layer(call.symbol, seconds, op.name, _kind(op, call.symbol), _text(op), flops(op))
-        )
+        layers.append(Layer(call.symbol, seconds, op.name, _kind(op, grown), _text(op), flops(op)))
     return layers
 
 
-def _fits(op: Op, shapes: Sequence[Sequence[int]], lanes: int) -> bool:
-    """Whether a kernel with tensors of `shapes`, the last of which it writes, may compute it.
+def _grown(op: Op, shapes: Sequence[Sequence[int]], lanes: int) -> float:
+    """How much larger than packed the weights of a kernel are; 0 of one that cannot compute `op`.
 
-    Channels may be padded to whole vectors, and weights be those of Winograd.
+    `shapes` are of its tensors, the last of which it writes. Channels may be padded to whole
+    vectors, and weights be those of Winograd.
     """
     if len(shapes) < 3:
-        return False
+        return 0.0
     *read, written = map(prod, shapes)
     source, weight, result = op.inputs[0].shape, op.inputs[1].shape, op.outputs[0].shape
     data = next((size for size in read if size in _sizes(source, lanes)), None)
     if data is None or written not in _sizes(result, lanes):
-        return False
+        return 0.0
     read.remove(data)
-    padded = prod(-(-size // lanes) * lanes for size in weight[:2]) * prod(weight[2:])
-    return any(prod(weight) <= size <= LARGEST_TRANSFORMED * padded for size in read)
+    packed = prod(-(-size // lanes) * lanes for size in weight[:2]) * prod(weight[2:])
+    # The weights go before a residual, which may have any size.
+    sizes = (size for size in read if prod(weight) <= size <= LARGEST_TRANSFORMED * packed)
+    return next(sizes, 0) / packed
 
 
 def _sizes(shape: Sequence[int], lanes: int) -> set[int]:
@@ -219,10 +221,10 @@ def _sizes(shape: Sequence[int], lanes: int) -> set[int]:
     return {whole, blocked}
 
 
-def _kind(op: Op, symbol: str) -> str:
+def _kind(op: Op, grown: float) -> str:
     if op.kind != "Conv":
         return op.kind.lower()
-    if WINOGRAD in symbol:
+    if grown >= LEAST_TRANSFORMED:
         return WINOGRAD
     channels, group_channels = op.inputs[0].shape[1], op.inputs[1].shape[1]
     if group_channels == channels:

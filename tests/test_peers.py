@@ -223,3 +223,13 @@ def test_unknown_names_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no model 'nothing'" in told
     with pytest.raises(InputError):
         peers._earlier(Path(__file__), {}, peers.Options(1, 15, 0, (), True))
+
+
+def test_a_peer_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    assert engines.installed(engines.PEERS) == (ORT, SPINNING)
+    path = str(tmp_path / "peers.json")
+    assert peers.main(["--json", path, "--peers", OPENVINO]) == 1
+    assert engines.INSTALL in capsys.readouterr().err

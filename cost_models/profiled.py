@@ -27,7 +27,7 @@ class Profiled(CostModel):
         store = Store(Path(self.store) if self.store else default_path())
         part = graph.part(group.ops, group.name)
         key = signature(part)
-        compiler = load(Target, device.target).version()
+        compiler = load(Target, device.target).configuration(device)
         sample = store.sample(device, key, compiler)
         if sample is None:
             try:

@@ -5,7 +5,7 @@
 (0,)
 """
 
-from hetsched.api import compile, devices, partition, priced, profile
+from hetsched.api import compile, devices, partition, priced, profile, tune
 from hetsched.device import Device, Link
 from hetsched.errors import HetschedError
 from hetsched.executable import Executable
@@ -41,5 +41,6 @@ __all__ = [
     "profile",
     "read_onnx",
     "simulate",
+    "tune",
     "verify",
 ]

@@ -19,6 +19,7 @@ from hetsched.errors import (
 from hetsched.executable import Executable
 from hetsched.fusion import Group
 from hetsched.graph import Graph
+from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
 from hetsched.measure import measure_kernel
 from hetsched.operation import group_flops
@@ -29,6 +30,7 @@ from hetsched.plugin import names
 from hetsched.store import Sample, Store, default_path
 from hetsched.system import System
 from hetsched.target import Target
+from hetsched.trial import Trial, choices
 
 Progress = Callable[[str, int, int], None]
 
@@ -163,7 +165,7 @@ def _profiled(
     row: Profiled, part: Graph, device: Device, key: str, store: Store, left: float
 ) -> Profiled:
     """The row with what the store has, or with what is measured while time is left."""
-    compiler = load_plugin(Target, device.target).version()
+    compiler = load_plugin(Target, device.target).configuration(device)
     sample = store.sample(device, key, compiler)
     if sample is not None:
         return replace(row, sample=sample, already=True)
@@ -177,6 +179,93 @@ def _profiled(
         return replace(row, refusal=str(error))
     store.add(device, key, compiler, row.kinds, sample)
     return replace(row, sample=sample)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A kernel's workload on one kind of device, and what was tried for it, the first first."""
+
+    workload: str
+    devices: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    already: bool
+
+    @property
+    def first(self) -> Trial:
+        """What is compiled without tuning."""
+        return min(self.trials, key=lambda trial: trial.place)
+
+    @property
+    def chosen(self) -> Trial:
+        """What is compiled from now on."""
+        candidate = choices(self.trials).get(self.workload, self.first.candidate)
+        return next(trial for trial in self.trials if trial.candidate == candidate)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was tried; not `whole` if the budget was spent first."""
+
+    rows: tuple[Tuned, ...]
+    whole: bool
+
+
+def tune(
+    graph: Graph,
+    devices: str = "cpu",
+    tuner: str | None = None,
+    trials: int = 4,
+    budget_seconds: float = float("inf"),
+    progress: Progress | None = None,
+) -> Tuning:
+    """Measures candidates for the kernels of `graph`; what is compiled later uses the fastest.
+
+    `tuner` is one of the target's, by default its first; `trials` is how many candidates of a
+    kernel are tried. Trials are kept in the user's profile store as they are made, and not made
+    again; no work begins after `budget_seconds`.
+
+    Raises
+    ------
+    DeviceError
+        A device is not here, or its target has no tuner.
+    PluginError
+        There is no such tuner.
+    CompileError
+        The graph cannot be compiled for a device.
+    """
+    store = Store(default_path())
+    begin = perf_counter()
+    kinds: dict[str, list[Device]] = {}
+    for device in System.local(devices, store).devices:
+        kinds.setdefault(device.fingerprint, []).append(device)
+    rows: list[Tuned] = []
+    whole = True
+    for alike in kinds.values():
+        target = load_plugin(Target, alike[0].target)
+        if not target.tuners():
+            raise DeviceError(f"'{alike[0].name}': target '{target.name}' has no tuner")
+        device, compiler = alike[0], target.version()
+        known = store.trials(device, compiler)
+        found: dict[str, list[Trial]] = {}
+        with pinned(device.cores):
+            for item in target.trials(
+                graph.part(graph.ops, "model"), device, tuner or target.tuners()[0], trials, known
+            ):
+                if isinstance(item, Trial):
+                    if item not in known:
+                        store.add_trial(device, compiler, item)
+                    found.setdefault(item.workload, []).append(item)
+                    continue
+                if perf_counter() - begin > budget_seconds:
+                    whole = False
+                    break
+                if progress:
+                    progress(f"{item.doing} on {device.name}", item.index, item.total)
+        names = tuple(item.name for item in alike)
+        rows += [
+            Tuned(workload, names, tuple(own), own[0] in known) for workload, own in found.items()
+        ]
+    return Tuning(tuple(rows), whole)
 
 
 def is_here(system: System) -> bool:

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hetsched.api import Found, Profiled
+from hetsched.api import Found, Profiled, Tuning
 from hetsched.device import Device
 from hetsched.plan import Plan, Recipe, simulate
 from hetsched.schedule import Schedule, bars, gantt
@@ -27,6 +27,8 @@ Document = dict[str, Any]
 
 # Of a long list the largest are shown and the rest counted; the document has all.
 MOST_ROWS = 12
+# Of a candidate's text in a table; longer are traces of schedules.
+LONGEST_CANDIDATE = 40
 # Beside the cells of a Gantt row: the device's name, two bars and the share.
 GANTT_MARGIN = 14
 
@@ -141,6 +143,61 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
     yield (
         f"{document['measured']} measured now, {document['already']} in the store already, "
         f"{document['missing']} missing; store {document['store']}"
+    )
+
+
+def tuning_document(tuning: Tuning, store: str) -> Document:
+    return {
+        "store": store,
+        "whole": tuning.whole,
+        "kernels": [
+            {
+                "workload": row.workload,
+                "devices": list(row.devices),
+                "candidates": [
+                    {"candidate": trial.candidate, "seconds": trial.seconds}
+                    for trial in sorted(row.trials, key=lambda trial: trial.place)
+                ],
+                "first_seconds": row.first.seconds,
+                "chosen": row.chosen.candidate,
+                "chosen_seconds": row.chosen.seconds,
+                "already": row.already,
+            }
+            for row in tuning.rows
+        ],
+    }
+
+
+def tuning_view(document: Document) -> Iterator[RenderableType]:
+    rows = document["kernels"]
+
+    def told(row: Mapping[str, Any]) -> str:
+        if row["chosen_seconds"] == row["first_seconds"]:
+            return "the first"
+        return row["chosen"] if len(row["chosen"]) <= LONGEST_CANDIDATE else "a trace"
+
+    yield _table(
+        "Kernels",
+        ("workload", "devices", ">tried", ">first us", ">chosen us", ">gain", "chosen"),
+        (
+            (
+                row["workload"],
+                " ".join(row["devices"]),
+                str(len(row["candidates"])),
+                _number(row["first_seconds"], 1e-6, 1),
+                _number(row["chosen_seconds"], 1e-6, 1),
+                f"{row['first_seconds'] / row['chosen_seconds']:.2f}x",
+                told(row),
+            )
+            for row in rows
+        ),
+    )
+    changed = sum(row["chosen_seconds"] != row["first_seconds"] for row in rows)
+    already = sum(row["already"] for row in rows)
+    yield ""
+    yield (
+        f"{changed} of {len(rows)} kernels are computed in another way from now on, {already} were "
+        f"tried before; store {document['store']}"
     )
 
 

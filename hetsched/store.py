@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hetsched.device import Device, Link
 from hetsched.errors import OutputFileError
+from hetsched.trial import Trial
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sample (
@@ -26,8 +27,13 @@ CREATE TABLE IF NOT EXISTS link (
     measured_at TEXT DEFAULT CURRENT_TIMESTAMP,
     PRIMARY KEY (source, sink)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS trial (
+    fingerprint TEXT, compiler TEXT, workload TEXT, candidate TEXT, place INTEGER, seconds REAL,
+    measured_at TEXT DEFAULT CURRENT_TIMESTAMP,
+    PRIMARY KEY (fingerprint, compiler, workload, candidate)
+) WITHOUT ROWID;
 """
-VERSION = 1
+VERSION = 2
 # How long a writer waits for another process.
 BUSY_SECONDS = 30.0
 
@@ -99,6 +105,32 @@ class Store:
                 "INSERT OR REPLACE INTO link (source, sink, seconds, bytes_per_second) "
                 "VALUES (?, ?, ?, ?)",
                 (_end(source), _end(sink), link.seconds, link.bytes_per_second),
+            )
+
+    def trials(self, device: Device, compiler: str) -> tuple[Trial, ...]:
+        """What was tried on this kind of device with this compiler, in order of the workloads."""
+        with self._open() as database:
+            rows = database.execute(
+                "SELECT workload, candidate, place, seconds FROM trial "
+                "WHERE fingerprint = ? AND compiler = ? ORDER BY workload, place, candidate",
+                (device.fingerprint, compiler),
+            ).fetchall()
+        return tuple(Trial(*row) for row in rows)
+
+    def add_trial(self, device: Device, compiler: str, trial: Trial) -> None:
+        with self._open() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO trial "
+                "(fingerprint, compiler, workload, candidate, place, seconds) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    device.fingerprint,
+                    compiler,
+                    trial.workload,
+                    trial.candidate,
+                    trial.place,
+                    trial.seconds,
+                ),
             )
 
     @contextmanager

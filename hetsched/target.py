@@ -1,7 +1,7 @@
 """What compiles a part for a device, and what runs it there."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from hetsched.device import Device
+from hetsched.errors import PluginError
 from hetsched.graph import Graph
 from hetsched.plugin import Plugin
+from hetsched.trial import Step, Trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,11 @@ class Target(Plugin):
 
     @abstractmethod
     def version(self) -> str:
-        """Compiler and version; measured times are kept apart by it."""
+        """Compiler and version; what it was tuned to belongs to one."""
+
+    def configuration(self, device: Device) -> str:
+        """The version and what it is tuned to on `device`; measured times are kept apart by it."""
+        return self.version()
 
     @abstractmethod
     def refusal(self, graph: Graph, device: Device) -> str | None:
@@ -106,6 +112,26 @@ class Target(Plugin):
         CompileError
             The compiler refuses it.
         """
+
+    def tuners(self) -> tuple[str, ...]:
+        """The ways to tune this target, the usual one first."""
+        return ()
+
+    def trials(
+        self, graph: Graph, device: Device, tuner: str, count: int, known: Collection[Trial]
+    ) -> Iterator[Trial | Step]:
+        """Candidates for the kernels of `graph`, measured on `device` as `tuner` does it.
+
+        At most `count` are tried of a kernel. Trials that are `known` are yielded as they are. A
+        step says what comes next. What is yielded belongs into the user's store, from where
+        `compile` takes its choices.
+
+        Raises
+        ------
+        CompileError
+            The compiler refuses the graph.
+        """
+        raise PluginError(f"target '{self.name}' has no tuner")
 
     @abstractmethod
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -20,13 +20,15 @@ import numpy as np
 from hetsched import lowering, schedules
 from hetsched.device import Device
 from hetsched.dtype import numpy_dtype
-from hetsched.errors import CompileError, PackageError, PartError
+from hetsched.errors import CompileError, PackageError, PartError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cpu_device, cpu_devices
 from hetsched.op import Tensor
 from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
+from hetsched.store import Store, default_path
 from hetsched.target import Artifact, Kernel, Target
+from hetsched.trial import Step, Trial, choices
 
 CODE = "code.so"
 LAYOUT = "layout.json"
@@ -84,6 +86,42 @@ class Cpu(Target):
     def version(self) -> str:
         return f"tvm {_tvm_version()}, rules {_rules()}"
 
+    def configuration(self, device: Device) -> str:
+        chosen = self._chosen(device)
+        if not chosen:
+            return self.version()
+        told = sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.version()}, tuned {told}"
+
+    def tuners(self) -> tuple[str, ...]:
+        return ("candidates", "metaschedule")
+
+    def trials(
+        self, graph: Graph, device: Device, tuner: str, count: int, known: Collection[Trial]
+    ) -> Iterator[Trial | Step]:
+        if tuner not in self.tuners():
+            raise PluginError(f"no tuner '{tuner}'; there are {', '.join(self.tuners())}")
+        # Late, because it loads TVM's compiler.
+        from hetsched import tvm_runtime
+        from hetsched.lowering import metaschedule, trials
+
+        isa = _isa(device)
+        rules = Rules(Vectors.of(isa), device.threads, self._chosen(device))
+        tvm_runtime.use_threads(device.threads)
+        module = trials if tuner == "candidates" else metaschedule
+        try:
+            yield from module.trials(graph, rules, llvm(isa), count, known)
+        except tvm_runtime.ERRORS as error:
+            why = tvm_runtime.first_line(error)
+            raise CompileError(f"'{graph.name}' cannot be tuned: {why}") from error
+
+    def _chosen(self, device: Device) -> dict[str, str]:
+        """What trials have found to be better on such a device than what the rules put first."""
+        path = default_path()
+        if not path.is_file():
+            return {}
+        return choices(Store(path).trials(device, self.version()))
+
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
         from hetsched.lowering.relax import refusal_of
@@ -111,7 +149,7 @@ class Cpu(Target):
             files[CODE], lifted = compile_part(
                 graph,
                 lambda module: _shared_library(module, isa, linker),
-                Rules(Vectors.of(isa), device.threads),
+                Rules(Vectors.of(isa), device.threads, self._chosen(device)),
             )
             weights.update(lifted)
         constants = [tensor.name for tensor in graph.outputs if tensor.name in graph.constants]

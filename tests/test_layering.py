@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module imports from lines below its own; a folder is one name, whose files may
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
-errors  device  schedule
+errors  device  schedule  trial
 plugin  dtype  files  host  store
 op  oracle  trace  tvm_runtime
 fusion  schedules
@@ -38,7 +38,10 @@ LEVELS = {name: level for level, row in enumerate(LAYERS.split("\n")) for name i
 EXTENSIONS = frozenset("operations targets cost_models partitioners".split())
 # Packages that take a second or a gigabyte to load, and the modules that are made to load them.
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
-LOADERS = frozenset(["hetsched.tvm_runtime", "hetsched.lowering.relax"]) | {
+LOADERS = frozenset(
+    ["hetsched.tvm_runtime"]
+    + [f"hetsched.lowering.{name}" for name in "metaschedule relax trials".split()]
+) | {
     f"hetsched.schedules.{name}"
     for name in "apply blocks convolution elementwise layout legal loops matmul polynomials "
     "pooling rows window".split()

@@ -93,7 +93,7 @@ def compile_part(
 
     def attempt(part: Graph) -> tuple[Any, Mapping[str, np.ndarray]]:
         fused = fuse(lowered(part, rules))
-        fused = replace(fused, module=scheduled(fused.module, rules.vectors))
+        fused = replace(fused, module=scheduled(fused.module, rules))
         lifted = lift_constants(fused, part)
         return build(lifted.module), lifted.weights
 

@@ -9,9 +9,9 @@ from hetsched.schedules.vectors import Vectors
 Candidate = TypeVar("Candidate")
 
 # Annotations of a kernel's main block, and attributes of its function once it is scheduled.
-WORKLOAD = "workload"
-CANDIDATE = "candidate"
-CANDIDATES = "candidates"
+WORKLOAD = "hetsched.workload"
+CANDIDATE = "hetsched.candidate"
+CANDIDATES = "hetsched.candidates"
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Choice(Generic[Candidate]):
     @property
     def attributes(self) -> dict[str, Any]:
         """What a tuner has to know of the kernel, as annotations of its main block."""
+        if not self.candidates:
+            return {}
         return {
             WORKLOAD: self.workload,
             CANDIDATE: str(self.candidate),

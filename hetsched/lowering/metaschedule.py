@@ -34,6 +34,9 @@ LEARNER = "xgboost"
 AT_ONCE = 16
 # For a schedule to be built, or run: the process that does it has to load TVM first.
 LONGEST_SECONDS = 120.0
+# Of the evolution between measurements: TVM's own, and for a short search in proportion to it.
+LARGEST_POPULATION = 512
+POPULATION_PER_TRIAL = 8
 SEED = 1
 
 
@@ -88,6 +91,9 @@ def _searched(function: Any, llvm: Mapping[str, Any], count: int) -> str | None:
             num_trials_per_iter=min(AT_ONCE, count),
             builder=meta_schedule.builder.LocalBuilder(max_workers=1, timeout_sec=LONGEST_SECONDS),
             runner=meta_schedule.runner.LocalRunner(timeout_sec=LONGEST_SECONDS),
+            strategy=meta_schedule.search_strategy.EvolutionarySearch(
+                population_size=min(LARGEST_POPULATION, POPULATION_PER_TRIAL * count)
+            ),
             num_tuning_cores=1,
             cost_model="xgb" if find_spec(LEARNER) else "random",
             seed=SEED,

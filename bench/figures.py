@@ -1,14 +1,17 @@
-"""The figures of the README, from the results that the benches wrote.
+"""The figures of the documents, from the results that the benches wrote.
 
-python -m bench.figures            rewrites the README
-python -m bench.figures --check    exit status 1 if it is not what the results say
+The README has the summary of each bench, docs/figures.md its tables.
+
+python -m bench.figures            rewrites both
+python -m bench.figures --check    exit status 1 if they are not what the results say
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,12 @@ from hetsched.files import write_text
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+TABLES = ROOT / "docs" / "figures.md"
 RESULTS = ROOT / "bench" / "results"
+TITLE = (
+    "# Figures\n\n"
+    "Tables of the benches, made from `bench/results` by `python -m bench.figures`.\n\n"
+)
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
@@ -24,23 +32,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare")
     given = parser.parse_args(arguments)
-    before = README.read_text(encoding="utf-8")
-    after = replaced(before)
+    there = [name for name in PARTS if (RESULTS / f"{name}.json").exists()]
+    parts = [(PARTS[name], _result(name)) for name in there]
+    summary = "\n".join(part.summary(result) for part, result in parts)
+    tables = "\n".join(part.tables(result) for part, result in parts if part.tables)
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    readme = README.read_text(encoding="utf-8")
+    texts = {
+        README: re.sub(pattern, lambda _: BEGIN + summary + END, readme, flags=re.DOTALL),
+        TABLES: TITLE + tables,
+    }
     if given.check:
-        return int(after != before)
-    write_text(README, after)
+        return int(any(path.read_text(encoding="utf-8") != text for path, text in texts.items()))
+    for path, text in texts.items():
+        write_text(path, text)
     return 0
 
 
-def replaced(readme: str) -> str:
-    """The README with the section between the two marks made anew."""
-    section = coverage(_result("coverage")) + overlap(_result("overlap"))
-    for name, part in (("peers", peers), ("peers2", peers), ("layers", layers)):
-        # These need a quiet machine for hours, and a checkout may do without.
-        if (RESULTS / f"{name}.json").exists():
-            section += part(_result(name))
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    return re.sub(pattern, lambda _: BEGIN + section + END, readme, flags=re.DOTALL)
+def coverage_summary(result: Mapping[str, Any]) -> str:
+    deviations = [
+        attempt["deviation"]
+        for row in result["rows"]
+        for attempt in row["attempts"]
+        if attempt["deviation"] is not None
+    ]
+    names = ", ".join([*result["options"]["partitioners"], "random cuts"])
+    return (
+        "## Coverage\n\n"
+        f"{result['passed']} of {result['models']} models pass: imported, planned for "
+        f"`{result['options']['devices']}` by each partitioner ({names}), compiled, run, and every "
+        "part and the whole compared with ONNX Runtime. The largest deviation of all is "
+        f"{max(deviations):.0e} of the output's peak; 1e-4 is allowed in float32. "
+        f"{_where(result)}\n"
+    )
 
 
 def coverage(result: Mapping[str, Any]) -> str:
@@ -97,13 +121,26 @@ def overlap(result: Mapping[str, Any]) -> str:
     )
 
 
-def peers(result: Mapping[str, Any]) -> str:
-    """The means of the classes, then a row a model: medians apart, and both figures."""
-    threads, names = result["threads"], ["hetsched", *result["peers"]]
+def peers_summary(result: Mapping[str, Any]) -> str:
+    """The means of the classes."""
+    threads = result["threads"]
     means = [
         [name, str(mean["models"]), _ratio(mean["interleaved"]), _ratio(mean["apart"])]
         for name, mean in result["summary"]["means"].items()
     ]
+    return (
+        f"## Beside other runtimes, {threads} thread{'s' if threads > 1 else ''}\n\n"
+        f"The median time of the fastest of {', '.join(result['peers'])} over ours (TVM alone): "
+        "above 1, hetsched is faster. *Interleaved*, all take turns in one process, a run each; "
+        "*apart*, each has a process, of which one works at a time. "
+        f"{_where(result)}\n\n"
+        + _table(["geometric mean of", "models", "interleaved", "apart"], means)
+    )
+
+
+def peers(result: Mapping[str, Any]) -> str:
+    """A row a model: medians apart, and both figures."""
+    threads, names = result["threads"], ["hetsched", *result["peers"]]
     rows = []
     for row in result["rows"]:
         apart = row.get("apart", {})
@@ -131,8 +168,7 @@ def peers(result: Mapping[str, Any]) -> str:
         f"quartiles of at least {result['repeats']} runs apart, milliseconds; *deviation* from "
         "ONNX Runtime is a share of the output's peak. OpenVINO computes in float32 with the hint "
         f"for latency. {_where(result)}\n\n"
-        + _table(["geometric mean of", "models", "interleaved", "apart"], means)
-        + f"\nBelow 0.9 interleaved: {below['interleaved']}. Apart: {below['apart']}.\n\n"
+        + f"Below 0.9 interleaved: {below['interleaved']}. Apart: {below['apart']}.\n\n"
         + _table(heads, rows)
         + "\n"
     )
@@ -165,6 +201,23 @@ def layers(result: Mapping[str, Any]) -> str:
         + _table(heads, rows)
         + "\n"
     )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the documents say of a result."""
+
+    summary: Callable[[Mapping[str, Any]], str]
+    tables: Callable[[Mapping[str, Any]], str] | None = None
+
+
+PARTS = {
+    "coverage": Part(coverage_summary, coverage),
+    "overlap": Part(overlap),
+    "peers": Part(peers_summary, peers),
+    "peers2": Part(peers_summary, peers),
+    "layers": Part(layers),
+}
 
 
 def _spread(times: Mapping[str, float] | None) -> str:

@@ -601,7 +601,7 @@ def verify(
         _refuse(planning, "has no effect on a package, which has it settled")
     with _Steps(verbose) as steps:
         if packaged:
-            executable = hetsched.load(model)
+            executable = hetsched.load(model, whole=True)
         else:
             graph = _read(model, shape, steps)
             plan = api.partition(

@@ -55,10 +55,14 @@ class Executable:
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
         """Begins a run; `result` of what it returns waits for the end. Several may be in flight."""
         checked = self._checked(inputs)
+        self._last = self.start().submit(checked)
+        return self._last
+
+    def start(self) -> Executor:
+        """Loads the kernels on their workers, which the first run does otherwise."""
         if self._executor is None:
             self._executor = self._start()
-        self._last = self._executor.submit(checked)
-        return self._last
+        return self._executor
 
     @property
     def schedule(self) -> Schedule:
@@ -126,15 +130,17 @@ class Executable:
         )
 
 
-def load_executable(path: str | Path) -> Executable:
+def load_executable(path: str | Path, whole: bool = False) -> Executable:
     """The executable in a package; nothing is compiled.
+
+    All that a run reads is checked; if `whole`, also the weights that only the model has.
 
     Raises
     ------
     PackageError
         The file is damaged, foreign, of a newer format, or made for another machine.
     """
-    return Executable(*package.read(path))
+    return Executable(*package.read(path, whole))
 
 
 def _load_kernel(item: CompiledPart) -> Kernel:

@@ -11,8 +11,11 @@ from hetsched.errors import OutputFileError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+def replacing(path: str | Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of `path` when the block ends without an error.
+
+    If `durable`, the content is on the disk by then, so that not even a power failure leaves half
+    of it; what can be made again need not wait for that.
 
     A link keeps pointing to its file, and what is no regular file, such as a pipe, is written to
     as it stands.
@@ -38,7 +41,8 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(aside, 0o666 & ~umask)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -48,7 +48,6 @@ ERRORS: tuple[type[Exception], ...] = (
 )
 
 WARNING = re.compile(rb"\[\d\d:\d\d:\d\d\] \S+:\d+: Warning: ")
-_stderr = threading.RLock()
 _configure_threads = tvm.get_global_func("runtime.config_threadpool")
 _of_thread = threading.local()
 # The runtime's mode in which it uses as many workers as it is told to, whatever cores there are.
@@ -61,24 +60,52 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+class _Stderr:
+    """The file that stands in for stderr while anything compiles, and who does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._original = -1
+        self._caught: IO[bytes] | None = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._caught = TemporaryFile()  # noqa: SIM115
+                self._original = os.dup(2)
+                os.dup2(self._caught.fileno(), 2)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside or self._caught is None:
+                return
+            os.dup2(self._original, 2)
+            with self._caught as caught:
+                caught.seek(0)
+                rest = b"".join(line for line in caught if not WARNING.match(line))
+            if rest:
+                os.write(self._original, rest)
+            os.close(self._original)
+
+
+_stderr = _Stderr()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Drops the warnings that TVM's C++ code writes to stderr while it compiles.
 
-    Anything else that is written there meanwhile, by any thread, is passed on at the end.
+    Anything else that is written there meanwhile, by any thread, is passed on when the last of
+    those who are inside leaves.
     """
-    with _stderr, TemporaryFile() as caught:
-        original = os.dup(2)
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(original, 2)
-            caught.seek(0)
-            rest = b"".join(line for line in caught if not WARNING.match(line))
-            if rest:
-                os.write(original, rest)
-            os.close(original)
+    _stderr.enter()
+    try:
+        yield
+    finally:
+        _stderr.leave()
 
 
 def use_threads(count: int) -> None:

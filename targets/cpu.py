@@ -136,6 +136,14 @@ class Cpu(Target):
             _refusals[key] = refusal_of(graph)
         return _refusals[key]
 
+    def settings(self, device: Device) -> str:
+        isa = _isa(device)
+        linker = _linker(isa)
+        path = shutil.which(linker) if linker else None
+        status = Path(path).stat() if path else None
+        made = f"{status.st_size} {status.st_mtime_ns}" if status else ""
+        return f"{isa}; {device.threads} threads; {linker} {made}"
+
     def compile(self, graph: Graph, device: Device) -> Artifact:
         from hetsched.lowering.relax import compile_part
 
@@ -289,12 +297,14 @@ def _damage(code: bytes) -> str | None:
 
 
 def _shared_library(module: Any, isa: str, linker: str) -> bytes:
+    from tvm.support.cc import create_shared
+
     from hetsched.lowering.relax import build
 
-    executable = build(module, llvm(isa))
     with TemporaryDirectory(prefix="hetsched-") as folder:
+        objects = build(module, llvm(isa), Path(folder))
         path = Path(folder) / CODE
-        executable.export_library(str(path), cc=linker, workspace_dir=folder)
+        create_shared(str(path), list(map(str, objects)), cc=linker)
         return path.read_bytes()
 
 

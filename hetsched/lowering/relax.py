@@ -6,9 +6,13 @@ Importing this file loads TVM's compiler, so a target imports it when it first c
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
+from threading import Condition, RLock
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 from hetsched.dtype import STRING, numpy_dtype
 from hetsched.errors import CompileError, UnsupportedOperation
 from hetsched.graph import DETACHED_NBYTES, Graph, to_onnx
+from hetsched.host import cores
 from hetsched.lowering.for_tvm import for_tvm, refusal
 from hetsched.lowering.recurrent import lower_recurrent
 from hetsched.schedules import polynomials  # noqa: F401
@@ -29,6 +34,9 @@ from hetsched.schedules.layout import blocked
 from hetsched.schedules.legal import legalisations
 from hetsched.schedules.rules import Rules
 from hetsched.tvm_runtime import ERRORS, first_line, quiet, to_numpy, to_tvm
+
+_generate = tvm.get_global_func("target.build.llvm")
+_pack = tvm.get_global_func("runtime.ModulePackImportsToLLVM")
 
 # TVM's errors at its border, where a model that it does not serve is no error of ours.
 REFUSALS: tuple[type[Exception], ...] = (*ERRORS, UnsupportedOperation)
@@ -47,6 +55,13 @@ MISSING_CONVERTER = re.compile(r"The following operators are not supported for f
 WRAPS = re.compile(r" % |T\.(bitwise_and|truncmod|floormod)\(")
 # What is folded is stored, and a repeated value is cheaper to make again.
 LARGEST_REPEATED_NBYTES = 4096
+# The most LLVM modules that the functions of a part are shared out to. Not the number of cores, so
+# that the code is the same on every machine.
+MOST_MODULES = 8
+
+# TVM's passes in Python keep what they work on in lists of the process: one part at a time. Code
+# generation, the longer half, does not, and runs in several threads.
+_passes = RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +85,7 @@ class RelaxPart:
 
 def refusal_of(graph: Graph) -> str | None:
     """Why TVM cannot import and lower `graph`, or None; no code is made."""
-    with quiet():
+    with quiet(), _passes:
         try:
             lowered(graph)
         except REFUSALS as error:
@@ -83,7 +98,7 @@ def compile_part(
 ) -> tuple[Any, Mapping[str, np.ndarray]]:
     """What `build` makes of the part's module of loops, and the weights that its `main` takes.
 
-    The loops are scheduled by `rules`.
+    The loops are scheduled by `rules`. Several threads may compile parts at once.
 
     Raises
     ------
@@ -92,9 +107,10 @@ def compile_part(
     """
 
     def attempt(part: Graph) -> tuple[Any, Mapping[str, np.ndarray]]:
-        fused = fuse(lowered(part, rules))
-        fused = replace(fused, module=scheduled(fused.module, rules))
-        lifted = lift_constants(fused, part)
+        with _passes:
+            fused = fuse(lowered(part, rules))
+            fused = replace(fused, module=scheduled(fused.module, rules))
+            lifted = lift_constants(fused, part)
         return build(lifted.module), lifted.weights
 
     with quiet():
@@ -149,31 +165,91 @@ def fuse(part: Lowered) -> Lowered:
     return replace(part, module=tvm.transform.Sequential(passes)(part.module))
 
 
-def build(module: Any, llvm: Mapping[str, Any]) -> Any:
-    """The executable of a fused module for a processor, `llvm` being TVM's description of it.
+def build(module: Any, llvm: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The object files in `folder` that a fused module becomes, to be linked into one library.
+
+    `llvm` is TVM's description of the processor. The functions are shared out to several LLVM
+    modules, which are built side by side; the same module gives the same files.
 
     LLVM 22 vectorises some loops wrongly whose loads wrap around, `x[i % 8]`, as if they did not
     (https://github.com/llvm/llvm-project/issues/156849 is of the kind): functions that have such
     an index go through an LLVM that leaves loops as they are. Loops that a schedule vectorises
     are not concerned.
     """
-    wrapping = {
-        variable: function.with_attr("global_symbol", variable.name_hint)
-        for variable, function in module.functions.items()
-        if isinstance(function, tvm.tirx.PrimFunc) and WRAPS.search(function.script())
-    }
-    libraries = []
-    if wrapping:
-        careful = tvm.target.Target({**llvm, "cl-opt": ["-vectorize-loops:bool=false"]})
-        libraries.append(tvm.tirx.build(tvm.IRModule(wrapping), target=careful))
     target = tvm.target.Target(dict(llvm))
-    with target:
-        module = relax.get_pipeline("default")(module)
+    careful = tvm.target.Target({**llvm, "cl-opt": ["-vectorize-loops:bool=false"]})
     builder = relax.ExecBuilder()
-    rest = vm_build._vmcodegen(builder, module)
-    apart = {variable.name_hint for variable in wrapping}
-    functions = {v: f for v, f in rest.functions.items() if v.name_hint not in apart}
-    return vm_build._vmlink(builder, target, tvm.IRModule(functions), ext_libs=libraries)
+    with _passes:
+        with target:
+            module = relax.get_pipeline("default")(module)
+        rest = vm_build._vmcodegen(builder, module)
+        texts = {v.name_hint: function.script() for v, function in rest.functions.items()}
+    functions = {v.name_hint: (v, function) for v, function in rest.functions.items()}
+    wrapping = [name for name in sorted(texts) if WRAPS.search(texts[name])]
+    plain = {name: len(text) for name, text in texts.items() if name not in wrapping}
+    shares = [(share, target) for share in _shared_out(plain)] + [(wrapping, careful)]
+
+    def generate(index: int) -> Path:
+        names, chosen = shares[index]
+        path = folder / f"loops{index}.o"
+        hosted = tvm.tirx.transform.BindTarget(chosen.with_host(chosen))
+        loops = hosted(tvm.IRModule(dict(functions[name] for name in names)))
+        lower, finalise, _ = tvm.tirx.get_default_tir_pipeline(chosen)
+        loops = finalise()(lower(loops))
+        # Options of LLVM hold for the whole process.
+        with _options.altered() if chosen is careful else _options.as_they_are():
+            _generate(loops, chosen).write_to_file(str(path))
+        return path
+
+    wanted = [index for index, (names, _) in enumerate(shares) if names]
+    with ThreadPoolExecutor(len(cores())) as workers:
+        paths = list(workers.map(generate, wanted))
+    with _passes:
+        executable = vm_build._vmlink(builder, target)
+        packed = _pack(executable.mod, False, str(target), "")
+        paths.append(folder / "program.o")
+        packed.write_to_file(str(paths[-1]))
+    return paths
+
+
+def _shared_out(nbytes: Mapping[str, int]) -> list[list[str]]:
+    """The names in at most `MOST_MODULES` shares of about equal work, by the lengths of texts."""
+    shares: list[list[str]] = [[] for _ in range(min(MOST_MODULES, len(nbytes)))]
+    work = [0] * len(shares)
+    for name in sorted(nbytes, key=lambda name: (-nbytes[name], name)):
+        least = work.index(min(work))
+        shares[least].append(name)
+        work[least] += nbytes[name]
+    return shares
+
+
+class _Options:
+    """The options of LLVM: many threads may build as long as none has altered them."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._building = 0
+
+    @contextmanager
+    def as_they_are(self) -> Iterator[None]:
+        with self._changed:
+            self._building += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._building -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def altered(self) -> Iterator[None]:
+        # Whoever builds next waits for the condition's lock, which is held to the end.
+        with self._changed:
+            self._changed.wait_for(lambda: self._building == 0)
+            yield
+
+
+_options = _Options()
 
 
 def lift_constants(part: Lowered, graph: Graph) -> RelaxPart:

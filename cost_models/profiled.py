@@ -1,14 +1,15 @@
 """Time as measured on the device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetsched.cost import CostModel, signature
+from hetsched.cost import CostModel, Progress, signature
 from hetsched.device import Device
 from hetsched.errors import CompileError
 from hetsched.fusion import Group
 from hetsched.graph import Graph
-from hetsched.measure import measure_kernel
+from hetsched.measure import measure_kernels
 from hetsched.plugin import load
 from hetsched.store import Store, default_path
 from hetsched.target import Target
@@ -24,15 +25,39 @@ class Profiled(CostModel):
     store: str = ""
 
     def compute_seconds(self, graph: Graph, group: Group, device: Device) -> float:
+        return self.all_seconds(graph, [(group, device)])[0]
+
+    def all_seconds(
+        self,
+        graph: Graph,
+        wanted: Sequence[tuple[Group, Device]],
+        progress: Progress | None = None,
+    ) -> list[float]:
         store = Store(Path(self.store) if self.store else default_path())
-        part = graph.part(group.ops, group.name)
-        key = signature(part)
-        compiler = load(Target, device.target).configuration(device)
-        sample = store.sample(device, key, compiler)
-        if sample is None:
-            try:
-                sample = measure_kernel(part, device)
-            except CompileError:
-                return float("inf")
-            store.add(device, key, compiler, group.kinds, sample)
-        return sample.seconds
+        known: dict[tuple[str, ...], float] = {}
+        missing: dict[tuple[str, ...], tuple[Group, Graph, Device]] = {}
+        keys: list[tuple[str, ...]] = []
+        for group, device in wanted:
+            part = graph.part(group.ops, group.name)
+            compiler = load(Target, device.target).configuration(device)
+            keys.append((signature(part), device.fingerprint, compiler))
+            key = keys[-1]
+            if key in known or key in missing:
+                continue
+            sample = store.sample(device, key[0], compiler)
+            if sample is None:
+                missing[key] = (group, part, device)
+            else:
+                known[key] = sample.seconds
+        kernels = [(part, device) for _, part, device in missing.values()]
+        measured = measure_kernels(kernels)
+        for index, (key, (group, _, device)) in enumerate(missing.items()):
+            if progress:
+                progress(group.kinds, index, len(missing))
+            found = next(measured)
+            if isinstance(found, CompileError):
+                known[key] = float("inf")
+            else:
+                store.add(device, key[0], key[2], group.kinds, found)
+                known[key] = found.seconds
+        return [known[key] for key in keys]

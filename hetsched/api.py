@@ -7,7 +7,7 @@ from time import perf_counter
 
 from hetsched.compiler import compile_parts
 from hetsched.contest import median_latencies
-from hetsched.cost import CostModel, Prices, price, refusal, signature
+from hetsched.cost import CostModel, Prices, price, refusals, signature
 from hetsched.device import Device
 from hetsched.errors import (
     CompileError,
@@ -171,7 +171,7 @@ def _profiled(
         return replace(row, sample=sample, already=True)
     if left <= 0:
         return row
-    if reason := refusal(part, device):
+    if reason := refusals([part], device)[0]:
         return replace(row, refusal=reason)
     try:
         sample = measure_kernel(part, device)

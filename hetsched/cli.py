@@ -455,6 +455,8 @@ def compile_(
 ) -> None:
     """Plans, compiles and writes one package that runs without a compiler.
 
+    Parts that were compiled before come from the cache; HETSCHED_CACHE is its folder, or off.
+
     Example: hetsched compile model.onnx -o model.hsp --devices cpu:0,cpu:1
     """
     _check_writable(output)

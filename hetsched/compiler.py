@@ -1,10 +1,13 @@
 """From a plan to compiled parts."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from hetsched.cache import compiled
 from hetsched.errors import CompileError, DeviceError
 from hetsched.graph import Graph
+from hetsched.host import cores
 from hetsched.plan import Part, Plan
 from hetsched.plugin import load
 from hetsched.target import Artifact, Target
@@ -22,7 +25,9 @@ class CompiledPart:
 
 
 def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[CompiledPart, ...]:
-    """Every part of `plan`, compiled by the target of its device.
+    """Every part of `plan`, compiled by the target of its device or taken from the cache.
+
+    Parts are compiled side by side; progress is told, and errors are raised, in their order.
 
     Raises
     ------
@@ -31,18 +36,27 @@ def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[Compile
     CompileError
         A target refuses a part; the message has the part, its device and the reason.
     """
-    compiled = []
-    for index, part in enumerate(plan.parts):
-        if progress:
-            progress(f"{part.name} for {part.device.name}", index, len(plan.parts))
-        target = load(Target, part.device.target)
-        reason = target.unavailable()
+    for device in plan.devices:
+        reason = load(Target, plan.system.device(device).target).unavailable()
         if reason is not None:
-            raise DeviceError(f"'{part.device.name}' cannot be compiled for here: {reason}")
-        graph = plan.graph.part(part.ops, part.name)
+            raise DeviceError(f"'{device}' cannot be compiled for here: {reason}")
+    done = []
+    with ThreadPoolExecutor(len(cores())) as workers:
+        waiting = [workers.submit(_compiled, plan, part) for part in plan.parts]
         try:
-            artifact = target.compile(graph, part.device)
-        except CompileError as error:
-            raise CompileError(f"{part.name} on '{part.device.name}': {error}") from error
-        compiled.append(CompiledPart(part, graph, artifact))
-    return tuple(compiled)
+            for index, (part, future) in enumerate(zip(plan.parts, waiting, strict=True)):
+                if progress:
+                    progress(f"{part.name} for {part.device.name}", index, len(plan.parts))
+                done.append(future.result())
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+    return tuple(done)
+
+
+def _compiled(plan: Plan, part: Part) -> CompiledPart:
+    graph = plan.graph.part(part.ops, part.name)
+    try:
+        artifact = compiled(load(Target, part.device.target), graph, part.device)
+    except CompileError as error:
+        raise CompileError(f"{part.name} on '{part.device.name}': {error}") from error
+    return CompiledPart(part, graph, artifact)

@@ -1,12 +1,13 @@
 """What a kernel group costs on a device: the one input of every partitioner."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
 
+from hetsched.cache import refusals as kept_refusals
 from hetsched.device import Device
 from hetsched.errors import UnsupportedOperation
 from hetsched.fusion import Group
@@ -14,6 +15,8 @@ from hetsched.graph import Graph, to_onnx
 from hetsched.plugin import Plugin, load
 from hetsched.system import System
 from hetsched.target import Target
+
+Progress = Callable[[str, int, int], None]
 
 
 class CostModel(Plugin):
@@ -24,6 +27,20 @@ class CostModel(Plugin):
     @abstractmethod
     def compute_seconds(self, graph: Graph, group: Group, device: Device) -> float:
         """The time of one run of `group`, a group of `graph`; infinite if it cannot run there."""
+
+    def all_seconds(
+        self,
+        graph: Graph,
+        wanted: Sequence[tuple[Group, Device]],
+        progress: Progress | None = None,
+    ) -> list[float]:
+        """`compute_seconds` of each pair; overridden where they are found quicker together."""
+        found = []
+        for index, (group, device) in enumerate(wanted):
+            if progress:
+                progress(group.kinds, index, len(wanted))
+            found.append(self.compute_seconds(graph, group, device))
+        return found
 
 
 def roofline_seconds(flops: int, nbytes: int, device: Device) -> float:
@@ -56,7 +73,7 @@ def price(
     graph: Graph,
     system: System,
     costs: CostModel,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Prices:
     """The price of every group on every device, and the reason where there is none.
 
@@ -67,34 +84,49 @@ def price(
     """
     if isinstance(costs, Prices):
         return costs
-    seconds: dict[str, dict[str, float]] = {}
-    refusals: dict[str, dict[str, str]] = {}
-    todo = len(graph.groups) * len(system.devices)
-    for index, group in enumerate(graph.groups):
-        seconds[group.name], refusals[group.name] = {}, {}
-        part = graph.part(group.ops, group.name)
-        for place, device in enumerate(system.devices):
-            if progress:
-                progress(group.kinds, index * len(system.devices) + place, todo)
-            reason = refusal(part, device)
+    seconds: dict[str, dict[str, float]] = {group.name: {} for group in graph.groups}
+    reasons: dict[str, dict[str, str]] = {group.name: {} for group in graph.groups}
+    wanted = []
+    for group, answers in zip(graph.groups, _answers(graph, system), strict=True):
+        for device, reason in zip(system.devices, answers, strict=True):
             if reason is None:
-                value = costs.compute_seconds(graph, group, device)
-                if value < float("inf"):
-                    seconds[group.name][device.name] = value
-                else:
-                    refusals[group.name][device.name] = "the cost model has no price for it"
+                wanted.append((group, device))
             else:
-                refusals[group.name][device.name] = reason
+                reasons[group.name][device.name] = reason
+        if len(reasons[group.name]) == len(system.devices):
+            # Before anything is measured in vain.
+            raise UnsupportedOperation(_unsupported(group, reasons[group.name]))
+    found = costs.all_seconds(graph, wanted, progress)
+    for (group, device), value in zip(wanted, found, strict=True):
+        if value < float("inf"):
+            seconds[group.name][device.name] = value
+        else:
+            reasons[group.name][device.name] = "the cost model has no price for it"
+    for group in graph.groups:
         if not seconds[group.name]:
-            raise UnsupportedOperation(_unsupported(group, refusals[group.name]))
-    return Prices(costs.name, seconds, refusals)
+            raise UnsupportedOperation(_unsupported(group, reasons[group.name]))
+    return Prices(costs.name, seconds, reasons)
 
 
-def refusal(part: Graph, device: Device) -> str | None:
-    """Why the device's target cannot compile `part`, or None."""
+def _answers(graph: Graph, system: System) -> list[tuple[str | None, ...]]:
+    """Why each device cannot run each group, or None; asked once for devices of one kind."""
+    parts = [graph.part(group.ops, group.name) for group in graph.groups]
+    asked: dict[tuple[str, str], list[str | None]] = {}
+    for device in system.devices:
+        kind = (device.target, device.isa)
+        if kind not in asked:
+            asked[kind] = refusals(parts, device)
+    kinds = [(device.target, device.isa) for device in system.devices]
+    return [tuple(asked[kind][index] for kind in kinds) for index in range(len(parts))]
+
+
+def refusals(parts: Sequence[Graph], device: Device) -> list[str | None]:
+    """Why the device's target cannot compile each of `parts`, or None."""
     target = load(Target, device.target)
-    # A machine that is described but not here cannot be asked; its compiler will say so later.
-    return None if target.unavailable() else target.refusal(part, device)
+    if target.unavailable():
+        # A machine that is described but not here cannot be asked; its compiler will say so later.
+        return [None] * len(parts)
+    return kept_refusals(target, parts, device)
 
 
 def _unsupported(group: Group, reasons: Mapping[str, str]) -> str:

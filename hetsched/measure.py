@@ -1,7 +1,7 @@
 """Measures kernels on their devices and hand-overs between them."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Thread
@@ -9,14 +9,15 @@ from time import perf_counter
 
 import numpy as np
 
+from hetsched.cache import compiled
 from hetsched.device import Device, Link
-from hetsched.errors import DeviceError
+from hetsched.errors import CompileError, DeviceError
 from hetsched.graph import Graph
-from hetsched.host import pinned
+from hetsched.host import cores, pinned
 from hetsched.inputs import seeded
 from hetsched.plugin import load
 from hetsched.store import Sample
-from hetsched.target import Kernel, Target
+from hetsched.target import Artifact, Kernel, Target
 
 # A kernel is repeated until both are reached, or the longest time.
 LEAST_REPEATS = 5
@@ -24,6 +25,8 @@ LEAST_SECONDS = 0.05
 MOST_SECONDS = 1.0
 # One call of a kernel that is slower than this tells enough.
 SLOW_SECONDS = 0.5
+# Kernels that are compiled side by side before they are measured, alone; they are in memory.
+AHEAD = 32
 
 HANDOVERS = 200
 # Large enough to leave the nearest caches, small enough to be quick.
@@ -45,7 +48,44 @@ def measure_kernel(graph: Graph, device: Device) -> Sample:
     target = load(Target, device.target)
     if reason := target.unavailable():
         raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
-    artifact = target.compile(graph, device)
+    return _measured(compiled(target, graph, device), graph, device)
+
+
+def measure_kernels(
+    kernels: Sequence[tuple[Graph, Device]],
+) -> Iterator[Sample | CompileError]:
+    """What `measure_kernel` returns or raises for each in turn; they are compiled side by side.
+
+    Nothing compiles while anything is measured.
+
+    Raises
+    ------
+    DeviceError
+        The target of a device is not available here.
+    """
+    for first in range(0, len(kernels), AHEAD):
+        chosen = kernels[first : first + AHEAD]
+        for _, device in chosen:
+            if reason := load(Target, device.target).unavailable():
+                raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
+        with ThreadPoolExecutor(len(cores())) as workers:
+            made = list(workers.map(_attempt, *zip(*chosen, strict=True)))
+        for (graph, device), artifact in zip(chosen, made, strict=True):
+            if isinstance(artifact, CompileError):
+                yield artifact
+            else:
+                yield _measured(artifact, graph, device)
+
+
+def _attempt(graph: Graph, device: Device) -> Artifact | CompileError:
+    try:
+        return compiled(load(Target, device.target), graph, device)
+    except CompileError as error:
+        return error
+
+
+def _measured(artifact: Artifact, graph: Graph, device: Device) -> Sample:
+    target = load(Target, device.target)
 
     def measure() -> Sample:
         with pinned(device.cores), target.load(artifact, graph, device) as kernel:

@@ -103,9 +103,17 @@ class Target(Plugin):
         Quick, so that a partitioner can ask for each kernel group.
         """
 
+    def settings(self, device: Device) -> str | None:
+        """What beside graph, options and version decides what `compile` makes for `device`.
+
+        Artifacts are kept on disk by it. None, the default, where compiling is so quick that none
+        need be kept.
+        """
+        return None
+
     @abstractmethod
     def compile(self, graph: Graph, device: Device) -> Artifact:
-        """The part as an artifact.
+        """The part as an artifact. Several threads may call this at once.
 
         Raises
         ------

@@ -18,7 +18,11 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Times measured by tests, beside whatever else runs, stay out of the user's profile store."""
+    """Times measured by tests, beside whatever else runs, stay out of the user's profile store.
+
+    And every test compiles what it tests.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HETSCHED_STORE", str(tmp_path_factory.mktemp("store") / "profile.sqlite"))
+        patch.setenv("HETSCHED_CACHE", "off")
         yield

@@ -17,7 +17,8 @@ plugin  dtype  files  host  store
 op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
-target  inputs  frontend  lowering
+archive  target  inputs  frontend  lowering
+cache
 measure
 system
 tasks  cost

@@ -3,7 +3,7 @@
 import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,7 @@ PARTITIONERS = names(Partitioner)
 @pytest.fixture(autouse=True)
 def imagined_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiler is asked what it can do: the tests say so themselves."""
-    monkeypatch.setattr("hetsched.cost.refusal", lambda part, device: None)
+    monkeypatch.setattr("hetsched.cost.refusals", lambda parts, device: [None] * len(parts))
 
 
 def costs_of(rng: random.Random, graph: Graph, system: System, kind: str) -> CostModel:
@@ -173,18 +173,18 @@ def two_layers() -> Graph:
 
 
 def pair(**changes: Any) -> System:
-    devices = tuple(Device(name, "imagined", **changes) for name in ("p", "q"))
+    devices = tuple(Device(name, "imagined", isa=name, **changes) for name in ("p", "q"))
     links = (Link("p", "q", 1e-5, 1e9), Link("q", "p", 1e-5, 1e9))
     return System("pair", devices, links)
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
 def test_an_operation_goes_where_it_can_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusal(part: Graph, device: Device) -> str | None:
-        odd = any(op.kind == "Softmax" for op in part.ops)
-        return "it knows no Softmax" if odd and device.name == "p" else None
+    def refusals(parts: Sequence[Graph], device: Device) -> list[str | None]:
+        odd = [device.name == "p" and part.ops[0].kind == "Softmax" for part in parts]
+        return ["it knows no Softmax" if it else None for it in odd]
 
-    monkeypatch.setattr("hetsched.cost.refusal", refusal)
+    monkeypatch.setattr("hetsched.cost.refusals", refusals)
     costs = load(CostModel, "roofline")
     plan = load(Partitioner, name).partition(two_layers(), pair(), costs)
     assert plan.placement["odd"] == "q"
@@ -198,8 +198,10 @@ def test_an_operation_that_nothing_can_run_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "hetsched.cost.refusal",
-        lambda part, device: "why not" if part.ops[0].kind == "Softmax" else None,
+        "hetsched.cost.refusals",
+        lambda parts, device: [
+            "why not" if part.ops[0].kind == "Softmax" else None for part in parts
+        ],
     )
     with pytest.raises(UnsupportedOperation, match=r"Softmax 'odd' \(p: why not; q: why not\)"):
         load(Partitioner, name).partition(two_layers(), pair(), load(CostModel, "roofline"))

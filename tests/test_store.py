@@ -3,6 +3,7 @@
 import multiprocessing
 import sqlite3
 import time
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
@@ -200,12 +201,13 @@ def test_profiled_measures_each_distinct_group_once(
 ) -> None:
     compiler, measured = Compiler(), []
 
-    def measure(part: Graph, device: Device) -> Sample:
-        measured.append((part.ops[0].name, device.name))
-        return Sample(1.0 + len(measured), 0.0, 5)
+    def measure(kernels: Sequence[tuple[Graph, Device]]) -> Iterator[Sample]:
+        for part, device in kernels:
+            measured.append((part.ops[0].name, device.name))
+            yield Sample(1.0 + len(measured), 0.0, 5)
 
     monkeypatch.setattr(profiled, "load", lambda kind, name: compiler)
-    monkeypatch.setattr(profiled, "measure_kernel", measure)
+    monkeypatch.setattr(profiled, "measure_kernels", measure)
     graph = chain()
     first, same, different = graph.groups
     costs = Profiled(str(tmp_path / "profile.sqlite"))
@@ -218,6 +220,9 @@ def test_profiled_measures_each_distinct_group_once(
     again = Profiled(str(tmp_path / "profile.sqlite"))
     assert again.compute_seconds(chain(), chain().groups[2], HERE) == 3.0
     assert len(measured) == 2
+    both = [(group, device) for group in graph.groups for device in (HERE, THERE)]
+    assert again.all_seconds(graph, both) == [2.0, 2.0, 2.0, 2.0, 3.0, 3.0]
+    assert len(measured) == 2
     compiler.text = "compiler 2"
     assert costs.compute_seconds(graph, first, HERE) == 4.0
     compiler.text = "compiler 1"
@@ -228,11 +233,12 @@ def test_profiled_measures_each_distinct_group_once(
 def test_profiled_has_no_price_for_what_does_not_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(part: Graph, device: Device) -> Sample:
-        raise CompileError("no")
+    def measure(kernels: Sequence[tuple[Graph, Device]]) -> Iterator[CompileError]:
+        for _ in kernels:
+            yield CompileError("no")
 
     monkeypatch.setattr(profiled, "load", lambda kind, name: Compiler())
-    monkeypatch.setattr(profiled, "measure_kernel", measure)
+    monkeypatch.setattr(profiled, "measure_kernels", measure)
     graph = chain()
     costs = Profiled(str(tmp_path / "profile.sqlite"))
     assert costs.compute_seconds(graph, graph.groups[0], HERE) == float("inf")

@@ -11,7 +11,7 @@ from hetsched import package
 from hetsched.compiler import CompiledPart
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import InputError
-from hetsched.executor import Executor, Request, Step
+from hetsched.executor import Executor, Request, Run, Step
 from hetsched.graph import dtype_of
 from hetsched.op import Tensor
 from hetsched.plan import Plan
@@ -30,7 +30,10 @@ class Executable:
         self.plan = plan
         self.parts = tuple(parts)
         self._executor: Executor | None = None
-        self._last: Request | None = None
+        self._last: Run | None = None
+        self._expected = [
+            (tensor.name, tensor.shape, numpy_dtype(tensor.dtype)) for tensor in self.inputs
+        ]
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -50,13 +53,15 @@ class Executable:
         PartError
             A part failed; the message has its name.
         """
-        return self.submit(inputs).result()
+        outputs, self._last = self.start().run(self._checked(inputs))
+        return outputs
 
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
         """Begins a run; `result` of what it returns waits for the end. Several may be in flight."""
         checked = self._checked(inputs)
-        self._last = self.start().submit(checked)
-        return self._last
+        request = self.start().submit(checked)
+        self._last = request
+        return request
 
     def start(self) -> Executor:
         """Loads the kernels on their workers, which the first run does otherwise."""
@@ -105,6 +110,13 @@ class Executable:
         self.close()
 
     def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if len(inputs) == len(self._expected) and all(
+            (array := inputs.get(name)).__class__ is np.ndarray
+            and array.shape == shape
+            and array.dtype == dtype
+            for name, shape, dtype in self._expected
+        ):
+            return dict(inputs)
         unknown = sorted(set(inputs) - {tensor.name for tensor in self.inputs})
         if unknown:
             there = ", ".join(map(str, self.inputs)) or "none"

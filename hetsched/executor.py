@@ -4,18 +4,20 @@ A part runs when its inputs are on its device and the parts before it in the pla
 same unit have run; workers sleep until then. Several requests may be in flight: a unit that waits
 in one request works for the next. Devices that share memory hand tensors over without a copy;
 between others a thread for each ordered pair moves them while the devices go on.
+
+What a plan asks for at each step is worked out once, when its executor starts: a run counts.
 """
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
-from threading import Lock
+from queue import SimpleQueue
+from threading import Lock, Thread, current_thread
 from time import perf_counter
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -39,27 +41,95 @@ class Step:
     label: str = ""
 
 
-# Where a value is: the tensor, and the device that can compute on it; None is the host.
-Place = tuple[str, str | None]
+class Run:
+    """When the steps and transfers of one run took place; its time counts from the start."""
 
-
-class Request:
-    """One run in flight. Its time counts from the submission."""
-
-    def __init__(self, steps: Sequence[Step], outputs: Sequence[str], uses: Counter[Place]) -> None:
+    def __init__(self, steps: Sequence[Step]) -> None:
         self.started = perf_counter()
         self._steps = steps
-        self._outputs = outputs
-        self._future: Future[dict[str, np.ndarray]] = Future()
-        self._lock = Lock()
-        self._values: dict[Place, Any] = {}
-        self._uses = uses
-        self._missing = [len(step.inputs) for step in steps]
-        # How many steps of each unit have run.
-        self._position: Counter[str] = Counter()
-        self._waiting_for = len(steps) + len(outputs)
-        self._slots: list[Slot] = []
+        # Of steps (index, start, finish), as the clock had it.
+        self._slots: list[tuple[int, float, float]] = []
         self._transfers: list[Transfer] = []
+
+    def schedule(self) -> Schedule:
+        """The measured schedule; waits for the end of the run."""
+        clock = "measured"
+        if any(step.device.modelled for step in self._steps):
+            clock += ", modelled"
+        slots = [
+            Slot(self._steps[i].name, self._steps[i].device.name, *map(self.since, times))
+            for i, *times in self._slots
+        ]
+        return Schedule(
+            tuple(sorted(slots, key=lambda slot: slot.start)),
+            tuple(sorted(self._transfers, key=lambda move: move.start)),
+            clock,
+            {step.name: step.label for step in self._steps},
+        )
+
+    def since(self, time: float) -> float:
+        return time - self.started
+
+    def record(self, index: int, start: float, finish: float) -> None:
+        self._slots.append((index, start, finish))
+
+    def record_transfer(self, transfer: Transfer) -> None:
+        self._transfers.append(transfer)
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """Brings a tensor from where it is made to one of the places that need it."""
+
+    tensor: str
+    # A device, or the host itself.
+    source: str | None
+    sink: str | None
+    # Whether one of the two cannot read the memory of the other.
+    between_memories: bool
+    # Where a request keeps the value.
+    place: int
+    # The steps that wait for it, and their units.
+    readers: tuple[int, ...]
+    units: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """What a run does, worked out ahead."""
+
+    steps: tuple[Step, ...]
+    # The steps of each unit, in the plan's order.
+    order: Mapping[str, tuple[int, ...]]
+    # By tensor.
+    ways: Mapping[str, tuple[_Way, ...]]
+    uses: tuple[int, ...]
+    # The places that each step reads, and those of the results by name.
+    reads: tuple[tuple[int, ...], ...]
+    results: Mapping[str, int]
+
+
+class Request(Run):
+    """One run in flight."""
+
+    def __init__(self, course: _Course) -> None:
+        super().__init__(course.steps)
+        self._course = course
+        self._lock = Lock()
+        # Held until the run has ended.
+        self._ended = Lock()
+        self._ended.acquire()
+        self._result: dict[str, np.ndarray] = {}
+        self._error: BaseException | None = None
+        self._over = False
+        self._values: list[Any] = [None] * len(course.uses)
+        self._uses = list(course.uses)
+        self._missing = [len(reads) for reads in course.reads]
+        # How many steps of each unit have run.
+        self._position = dict.fromkeys(course.order, 0)
+        self._waiting_for = len(course.steps) + len(course.results)
+        # Called once, at the end.
+        self.at_end: Callable[[Request], None] | None = None
 
     def result(self, timeout: float | None = None) -> dict[str, np.ndarray]:
         """The outputs by name, once they are there.
@@ -71,47 +141,49 @@ class Request:
         TimeoutError
             They are not there within `timeout` seconds.
         """
-        return self._future.result(timeout)
+        if not self.wait(timeout):
+            raise TimeoutError(f"no result within {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether the run has ended, well or not, within `timeout` seconds."""
+        if not self._ended.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        self._ended.release()
+        return True
 
     def schedule(self) -> Schedule:
-        """The measured schedule; waits for the end of the run."""
-        self._future.exception()
-        clock = "measured"
-        if any(step.device.modelled for step in self._steps):
-            clock += ", modelled"
-        return Schedule(
-            tuple(sorted(self._slots, key=lambda slot: slot.start)),
-            tuple(sorted(self._transfers, key=lambda move: move.start)),
-            clock,
-            {step.name: step.label for step in self._steps},
-        )
+        self.wait()
+        return super().schedule()
 
     @property
     def failed(self) -> bool:
-        return self._future.done() and self._future.exception() is not None
+        return self._error is not None
 
-    def since(self, time: float) -> float:
-        return time - self.started
-
-    def put(self, place: Place, value: Any, readers: Iterable[int]) -> None:
-        """Records a value where it is needed; `readers` are the steps that waited for it."""
+    def put(self, way: _Way, value: Any) -> None:
+        """Records a value where it is needed."""
         with self._lock:
-            self._values[place] = value
-            for index in readers:
+            if self._over:
+                return
+            self._values[way.place] = value
+            for index in way.readers:
                 self._missing[index] -= 1
 
-    def take(self, places: Sequence[Place]) -> list[Any]:
+    def take(self, places: Sequence[int]) -> list[Any]:
         """The values of `places`; one that nothing reads any more is forgotten."""
         with self._lock:
             values = [self._values[place] for place in places]
             for place in places:
                 self._uses[place] -= 1
                 if not self._uses[place]:
-                    del self._values[place]
+                    self._values[place] = None
         return values
 
-    def claim(self, unit: str, order: Sequence[int]) -> int | None:
+    def claim(self, unit: str) -> int | None:
         """The unit's next step, if all its inputs are there and nobody has claimed it."""
+        order = self._course.order[unit]
         with self._lock:
             position = self._position[unit]
             if position == len(order) or self._missing[order[position]]:
@@ -119,34 +191,88 @@ class Request:
             self._missing[order[position]] = CLAIMED
             return order[position]
 
-    def record(self, unit: str, slot: Slot) -> None:
+    def finish(self, index: int, start: float, finish: float) -> None:
+        """The step has run, and the next of its unit may."""
+        self.record(index, start, finish)
         with self._lock:
-            self._position[unit] += 1
-            self._slots.append(slot)
-
-    def record_transfer(self, transfer: Transfer) -> None:
-        with self._lock:
-            self._transfers.append(transfer)
+            self._position[self._steps[index].device.unit] += 1
 
     def settle(self) -> None:
         """Counts a step or a result that is done; with the last one the run has its result."""
         with self._lock:
             self._waiting_for -= 1
-            if self._waiting_for or self._future.done():
+            if self._waiting_for or self._over:
                 return
-            result = {name: self._values[name, None] for name in self._outputs}
-        self._future.set_result(result)
+            self._result = {
+                name: self._values[place] for name, place in self._course.results.items()
+            }
+            self._end()
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
-            if self._future.done():
+            if self._over:
                 return
-            self._values.clear()
-            self._future.set_exception(error)
+            self._error = error
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._values = [None] * len(self._values)
+        if self.at_end:
+            self.at_end(self)
+        self._ended.release()
 
 
 # More inputs missing than any step has, so that a claimed step is never ready again.
 CLAIMED = 1 << 30
+
+
+class _Worker:
+    """A thread that does one thing after another, each for a request."""
+
+    def __init__(self, name: str) -> None:
+        self._tasks: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        # A thread that nobody stops must not keep the process from its end.
+        self._thread = Thread(target=_work, args=(self._tasks,), name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, work: Callable[..., None], request: Request, *arguments: Any) -> None:
+        """Calls `work` with the request, which fails with what that raises, and `arguments`."""
+        self._tasks.put((work, request, arguments))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self._tasks.put((_answer, future, (function, *arguments)))
+        return future
+
+    def stop(self) -> None:
+        """Returns when all that was put has been done."""
+        self._tasks.put(None)
+        # The last to forget an executor can be its own worker.
+        if self._thread is not current_thread():
+            self._thread.join()
+
+
+def _work(tasks: "SimpleQueue[tuple[Any, ...] | None]") -> None:
+    while True:
+        task = tasks.get()
+        if task is None:
+            return
+        work, request, arguments = task
+        try:
+            work(request, *arguments)
+        # Whatever it is: else nothing would ever end the request.
+        except BaseException as error:  # noqa: BLE001
+            request.fail(error)
+        # While it waits it must not keep alive what it has done.
+        del task, work, request, arguments
+
+
+def _answer(future: "Future[Any]", function: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        future.set_result(function(*arguments))
+    except HetschedError as error:
+        future.set_exception(error)
 
 
 class Executor:
@@ -161,32 +287,55 @@ class Executor:
         outputs: Iterable[str],
         constants: Mapping[str, np.ndarray],
     ) -> None:
-        self._steps = tuple(steps)
-        self._outputs = tuple(dict.fromkeys(outputs))
+        self._course = course = _course(steps, outputs)
+        self._steps = course.steps
         self._constants = dict(constants)
         self._kernels: list[Kernel] = []
         self._in_flight: set[Request] = set()
         self._lock = Lock()
         self._closed = False
-        self._spaces = {step.device.name: step.device.memory_space for step in self._steps}
-        self._order: dict[str, list[int]] = defaultdict(list)
-        self._readers: dict[Place, list[int]] = defaultdict(list)
-        for index, step in enumerate(self._steps):
-            self._order[step.device.unit].append(index)
-            for name in step.inputs:
-                self._readers[name, step.device.name].append(index)
-        self._uses = Counter({place: len(steps) for place, steps in self._readers.items()})
-        self._uses.update((name, None) for name in self._outputs)
-        # Where each tensor is needed; the host, None, for a result.
-        self._sinks: dict[str, list[str | None]] = defaultdict(list)
-        for name, device in self._uses:
-            self._sinks[name].append(device)
-        self._workers = {
-            step.device.unit: ThreadPoolExecutor(1, f"hetsched {step.device.unit}")
-            for step in self._steps
+        self._workers = {unit: _Worker(f"hetsched {unit}") for unit in course.order}
+        pairs = dict.fromkeys(
+            (way.source, way.sink)
+            for ways in course.ways.values()
+            for way in ways
+            if way.between_memories
+        )
+        self._couriers = {
+            (source, sink): _Worker(f"hetsched {source or 'host'} to {sink or 'host'}")
+            for source, sink in pairs
         }
-        self._couriers = self._all_couriers()
+        # An executor that is forgotten, or lives when Python ends, stops its threads too.
+        self._stop = finalize(self, _stop, [*self._workers.values(), *self._couriers.values()])
+        # Held by who computes, where that may be the caller of `run`.
+        self._turn = Lock()
         self._load()
+        self._cores = frozenset(self._steps[0].device.cores) if self._steps else frozenset()
+        self._here = self._runs_on_any_thread()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Run]:
+        """The outputs by name, and when it took place; waits for the end.
+
+        A plan that needs one device alone runs on the calling thread, held on the device's cores
+        meanwhile, if the kernels allow it and nothing else is in flight: to wake a worker and wait
+        for it takes longer than a small network does.
+
+        Raises
+        ------
+        HetschedError
+            The executor is closed.
+        PartError
+            A part failed; the message has its name.
+        """
+        if self._here and not self._in_flight and self._turn.acquire(blocking=False):
+            try:
+                if self._closed:
+                    raise HetschedError("this executable is closed")
+                return self._run_held(inputs)
+            finally:
+                self._turn.release()
+        request = self.submit(inputs)
+        return request.result(), request
 
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
         """Starts a run and returns at once.
@@ -196,16 +345,17 @@ class Executor:
         HetschedError
             The executor is closed.
         """
-        request = Request(self._steps, self._outputs, self._uses.copy())
+        request = Request(self._course)
         with self._lock:
             if self._closed:
                 raise HetschedError("this executable is closed")
             self._in_flight.add(request)
-        request._future.add_done_callback(lambda _: self._in_flight.discard(request))
+        request.at_end = self._in_flight.discard
         try:
             for name, array in (self._constants | dict(inputs)).items():
-                self._publish(request, name, None, array)
-            self._start_ready(request, self._order)
+                self._publish(request, self._course.ways.get(name, ()), array)
+            for unit in self._workers:
+                self._start_ready(request, unit)
         except BaseException as error:
             # Else nothing would ever end it, and `close` would wait for it.
             request.fail(error)
@@ -218,15 +368,15 @@ class Executor:
             self._closed = True
             waiting = list(self._in_flight)
         for request in waiting:
-            request._future.exception()
-        for pool in (*self._workers.values(), *self._couriers.values()):
-            pool.shutdown()
-        for kernel in self._kernels:
-            kernel.close()
-        self._kernels = []
+            request.wait()
+        self._stop()
+        with self._turn:
+            for kernel in self._kernels:
+                kernel.close()
+            self._kernels = []
 
     def _load(self) -> None:
-        loading = [self._workers[step.device.unit].submit(_loaded, step) for step in self._steps]
+        loading = [self._workers[step.device.unit].call(_loaded, step) for step in self._steps]
         errors = [future.exception() for future in loading]
         self._kernels = [
             future.result() for future, error in zip(loading, errors, strict=True) if not error
@@ -240,78 +390,136 @@ class Executor:
                 self.close()
                 raise error
 
-    def _publish(self, request: Request, name: str, device: str | None, value: Any) -> None:
-        """Brings a new value to every place that needs it."""
-        for sink in self._sinks[name]:
-            if self._space(device) == self._space(sink):
-                self._move(request, name, device, sink, value)
-            else:
-                courier = self._couriers[device, sink]
-                move = courier.submit(self._move, request, name, device, sink, value)
-                move.add_done_callback(partial(_fail_if, request))
+    def _runs_on_any_thread(self) -> bool:
+        devices = {step.device for step in self._steps}
+        return (
+            len(devices) == 1
+            and all(kernel.any_thread for kernel in self._kernels)
+            and not self._couriers
+        )
 
-    def _move(
-        self, request: Request, name: str, device: str | None, sink: str | None, value: Any
-    ) -> None:
-        if device != sink:
+    def _run_held(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Run]:
+        """`_run_here` with the calling thread on the cores of the device."""
+        if not self._cores or not hasattr(os, "sched_setaffinity"):
+            return self._run_here(inputs)
+        before = os.sched_getaffinity(0)
+        if before <= self._cores:
+            return self._run_here(inputs)
+        os.sched_setaffinity(0, self._cores)
+        try:
+            return self._run_here(inputs)
+        finally:
+            os.sched_setaffinity(0, before)
+
+    def _run_here(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Run]:
+        run = Run(self._steps)
+        values = {**self._constants, **inputs}
+        for index, step in enumerate(self._steps):
+            kernel = self._kernels[index]
             start = perf_counter()
-            with _named(f"transfer of '{name}' to '{sink or 'host'}'"):
-                array = self._by_device[device].send(value) if device else value
-                value = self._by_device[sink].receive(array) if sink else array
+            try:
+                results = kernel.run([values[name] for name in step.inputs])
+                values.update(zip(step.outputs, results, strict=True))
+            except Exception as error:
+                raise _failed(f"{step.name} on '{step.device.name}'", error) from error
+            run.record(index, start, perf_counter())
+        return {name: values[name] for name in self._course.results}, run
+
+    def _publish(self, request: Request, ways: Iterable[_Way], value: Any) -> None:
+        """Brings a new value to every place that needs it."""
+        for way in ways:
+            if way.between_memories:
+                self._couriers[way.source, way.sink].put(self._move, request, way, value)
+            else:
+                self._move(request, way, value)
+
+    def _move(self, request: Request, way: _Way, value: Any) -> None:
+        if way.source != way.sink:
+            start = perf_counter()
+            try:
+                array = self._by_device[way.source].send(value) if way.source else value
+                value = self._by_device[way.sink].receive(array) if way.sink else array
+            except Exception as error:
+                where = f"transfer of '{way.tensor}' to '{way.sink or 'host'}'"
+                raise _failed(where, error) from error
             finish = perf_counter()
             # Between a device and the host's own memory nothing moves where they share it.
-            if None not in (device, sink) or self._space(device) != self._space(sink):
+            if None not in (way.source, way.sink) or way.between_memories:
                 times = request.since(start), request.since(finish)
-                request.record_transfer(Transfer(name, array.nbytes, device, sink, *times))
-        readers = self._readers.get((name, sink), [])
-        request.put((name, sink), value, readers)
-        self._start_ready(request, {self._steps[index].device.unit for index in readers})
-        if sink is None:
+                request.record_transfer(
+                    Transfer(way.tensor, array.nbytes, way.source, way.sink, *times)
+                )
+        request.put(way, value)
+        for unit in way.units:
+            self._start_ready(request, unit)
+        if way.sink is None:
             request.settle()
 
-    def _start_ready(self, request: Request, units: Iterable[str]) -> None:
-        for unit in units:
-            index = request.claim(unit, self._order[unit])
-            if index is not None:
-                running = self._workers[unit].submit(self._run, request, index)
-                running.add_done_callback(partial(_fail_if, request))
+    def _start_ready(self, request: Request, unit: str) -> None:
+        index = request.claim(unit)
+        if index is not None:
+            self._workers[unit].put(self._run, request, index)
 
     def _run(self, request: Request, index: int) -> None:
         if request.failed:
             return
         step = self._steps[index]
-        device = step.device.name
-        inputs = request.take([(name, device) for name in step.inputs])
+        inputs = request.take(self._course.reads[index])
+        if self._here:
+            self._turn.acquire()
         start = perf_counter()
-        with _named(f"{step.name} on '{device}'"):
+        try:
             results = self._kernels[index].run(inputs)
-            outputs = dict(zip(step.outputs, results, strict=True))
+            outputs = list(zip(step.outputs, results, strict=True))
+        except Exception as error:
+            raise _failed(f"{step.name} on '{step.device.name}'", error) from error
+        finally:
+            if self._here:
+                self._turn.release()
         finish = perf_counter()
         # Before anything that waits for this step starts: the memory may be its to use.
         del inputs
-        slot = Slot(step.name, device, request.since(start), request.since(finish))
-        request.record(step.device.unit, slot)
-        for name, value in outputs.items():
-            self._publish(request, name, device, value)
-        self._start_ready(request, [step.device.unit])
+        request.finish(index, start, finish)
+        for name, value in outputs:
+            self._publish(request, self._course.ways.get(name, ()), value)
+        self._start_ready(request, step.device.unit)
         request.settle()
 
-    def _all_couriers(self) -> dict[tuple[str | None, str | None], ThreadPoolExecutor]:
-        """One for each ordered pair of places with something to move; a thread starts with work."""
-        source = {name: step.device.name for step in self._steps for name in step.outputs}
-        pairs = dict.fromkeys(
-            (source.get(name), sink) for name, sinks in self._sinks.items() for sink in sinks
-        )
-        return {
-            (device, sink): ThreadPoolExecutor(
-                1, f"hetsched {device or 'host'} to {sink or 'host'}"
-            )
-            for device, sink in pairs
-            if self._space(device) != self._space(sink)
-        }
 
-    def _space(self, device: str | None) -> str:
-        return self._spaces[device] if device else HOST_SPACE
+def _course(steps: Sequence[Step], outputs: Iterable[str]) -> _Course:
+    names = tuple(dict.fromkeys(outputs))
+    order: dict[str, list[int]] = defaultdict(list)
+    readers: dict[tuple[str, str | None], list[int]] = defaultdict(list)
+    for index, step in enumerate(steps):
+        order[step.device.unit].append(index)
+        for name in step.inputs:
+            readers[name, step.device.name].append(index)
+    uses = Counter({place: len(indices) for place, indices in readers.items()})
+    uses.update((name, None) for name in names)
+    places = {place: number for number, place in enumerate(uses)}
+    source = {name: step.device.name for step in steps for name in step.outputs}
+    spaces = {step.device.name: step.device.memory_space for step in steps}
+    ways: dict[str, list[_Way]] = defaultdict(list)
+    for (name, sink), number in places.items():
+        start = source.get(name)
+        waiting = readers.get((name, sink), [])
+        space, other = (spaces[at] if at else HOST_SPACE for at in (start, sink))
+        units = tuple(dict.fromkeys(steps[index].device.unit for index in waiting))
+        ways[name].append(_Way(name, start, sink, space != other, number, tuple(waiting), units))
+    return _Course(
+        tuple(steps),
+        {unit: tuple(indices) for unit, indices in order.items()},
+        {name: tuple(found) for name, found in ways.items()},
+        tuple(uses.values()),
+        tuple(tuple(places[name, step.device.name] for name in step.inputs) for step in steps),
+        {name: places[name, None] for name in names},
+    )
+
+
+def _stop(workers: Iterable[_Worker]) -> None:
+    # Those of the units first: what they end may still have to be moved.
+    for worker in workers:
+        worker.stop()
 
 
 def _loaded(step: Step) -> Kernel:
@@ -334,20 +542,10 @@ def _loaded(step: Step) -> Kernel:
         raise PartError(f"{what} does not load: {_one_line(error)}") from error
 
 
-@contextmanager
-def _named(what: str) -> Iterator[None]:
+def _failed(what: str, error: Exception) -> PartError:
     """Whatever kernels raise, as an error that says where."""
-    try:
-        yield
-    except Exception as error:
-        raise PartError(f"{what} failed: {_one_line(error)}") from error
+    return PartError(f"{what} failed: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or repr(error)
-
-
-def _fail_if(request: Request, done: Future[None]) -> None:
-    error = done.exception()
-    if error is not None:
-        request.fail(error)

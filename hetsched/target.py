@@ -37,6 +37,9 @@ class Kernel(ABC):
     and host share memory it is a numpy array, or made from one without a copy.
     """
 
+    # Whether any thread may run it, if one at a time, and on arrays as they are.
+    any_thread = False
+
     @abstractmethod
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """The part's output buffers for its input buffers, in the order of its graph."""

@@ -71,6 +71,7 @@ class OnnxRuntimeKernel(Kernel):
             self._session, self._values = _session(model, self._weights, threads)
         except ModelError as error:
             raise PackageError(f"part '{graph.name}' does not load: {error}") from error
+        self.any_thread = threads == 1
         self._name = graph.name
         self._inputs = [(tensor.name, numpy_dtype(tensor.dtype)) for tensor in graph.inputs]
         self._outputs = [tensor.name for tensor in graph.outputs]

@@ -588,3 +588,111 @@ def test_idle_workers_use_no_time(run_with) -> None:
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.03
+
+
+class Anywhere(Fake):
+    any_thread = True
+
+
+def test_a_plan_of_one_device_runs_on_the_callers_thread(run_with) -> None:
+    core = max(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(0)
+    seen: list[set[int]] = []
+    device = Device("pinned", "none", cores=(core,))
+
+    def work(x: np.ndarray) -> np.ndarray:
+        seen.append(os.sched_getaffinity(0))
+        return x + 1
+
+    kernels = [Anywhere(work), Anywhere(work)]
+    executor = run_with(
+        [step("first", device, "x", "p", kernels[0]), step("last", device, "p", "y", kernels[1])],
+        "y c x",
+        c=X,
+    )
+    outputs, run = executor.run({"x": X})
+    assert list(outputs) == ["y", "c", "x"]
+    np.testing.assert_array_equal(outputs["y"], X + 2)
+    assert kernels[0].threads == kernels[1].threads == {threading.current_thread().name}
+    assert seen == [{core}, {core}]
+    assert os.sched_getaffinity(0) == before
+    schedule = run.schedule()
+    assert [slot.task for slot in schedule.slots] == ["first", "last"]
+    assert schedule.slots[0].finish <= schedule.slots[1].start
+    assert schedule.clock == "measured"
+
+
+def test_on_the_callers_thread_a_part_that_fails_is_named(run_with) -> None:
+    before = os.sched_getaffinity(0)
+    device = Device("pinned", "none", cores=(max(before),))
+    executor = run_with([step("part0", device, "x", "y", Anywhere(fails_at(1.0)))], "y")
+    with pytest.raises(PartError, match=r"part0 on 'pinned' failed: no 1\.0 and a second line"):
+        executor.run({"x": np.ones(4, np.float32)})
+    assert os.sched_getaffinity(0) == before
+    np.testing.assert_array_equal(executor.run({"x": X})[0]["y"], X)
+    executor.close()
+    with pytest.raises(HetschedError, match="closed"):
+        executor.run({"x": X})
+
+
+@pytest.mark.parametrize("devices", [(HOST_A, HOST_B), (HOST_A, FAR)])
+def test_other_plans_run_on_their_workers(run_with, devices: Sequence[Device]) -> None:
+    kernels = [Anywhere(lambda x: x), Fake(lambda x: x)]
+    executor = run_with(
+        [
+            step(device.name, device, source, sink, kernel)
+            for device, source, sink, kernel in zip(devices, "xp", "py", kernels, strict=True)
+        ],
+        "y",
+    )
+    outputs, run = executor.run({"x": X})
+    np.testing.assert_array_equal(outputs["y"], X)
+    assert len(run.schedule().slots) == 2
+    assert threading.current_thread().name not in kernels[0].threads | kernels[1].threads
+
+
+def test_callers_and_requests_take_turns(run_with) -> None:
+    inside, most = [0], [0]
+
+    def work(x: np.ndarray) -> np.ndarray:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.001)
+        inside[0] -= 1
+        return x * 2
+
+    executor = run_with([step("part0", HOST_A, "x", "y", Anywhere(work))], "y")
+    found: list[np.ndarray] = []
+
+    def call() -> None:
+        for _ in range(10):
+            found.append(executor.run({"x": X})[0]["y"])
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    requests = [executor.submit({"x": X}) for _ in range(10)]
+    found += [request.result(PATIENCE)["y"] for request in requests]
+    for caller in callers:
+        caller.join(PATIENCE)
+    assert len(found) == 40
+    assert all(np.array_equal(y, X * 2) for y in found)
+    assert most == [1]
+
+
+def test_an_executor_that_is_forgotten_leaves_no_thread(nothing_left: None) -> None:
+    executor = Executor([step("part0", HOST_A, "x", "y", lambda x: x)], ["y"], {})
+    executor.submit({"x": X}).result(PATIENCE)
+    del executor
+    gc.collect()
+
+
+def test_a_result_that_is_late(run_with) -> None:
+    let_go = Event()
+    executor = run_with([step("part0", HOST_A, "x", "y", lambda x: (wait(let_go), x)[1])], "y")
+    request = executor.submit({"x": X})
+    with pytest.raises(TimeoutError):
+        request.result(0.01)
+    let_go.set()
+    assert request.result(PATIENCE)["y"] is X
+    assert request.result(0)["y"] is X

@@ -4,10 +4,11 @@
 
 One core. Rounds of the whole model, ONNX Runtime's with its profiler on, and a loop of nothing but
 multiply-adds take turns in one process; times are medians. The peak that shares are of is the
-median of the rounds, each the best of a few loops in a row: noise can only slow a loop. The time
-of a kernel is that of its call by TVM's virtual machine, with what an instrument of Python adds,
-about a microsecond. Arithmetic is counted for the layer as the model has it: what Winograd saves
-shows as more flops a second, and those layers are no direct convolutions.
+median of the rounds, each the best of a few loops in a row: noise can only slow a loop. The time of
+a kernel is that of its call by TVM's virtual machine, which parts do without elsewhere, with what
+an instrument of Python adds, about a microsecond. Arithmetic is counted for the layer as the model
+has it: what Winograd saves shows as more flops a second, and those layers are no direct
+convolutions.
 
 A kernel and a node of ONNX Runtime belong to the first layer, in the order of the graph, whose
 sizes they have; one that has none computes something else, such as a change of layout.
@@ -46,7 +47,7 @@ from hetsched.op import Op
 from hetsched.operation import flops
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact
-from hetsched.targets.cpu import CODE, LAYOUT
+from hetsched.targets.cpu import CODE, LAYOUT, Cpu
 from hetsched.tvm_runtime import to_tvm, use_threads
 
 LEAST_REPEATS = 15
@@ -151,13 +152,15 @@ def measure(model: Model, repeats: int, seed: int) -> Found:
     graph = hetsched.read_onnx(proto, model.shapes)
     inputs = models.inputs(model, graph, seed)
     plan = hetsched.partition(graph, engines.device(1), "single", cost_model="roofline")
-    (part,) = hetsched.compile(plan).parts
+    (part,) = plan.parts
+    part_graph = graph.part(part.ops, part.name)
+    artifact = Cpu(interpreted=True).compile(part_graph, part.device)
     os.sched_setaffinity(0, cores()[:1])
     use_threads(1)
-    ours = Instrumented(part.artifact, [inputs[tensor.name] for tensor in part.graph.inputs])
+    ours = Instrumented(artifact, [inputs[tensor.name] for tensor in part_graph.inputs])
     with TemporaryDirectory(prefix="hetsched-layers-") as folder:
         peer = OnnxRuntime(proto, inputs, 1, profile=str(Path(folder) / "profile"))
-        isa = part.part.device.isa
+        isa = part.device.isa
         whole: dict[str, list[float]] = defaultdict(list)
         peaks = []
         for work in (ours.run, peer.run):

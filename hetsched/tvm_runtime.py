@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -28,6 +29,8 @@ import tvm_ffi
 
 # What generated code may assume of a buffer's address.
 ALIGNMENT = 64
+# Below it is quicker to take what numpy gives.
+LEAST_ALIGNED_NBYTES = 4096
 
 # TVM has no base class for what it raises: its C++ checks become the kinds of tvm.error (which are
 # RuntimeErrors) or plain ones, and its Python code fails in whatever way an unforeseen value makes
@@ -110,9 +113,16 @@ def quiet() -> Iterator[None]:
 
 def use_threads(count: int) -> None:
     """Makes kernels that the calling thread runs from now on use `count` threads."""
-    if getattr(_of_thread, "count", None) != count:
+    before = getattr(_of_thread, "count", None)
+    if before == count:
+        return
+    if before is None or count > 1:
+        # The first time, the thread gets as many workers as any later count may need.
         _configure_threads(_ALL_CORES, count)
-        _of_thread.count = count
+    if count == 1:
+        # Told of one core, the runtime runs loops at once instead of handing them to its pool.
+        _configure_threads(_ALL_CORES, count, ["0"])
+    _of_thread.count = count
 
 
 def to_tvm(array: np.ndarray, dtype: np.dtype) -> Any:
@@ -121,8 +131,7 @@ def to_tvm(array: np.ndarray, dtype: np.dtype) -> Any:
     It uses the array's memory, and keeps it alive, where that is contiguous and aligned, read-only
     or not; else it has a copy.
     """
-    if array.dtype != dtype or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
-        array = _aligned_copy(array, dtype)
+    array = aligned(array, dtype)
     if dtype.isbuiltin == 1:
         lent = array if array.flags.writeable else np.asarray(_Writable(array, dtype))
         return tvm_ffi.from_dlpack(lent)
@@ -138,6 +147,31 @@ def to_numpy(tensor: Any) -> np.ndarray:
         return np.from_dlpack(tensor)
     bits = tensor._create_view(tensor.shape, f"uint{8 * dtype.itemsize}")
     return np.from_dlpack(bits).view(dtype)
+
+
+def address(array: np.ndarray) -> int:
+    """Where the values of a contiguous array begin."""
+    # The quick way is three times as quick, which counts for small networks.
+    if array.flags.writeable and array.dtype.isbuiltin == 1:
+        return int(tvm_ffi.from_dlpack(array).data_ptr())
+    return array.ctypes.data
+
+
+def aligned(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`array` if it is of `dtype`, contiguous and aligned, else a copy that is."""
+    if array.dtype != dtype or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
+        array = _aligned_copy(array, dtype)
+    return array
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array without values, aligned if it is large enough for that to count."""
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes < LEAST_ALIGNED_NBYTES:
+        return np.empty(shape, dtype)
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def _aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -5,7 +5,8 @@ import os
 import platform
 import shutil
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from ctypes import c_void_p
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -31,6 +32,7 @@ from hetsched.target import Artifact, Kernel, Target
 from hetsched.trial import Step, Trial, choices
 
 CODE = "code.so"
+CONSTANTS = "constants.bin"
 LAYOUT = "layout.json"
 LINKERS = ("gcc", "cc", "clang", "g++", "c++", "clang++")
 
@@ -68,7 +70,13 @@ _refusals: dict[bytes, str | None] = {}
 
 @dataclass(frozen=True)
 class Cpu(Target):
-    """Cores of this machine, or of one whose instruction set the device names."""
+    """Cores of this machine, or of one whose instruction set the device names.
+
+    Parts that are `interpreted` by TVM's virtual machine are slower; it can tell what each of their
+    kernels takes.
+    """
+
+    interpreted: bool = False
 
     def unavailable(self) -> str | None:
         if find_spec("tvm") is None:
@@ -153,15 +161,26 @@ class Cpu(Target):
             raise CompileError(f"part '{graph.name}': {_no_linker(isa)}")
         files: dict[str, bytes] = {}
         weights: dict[str, np.ndarray] = {}
+        workspace = None
         if computed_outputs(graph):
-            files[CODE], lifted = compile_part(
+            files[CODE], part = compile_part(
                 graph,
                 lambda module: _shared_library(module, isa, linker),
                 Rules(Vectors.of(isa), device.threads, self._chosen(device)),
+                self.interpreted,
             )
-            weights.update(lifted)
+            weights.update(part.weights)
+            if part.constants:
+                files[CONSTANTS] = part.constants
+            workspace = part.workspace_nbytes
         constants = [tensor.name for tensor in graph.outputs if tensor.name in graph.constants]
-        layout = {"tvm": _tvm_version(), "weights": list(weights), "outputs": constants}
+        layout = {
+            "tvm": _tvm_version(),
+            "weights": list(weights),
+            "outputs": constants,
+            "constants_nbytes": len(files.get(CONSTANTS, b"")),
+            "workspace_nbytes": workspace,
+        }
         files[LAYOUT] = json.dumps(layout).encode()
         weights.update((name, graph.constants[name]) for name in constants)
         return Artifact(files, weights, requires=isa)
@@ -177,7 +196,7 @@ class Cpu(Target):
 
 
 class CpuKernel(Kernel):
-    """A shared library of TVM, its virtual machine, and the weights that it reads."""
+    """A shared library of TVM and the weights that it reads."""
 
     def __init__(self, artifact: Artifact, graph: Graph, threads: int) -> None:
         # Late, because it loads TVM.
@@ -186,42 +205,124 @@ class CpuKernel(Kernel):
         self._tvm = tvm_runtime
         self._name = graph.name
         self._threads = threads
-        self._dtypes = [numpy_dtype(tensor.dtype) for tensor in graph.inputs]
-        weights, self._constants = _weights(artifact, graph)
-        computed = [tensor.name for tensor in computed_outputs(graph)]
-        passed = [*computed, *(tensor.name for tensor in graph.inputs), *self._constants]
+        # TVM's workers stay on the cores of the thread that first asked for them.
+        self.any_thread = threads == 1
+        weights, self._constants, workspace_nbytes = _weights(artifact, graph)
+        computed = computed_outputs(graph)
+        passed = [*computed, *graph.inputs]
+        names = [*(tensor.name for tensor in passed), *self._constants]
         self._computed = len(computed)
-        self._picks = [passed.index(tensor.name) for tensor in graph.outputs]
-        self._weights = [tvm_runtime.to_tvm(array, array.dtype) for array in weights]
-        self._weight_addresses = {weight.data_ptr() for weight in self._weights}
-        self._main = _main(artifact.files.get(CODE, b""), graph.name) if computed else None
+        self._picks = [names.index(tensor.name) for tensor in graph.outputs]
+        self._all_computed = self._picks == list(range(self._computed))
+        self._compute: Callable[[Sequence[Any]], list[np.ndarray]] | None = None
+        if computed:
+            module = _module(artifact.files.get(CODE, b""), graph.name)
+            if workspace_nbytes is None:
+                self._compute = _Program(module, graph, weights)
+            else:
+                # Small weights are together in one file.
+                weights.append(np.frombuffer(artifact.files.get(CONSTANTS, b""), np.uint8))
+                self._compute = _Function(module, graph, weights, workspace_nbytes)
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        computed = self._compute(inputs) if self._computed else []
+        if not self._computed:
+            computed = []
+        else:
+            assert self._compute is not None, f"part '{self._name}' is closed"
+            try:
+                self._tvm.use_threads(self._threads)
+                computed = self._compute(inputs)
+            except self._tvm.ERRORS as error:
+                why = self._tvm.first_line(error)
+                raise PartError(f"part '{self._name}' failed: {why}") from error
+        if self._all_computed:
+            return computed
         there = [*computed, *inputs, *self._constants.values()]
         # What is passed through is copied: the caller may write to an input, or to a result.
         return [there[i] if i < self._computed else there[i].copy() for i in self._picks]
 
     def close(self) -> None:
-        self._main = None
-        self._weights = []
+        self._compute = None
 
-    def _compute(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        assert self._main is not None, f"part '{self._name}' is closed"
-        try:
-            self._tvm.use_threads(self._threads)
-            tensors = list(map(self._tvm.to_tvm, inputs, self._dtypes))
-            result = self._main(*tensors, *self._weights)
-            results = [result] if self._computed == 1 else result
-            arrays = list(map(self._tvm.to_numpy, results))
-            # A reshape alone gives back the memory of what it reads.
-            lent = self._weight_addresses.union(tensor.data_ptr() for tensor in tensors)
-            for index, tensor in enumerate(results):
-                if tensor.data_ptr() in lent:
-                    arrays[index] = arrays[index].copy()
-        except self._tvm.ERRORS as error:
-            why = self._tvm.first_line(error)
-            raise PartError(f"part '{self._name}' failed: {why}") from error
+
+class _Function:
+    """Calls the function of a library, whose only argument is a table of addresses.
+
+    The table has a row for each input, each weight, each output and the workspace.
+    """
+
+    def __init__(
+        self, module: Any, graph: Graph, weights: Sequence[np.ndarray], workspace_nbytes: int
+    ) -> None:
+        from hetsched.tvm_runtime import address, aligned, empty
+
+        self._address, self._empty = address, empty
+        self._main = module["main"]
+        self._inputs = [(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in graph.inputs]
+        self._outputs = [
+            (tensor.shape, numpy_dtype(tensor.dtype)) for tensor in computed_outputs(graph)
+        ]
+        # Kept, as the table has their addresses only.
+        self._weights = [aligned(array, array.dtype) for array in weights]
+        self._workspace = empty((workspace_nbytes,), np.dtype(np.uint8))
+        first_output = len(self._inputs) + len(weights)
+        table = np.zeros((first_output + len(self._outputs) + 1, 2), np.uint64)
+        for row, array in enumerate(self._weights, len(self._inputs)):
+            table[row, 1] = array.ctypes.data
+        table[-1, 1] = self._workspace.ctypes.data
+        self._table = table
+        self._argument = c_void_p(table.ctypes.data)
+        # Of one row, the address is the second of two numbers.
+        addresses = table.reshape(-1)[1::2]
+        self._input_addresses = addresses[: len(self._inputs)]
+        self._output_addresses = addresses[first_output:-1]
+
+    def __call__(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        arrays = []
+        for row, (array, (shape, dtype)) in enumerate(zip(inputs, self._inputs, strict=True)):
+            if array.dtype != dtype or not array.flags.c_contiguous:
+                array = np.asarray(array, dtype, order="C")
+            if array.shape != shape:
+                raise ValueError(f"an input of shape {array.shape} in place of {shape}")
+            self._input_addresses[row] = self._address(array)
+            # Kept until the call has ended.
+            arrays.append(array)
+        outputs = []
+        for row, (shape, dtype) in enumerate(self._outputs):
+            array = self._empty(shape, dtype)
+            self._output_addresses[row] = self._address(array)
+            outputs.append(array)
+        status = self._main(self._argument)
+        if status:
+            raise RuntimeError(f"TVM's runtime gave {status}")
+        return outputs
+
+
+class _Program:
+    """Calls the function of a library that TVM's virtual machine interprets."""
+
+    def __init__(self, module: Any, graph: Graph, weights: Sequence[np.ndarray]) -> None:
+        import tvm
+
+        from hetsched import tvm_runtime
+
+        self._tvm = tvm_runtime
+        self._main = tvm.runtime.vm.VirtualMachine(module, tvm.cpu())["main"]
+        self._dtypes = [numpy_dtype(tensor.dtype) for tensor in graph.inputs]
+        self._weights = [tvm_runtime.to_tvm(array, array.dtype) for array in weights]
+        self._weight_addresses = {weight.data_ptr() for weight in self._weights}
+        self._single = len(computed_outputs(graph)) == 1
+
+    def __call__(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        tensors = list(map(self._tvm.to_tvm, inputs, self._dtypes))
+        result = self._main(*tensors, *self._weights)
+        results = [result] if self._single else result
+        arrays = list(map(self._tvm.to_numpy, results))
+        # A reshape alone gives back the memory of what it reads.
+        lent = self._weight_addresses.union(tensor.data_ptr() for tensor in tensors)
+        for index, tensor in enumerate(results):
+            if tensor.data_ptr() in lent:
+                arrays[index] = arrays[index].copy()
         return arrays
 
 
@@ -230,26 +331,36 @@ def computed_outputs(graph: Graph) -> tuple[Tensor, ...]:
     return tuple(t for t in dict.fromkeys(graph.outputs) if t.name in graph.producers)
 
 
-def _weights(artifact: Artifact, graph: Graph) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """The weights in the order of the code's parameters, and the outputs that are constants."""
+def _weights(
+    artifact: Artifact, graph: Graph
+) -> tuple[list[np.ndarray], dict[str, np.ndarray], int | None]:
+    """The weights in the order of the code's parameters, and the outputs that are constants.
+
+    And the bytes of workspace, or None where TVM's virtual machine has its own.
+    """
     there = artifact.weights
     try:
         layout = json.loads(artifact.files[LAYOUT])
         compiler = layout["tvm"]
         weights = [there[name] for name in layout["weights"]]
         constants = {name: there[name] for name in layout["outputs"]}
+        whole = len(artifact.files.get(CONSTANTS, b"")) == layout["constants_nbytes"]
+        workspace = layout["workspace_nbytes"]
+        workspace_nbytes = None if workspace is None else int(workspace)
     except (KeyError, TypeError, ValueError) as error:
         raise PackageError(f"part '{graph.name}' is damaged: {LAYOUT}: {error!r}") from None
+    if not whole:
+        raise PackageError(f"part '{graph.name}' is damaged: {CONSTANTS} is cut short")
     if compiler != _tvm_version():
         raise PackageError(
             f"part '{graph.name}' was compiled by TVM {compiler}, and this is {_tvm_version()}: "
             "compile the model again"
         )
-    return weights, constants
+    return weights, constants, workspace_nbytes
 
 
-def _main(code: bytes, name: str) -> Any:
-    """The function of a shared library, which leaves no file behind."""
+def _module(code: bytes, name: str) -> Any:
+    """TVM's module of a shared library, which leaves no file behind."""
     import tvm
 
     from hetsched.tvm_runtime import ERRORS, first_line
@@ -262,8 +373,7 @@ def _main(code: bytes, name: str) -> Any:
             # The loader knows libraries by their path, so that no two may share one.
             path = Path(folder) / CODE
             path.write_bytes(code)
-            module = tvm.runtime.load_module(str(path))
-        return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())["main"]
+            return tvm.runtime.load_module(str(path))
     except ERRORS as error:
         raise PackageError(f"part '{name}' does not load: {first_line(error)}") from error
 

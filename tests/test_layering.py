@@ -41,7 +41,7 @@ EXTENSIONS = frozenset("operations targets cost_models partitioners".split())
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = frozenset(
     ["hetsched.tvm_runtime"]
-    + [f"hetsched.lowering.{name}" for name in "metaschedule relax trials".split()]
+    + [f"hetsched.lowering.{name}" for name in "entry metaschedule relax trials".split()]
 ) | {
     f"hetsched.schedules.{name}"
     for name in "apply blocks convolution elementwise layout legal loops matmul polynomials "

@@ -10,7 +10,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from hetsched.dtype import onnx_code, tolerance
 from hetsched.errors import CompileError, ModelError
 from hetsched.graph import Graph, from_onnx
 from hetsched.plugin import load
-from hetsched.schedules.vectors import Vectors
 from hetsched.target import Target
 
 REFUSED = Path(__file__).parent / "golden" / "tvm_refused.txt"
@@ -44,20 +42,10 @@ def compute(graph: Graph, inputs: Sequence[Array]) -> list[Array]:
     CompileError
         TVM refuses it.
     """
-    tvm = pytest.importorskip("tvm")
-    # Late, because they load TVM.
-    relax = import_module("hetsched.lowering.relax")
-    tvm_runtime = import_module("hetsched.tvm_runtime")
-    isa = load(Target, "cpu").device("cpu").isa
-    llvm = import_module("hetsched.targets.cpu").llvm(isa)
-    executable, weights = relax.compile_part(
-        graph, lambda module: relax.build(module, llvm), Vectors.of(isa)
-    )
-    arrays = [*inputs, *weights.values()]
-    machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
-    result = machine["main"](*(tvm_runtime.to_tvm(array, array.dtype) for array in arrays))
-    results = [result] if len(graph.outputs) == 1 else result
-    return [tvm_runtime.to_numpy(tensor).copy() for tensor in results]
+    target = load(Target, "cpu")
+    device = target.device("cpu")
+    with target.load(target.compile(graph, device), graph, device) as kernel:
+        return [np.asarray(result) for result in kernel.run(inputs)]
 
 
 def assert_right(found: Array, expected: Array) -> None:

@@ -21,11 +21,13 @@ from tvm import relax, topi
 from tvm.relax import vm_build
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.frontend.onnx import onnx_frontend
+from tvm.tirx.compilation_pipeline import get_tir_pipeline
 
 from hetsched.dtype import STRING, numpy_dtype
 from hetsched.errors import CompileError, UnsupportedOperation
 from hetsched.graph import DETACHED_NBYTES, Graph, to_onnx
 from hetsched.host import cores
+from hetsched.lowering.entry import PIPELINE, direct
 from hetsched.lowering.for_tvm import for_tvm, refusal
 from hetsched.lowering.recurrent import lower_recurrent
 from hetsched.schedules import polynomials  # noqa: F401
@@ -76,11 +78,14 @@ class Lowered:
 class RelaxPart:
     """`main` of `module` takes the part's inputs, then `weights` in order.
 
-    It returns the outputs that operations make, each once, in order.
+    It makes the outputs that operations make, each once, in order. With `workspace_nbytes` it is
+    what `direct` makes, else a program of TVM's virtual machine.
     """
 
     module: Any
     weights: Mapping[str, np.ndarray]
+    constants: bytes = b""
+    workspace_nbytes: int | None = None
 
 
 def refusal_of(graph: Graph) -> str | None:
@@ -94,11 +99,12 @@ def refusal_of(graph: Graph) -> str | None:
 
 
 def compile_part(
-    graph: Graph, build: Callable[[Any], Any], rules: Rules
-) -> tuple[Any, Mapping[str, np.ndarray]]:
-    """What `build` makes of the part's module of loops, and the weights that its `main` takes.
+    graph: Graph, build: Callable[[Any], Any], rules: Rules, interpreted: bool = False
+) -> tuple[Any, RelaxPart]:
+    """What `build` makes of the part's module of loops, and the part that it was made of.
 
-    The loops are scheduled by `rules`. Several threads may compile parts at once.
+    The loops are scheduled by `rules`. If `interpreted`, the part is a program of TVM's virtual
+    machine even if it could do without. Several threads may compile parts at once.
 
     Raises
     ------
@@ -106,12 +112,14 @@ def compile_part(
         TVM refuses the part.
     """
 
-    def attempt(part: Graph) -> tuple[Any, Mapping[str, np.ndarray]]:
+    def attempt(part: Graph) -> tuple[Any, RelaxPart]:
         with _passes:
             fused = fuse(lowered(part, rules))
             fused = replace(fused, module=scheduled(fused.module, rules))
             lifted = lift_constants(fused, part)
-        return build(lifted.module), lifted.weights
+            if not interpreted:
+                lifted = _direct(lifted)
+        return build(lifted.module), lifted
 
     with quiet():
         try:
@@ -165,8 +173,16 @@ def fuse(part: Lowered) -> Lowered:
     return replace(part, module=tvm.transform.Sequential(passes)(part.module))
 
 
+def _direct(part: RelaxPart) -> RelaxPart:
+    """The part without the virtual machine, where it can do without."""
+    found = direct(part.module)
+    if found is None:
+        return part
+    return RelaxPart(found.module, part.weights, found.constants, found.workspace_nbytes)
+
+
 def build(module: Any, llvm: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The object files in `folder` that a fused module becomes, to be linked into one library.
+    """The object files in `folder` that a part's module becomes, to be linked into one library.
 
     `llvm` is TVM's description of the processor. The functions are shared out to several LLVM
     modules, which are built side by side; the same module gives the same files.
@@ -178,32 +194,43 @@ def build(module: Any, llvm: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     target = tvm.target.Target(dict(llvm))
     careful = tvm.target.Target({**llvm, "cl-opt": ["-vectorize-loops:bool=false"]})
-    builder = relax.ExecBuilder()
+    builder = relax.ExecBuilder() if isinstance(module["main"], relax.Function) else None
     with _passes:
-        with target:
-            module = relax.get_pipeline("default")(module)
-        rest = vm_build._vmcodegen(builder, module)
-        texts = {v.name_hint: function.script() for v, function in rest.functions.items()}
-    functions = {v.name_hint: (v, function) for v, function in rest.functions.items()}
-    wrapping = [name for name in sorted(texts) if WRAPS.search(texts[name])]
-    plain = {name: len(text) for name, text in texts.items() if name not in wrapping}
-    shares = [(share, target) for share in _shared_out(plain)] + [(wrapping, careful)]
+        if builder:
+            with target:
+                module = relax.get_pipeline("default")(module)
+            module = vm_build._vmcodegen(builder, module)
+        texts = {v.name_hint: function.script() for v, function in module.functions.items()}
+    # Alone: TVM tells LLVM that two buffers never overlap, which no longer holds where one function
+    # writes what another reads and both are inlined into one.
+    caller = [] if builder else ["main"]
+    functions = {v.name_hint: (v, function) for v, function in module.functions.items()}
+    loops = {name: text for name, text in sorted(texts.items()) if name not in caller}
+    wrapping = [name for name, text in loops.items() if WRAPS.search(text)]
+    plain = {name: len(text) for name, text in loops.items() if name not in wrapping}
+    shares = [
+        *((share, target) for share in _shared_out(plain)),
+        (wrapping, careful),
+        (caller, target),
+    ]
+    lower, finalise, _ = get_tir_pipeline("default" if builder else PIPELINE)
 
     def generate(index: int) -> Path:
         names, chosen = shares[index]
         path = folder / f"loops{index}.o"
         hosted = tvm.tirx.transform.BindTarget(chosen.with_host(chosen))
-        loops = hosted(tvm.IRModule(dict(functions[name] for name in names)))
-        lower, finalise, _ = tvm.tirx.get_default_tir_pipeline(chosen)
-        loops = finalise()(lower(loops))
+        own = hosted(tvm.IRModule(dict(functions[name] for name in names)))
+        own = finalise()(lower(own))
         # Options of LLVM hold for the whole process.
         with _options.altered() if chosen is careful else _options.as_they_are():
-            _generate(loops, chosen).write_to_file(str(path))
+            _generate(own, chosen).write_to_file(str(path))
         return path
 
     wanted = [index for index, (names, _) in enumerate(shares) if names]
     with ThreadPoolExecutor(len(cores())) as workers:
         paths = list(workers.map(generate, wanted))
+    if builder is None:
+        return paths
     with _passes:
         executable = vm_build._vmlink(builder, target)
         packed = _pack(executable.mod, False, str(target), "")

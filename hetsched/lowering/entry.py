@@ -1,0 +1,291 @@
+"""A part as one function of plain addresses, for parts whose shapes are all known.
+
+TVM's virtual machine takes microseconds for each call: it makes tensors, checks them and interprets
+a program. Where a part only calls TensorIR functions on tensors of known shapes, all of that can be
+settled when it is compiled: the functions take addresses, one function calls them in turn, and what
+lies between them has its place in one piece of memory.
+
+Importing this file loads TVM's compiler.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import PointerType, PrimType
+from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
+from tvm.tirx.stmt import AttrStmt, Bind, DeclBuffer, Evaluate, IfThenElse, Return, SeqStmt
+
+from hetsched.dtype import numpy_dtype
+from hetsched.tvm_runtime import ALIGNMENT, to_numpy
+
+# The name under which TVM knows how functions of addresses are lowered.
+PIPELINE = "hetsched"
+# Before the names of functions, which would else be those of C: exp, floor.
+PREFIX = "part_"
+# TVM's numbers: of the field of an argument that is an address; of the way to call a function that
+# is left as it is.
+_ADDRESS = 15
+_AS_IT_IS = 1
+# What TVM has to know where a function allocates memory: which device.
+_DEVICE = {"device_id": 0, "device_type": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Direct:
+    """`module` has the functions of a part, and `main`, which calls them.
+
+    Its one argument is the address of a table with an address for each input, each weight,
+    `constants`, each output and the workspace, in this order; it returns 0, or what a function that
+    failed gave. The workspace means nothing before and after a call.
+    """
+
+    module: Any
+    constants: bytes
+    workspace_nbytes: int
+
+
+@dataclass(eq=False)
+class _Memory:
+    """Where a tensor is: in the row of the table, from `start`; calls are counted from 0."""
+
+    nbytes: int
+    row: int | None = None
+    start: int = 0
+    first: int = 0
+    last: int = 0
+
+
+def direct(module: Any) -> Direct | None:
+    """The fused module as functions of addresses, or None where it does something else.
+
+    `main` takes what its rows hold, weights last.
+    """
+    module = relax.transform.RewriteDataflowReshape()(module)
+    walk = _Walk(module)
+    outputs = walk.outputs()
+    if outputs is None:
+        return None
+    constants = _joined(walk.constants, len(module["main"].params))
+    weights_end = len(module["main"].params) + 1
+    for index, memory in enumerate(outputs):
+        row = weights_end + index
+        if memory.row is None:
+            memory.row = row
+        else:
+            walk.copy(memory, row)
+    workspace = weights_end + len(outputs)
+    between = [memory for memory in walk.made if memory.row is None]
+    nbytes = _placed(between)
+    for memory in between:
+        memory.row = workspace
+    functions = {
+        tvm.ir.GlobalVar(name := PREFIX + variable.name_hint): _of_addresses(name, function)
+        for variable, function in module.functions.items()
+        if isinstance(function, tirx.PrimFunc)
+    }
+    functions[tvm.ir.GlobalVar("main")] = _main(walk.calls)
+    return Direct(tvm.IRModule(functions), constants, nbytes)
+
+
+class _Walk:
+    """What `main` of a module calls, on which memory, as far as it is understood."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._main = module["main"]
+        self.calls: list[tuple[str, list[_Memory]]] = []
+        self.made: list[_Memory] = []
+        self.constants: list[tuple[_Memory, np.ndarray]] = []
+        self._known: dict[Any, Any] = {
+            parameter: _Memory(_nbytes(parameter.ty) or 0, row=row)
+            for row, parameter in enumerate(self._main.params)
+        }
+        self._constant_of: dict[bytes, _Memory] = {}
+
+    def outputs(self) -> list[_Memory] | None:
+        """The memory of each output, or None where a binding is no call on known shapes."""
+        for block in self._main.body.blocks:
+            for binding in block.bindings:
+                found = self._value(binding.value) if hasattr(binding, "value") else None
+                if found is None:
+                    return None
+                self._known[binding.var] = found
+        results = self._value(self._main.body.body)
+        return [results] if isinstance(results, _Memory) else results
+
+    def copy(self, memory: _Memory, row: int) -> None:
+        """Ends with a copy to the row of an output, whose tensor has a place already."""
+        self.calls.append(("memcpy", [_Memory(memory.nbytes, row=row), memory]))
+
+    def _value(self, value: Any) -> Any:
+        """The memory that an expression stands for; a list for a tuple; None if not understood."""
+        if value in self._known:
+            return self._known[value]
+        if isinstance(value, tvm.ir.GenericConst):
+            return self._constant(to_numpy(value.value))
+        if isinstance(value, relax.Tuple):
+            fields = [self._value(field) for field in value.fields]
+            return None if None in fields else fields
+        if isinstance(value, relax.TupleGetItem):
+            whole = self._value(value.tuple_value)
+            return None if whole is None else whole[value.index]
+        name = getattr(getattr(value, "op", None), "name", "")
+        if name == "relax.reshape":
+            return self._value(value.args[0])
+        if name == "relax.call_tir" and len(value.args) == 2:
+            return self._call(value)
+        return None
+
+    def _call(self, call: Any) -> Any:
+        function = self._module[call.args[0]]
+        types = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
+        if not _static(function) or None in (sizes := list(map(_nbytes, types))):
+            return None
+        read = [self._value(argument) for argument in call.args[1].fields]
+        if None in read:
+            return None
+        now = len(self.calls)
+        written = [_Memory(nbytes or 0, first=now, last=now) for nbytes in sizes]
+        for memory in read:
+            memory.last = now
+        self.made += written
+        self.calls.append((PREFIX + call.args[0].name_hint, [*read, *written]))
+        return written if isinstance(call.ty, relax.TupleType) else written[0]
+
+    def _constant(self, array: np.ndarray) -> _Memory:
+        content = array.tobytes()
+        if content not in self._constant_of:
+            memory = _Memory(array.nbytes)
+            self._constant_of[content] = memory
+            self.constants.append((memory, array))
+        return self._constant_of[content]
+
+
+def _placed(memories: Sequence[_Memory]) -> int:
+    """Gives each a start such that none overlaps another that lives with it; the bytes needed.
+
+    The largest first, each at the lowest start where it fits.
+
+    References
+    ----------
+    Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020,
+    https://arxiv.org/abs/2001.03288
+    """
+    placed: list[_Memory] = []
+    for memory in sorted(memories, key=lambda memory: -memory.nbytes):
+        start = 0
+        for other in placed:
+            if memory.last < other.first or other.last < memory.first:
+                continue
+            if start + memory.nbytes <= other.start:
+                break
+            start = max(start, _aligned(other.start + other.nbytes))
+        memory.start = start
+        placed.append(memory)
+        placed.sort(key=lambda other: other.start)
+    return max((memory.start + memory.nbytes for memory in memories), default=0)
+
+
+def _joined(constants: Sequence[tuple[_Memory, np.ndarray]], row: int) -> bytes:
+    """All constants behind each other, each where its memory says from now on."""
+    joined = bytearray()
+    for memory, array in constants:
+        joined.extend(bytes(_aligned(len(joined)) - len(joined)))
+        memory.row, memory.start = row, len(joined)
+        joined.extend(array.tobytes())
+    return bytes(joined)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _nbytes(type_: Any) -> int | None:
+    """The size of a tensor of this type, or None if it is not known."""
+    shape = getattr(type_, "shape", None)
+    if not isinstance(shape, relax.ShapeExpr) or not _known(shape):
+        return None
+    return int(prod(map(int, shape)) * numpy_dtype(str(type_.dtype)).itemsize)
+
+
+def _static(function: Any) -> bool:
+    """Whether all that a function is given is compact tensors of known shapes."""
+    return all(
+        hasattr(parameter, "shape")
+        and _known(parameter.shape)
+        and _known(parameter.strides)
+        and _known([parameter.elem_offset])
+        for parameter in function.params
+    )
+
+
+def _known(shape: Any) -> bool:
+    return all(isinstance(dim, tirx.IntImm) for dim in shape)
+
+
+def _of_addresses(name: str, function: Any) -> Any:
+    """The function with addresses for tensors; once it is lowered, it returns 0."""
+    addresses = [
+        tirx.Var(f"{parameter.name}_data", PointerType(PrimType(parameter.dtype), "global"))
+        for parameter in function.params
+    ]
+    tensors = [
+        DeclBuffer(parameter, data=address)
+        for parameter, address in zip(function.params, addresses, strict=True)
+    ]
+    body = SeqStmt([*tensors, function.body])
+    return (
+        tirx.PrimFunc(addresses, body, PrimType("int32"), function.attrs)
+        .with_attr("global_symbol", name)
+        .with_attr("calling_conv", _AS_IT_IS)
+    )
+
+
+def _main(calls: Sequence[tuple[str, Sequence[_Memory]]]) -> Any:
+    table = tirx.Var("table", "handle")
+    body: list[Any] = []
+    for index, (name, memories) in enumerate(calls):
+        arguments = []
+        for place, memory in enumerate(memories):
+            address = tirx.tvm_struct_get(table, memory.row, _ADDRESS, "handle")
+            if memory.start:
+                tensor = tirx.decl_buffer((memory.start + 1,), "uint8", f"memory{index}_{place}")
+                body.append(DeclBuffer(tensor, data=address))
+                address = tirx.address_of(tensor[memory.start])
+            arguments.append(address)
+        if name == "memcpy":
+            nbytes = tirx.IntImm("int64", memories[0].nbytes)
+            body.append(Evaluate(tirx.call_extern("handle", name, *arguments, nbytes)))
+            continue
+        status = tirx.Var(f"status{index}", PrimType("int32"))
+        body.append(Bind(status, tirx.call_extern("int32", name, *arguments)))
+        body.append(IfThenElse(status != 0, Return(status), None))
+    body.append(Return(tirx.IntImm("int32", 0)))
+    return tirx.PrimFunc([table], SeqStmt(body)).with_attr("global_symbol", "main")
+
+
+@tirx.transform.prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator]
+def _on_the_processor(function: Any, *_: Any) -> Any:
+    """Says which device a function is on, as TVM's own lowering of arguments does.
+
+    What it allocates there is freed at the end of that statement, so that 0 is returned behind it.
+    """
+    if not function.attrs["global_symbol"].startswith(PREFIX):
+        return function
+    body = function.body
+    for key, value in _DEVICE.items():
+        body = AttrStmt("default", key, tirx.IntImm("int32", value), body)
+    return function.with_body(SeqStmt([body, Return(tirx.IntImm("int32", 0))]))
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    lower, host, device = get_tir_pipeline("default")
+    return lower, lambda: tvm.transform.Sequential([_on_the_processor, host()]), device
+
+
+register_tir_pipeline(PIPELINE, _pipeline)

@@ -16,6 +16,7 @@ from threading import Condition, RLock
 from typing import Any
 
 import numpy as np
+import onnx
 import tvm
 from tvm import relax, topi
 from tvm.relax import vm_build
@@ -28,8 +29,8 @@ from hetsched.errors import CompileError, UnsupportedOperation
 from hetsched.graph import DETACHED_NBYTES, Graph, to_onnx
 from hetsched.host import cores
 from hetsched.lowering.entry import PIPELINE, direct
+from hetsched.lowering import recurrent
 from hetsched.lowering.for_tvm import for_tvm, refusal
-from hetsched.lowering.recurrent import lower_recurrent
 from hetsched.schedules import polynomials  # noqa: F401
 from hetsched.schedules.apply import scheduled
 from hetsched.schedules.layout import blocked
@@ -53,6 +54,8 @@ EMITTED = frozenset(
     "relax.tensor_to_shape relax.shape_to_tensor relax.null_value".split()
 )
 MISSING_CONVERTER = re.compile(r"The following operators are not supported for frontend ONNX: .*")
+# For a module of which no code is made.
+ANY_VECTORS = Vectors(lanes=4, registers=16)
 # A remainder in the text of a function.
 WRAPS = re.compile(r" % |T\.(bitwise_and|truncmod|floormod)\(")
 # What is folded is stored, and a repeated value is cheaper to make again.
@@ -142,13 +145,12 @@ def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
     """
     made = dict.fromkeys(t for t in graph.outputs if t.name in graph.producers)
     graph = replace(graph, outputs=tuple(made))
-    graph = lower_recurrent(graph)
     for op in graph.ops:
         why = refusal(op, graph)
         if why is not None:
             raise UnsupportedOperation(f"{op}: {why}")
     graph = for_tvm(graph)
-    imported = _imported(graph)
+    imported = _imported(graph, vectors or ANY_VECTORS)
     module = relax.transform.DecomposeOpsForInference()(imported.module)
     module = _rewritten(module, _Folder(module))
     if rules is not None:
@@ -313,7 +315,8 @@ def _said(error: Exception) -> str:
     return MISSING_CONVERTER.sub("TVM has no converter for it", said)
 
 
-def _imported(graph: Graph) -> Lowered:
+def _imported(graph: Graph, vectors: Vectors) -> Lowered:
+    importer = _Importer(graph, vectors)
     for tensor in (*graph.inputs, *(t for op in graph.ops for t in (*op.reads, *op.writes))):
         if tensor.dtype == STRING:
             raise UnsupportedOperation(f"'{tensor.name}' is of strings")
@@ -324,12 +327,13 @@ def _imported(graph: Graph) -> Lowered:
     names: dict[str, str] = {"": ""}
     for value in (*model.graph.input, *model.graph.initializer):
         value.name = names.setdefault(value.name, f"t{len(names)}")
-    for node in model.graph.node:
+    for index, node in enumerate(model.graph.node):
+        # What the importer knows a node by.
+        node.name = str(index)
         for side in (node.input, node.output):
             side[:] = [names.setdefault(name, f"t{len(names)}") for name in side]
     for value in (*model.graph.value_info, *model.graph.output):
         value.name = names[value.name]
-    importer = onnx_frontend.ONNXGraphImporter({}, "float32")
     # Weights stay where they are instead of going through the model, which would copy them.
     known = {}
     for name, array in graph.constants.items():
@@ -387,6 +391,20 @@ def _transposed(call: Any, array: np.ndarray) -> np.ndarray:
     return array.transpose(None if axes is None else [int(axis) for axis in axes])
 
 
+def _padded(call: Any, array: np.ndarray, *_: Any) -> np.ndarray | None:
+    if call.attrs.pad_mode != "constant" or float(call.attrs.pad_value):
+        return None
+    widths = [int(width) for width in call.attrs.pad_width]
+    return np.pad(array, list(zip(widths[::2], widths[1::2], strict=True)))
+
+
+def _taken(call: Any, array: np.ndarray, places: np.ndarray) -> np.ndarray | None:
+    axis = call.attrs.axis
+    if axis is None or places.min(initial=0) < 0 or places.max(initial=0) >= array.shape[axis]:
+        return None
+    return array.take(places, int(axis))
+
+
 def _shape(call: Any) -> tuple[int, ...]:
     return tuple(int(dim) for dim in call.ty.shape)
 
@@ -403,6 +421,8 @@ FOLDED: Mapping[str, Callable[..., np.ndarray | None]] = {
     "relax.squeeze": _reshaped,
     "relax.flatten": _reshaped,
     "relax.permute_dims": _transposed,
+    "relax.nn.pad": _padded,
+    "relax.take": _taken,
     "relax.broadcast_to": _broadcast,
     "relax.astype": lambda call, array: array.astype(numpy_dtype(str(call.ty.dtype))),
     "relax.where": _elementwise(np.where),
@@ -416,6 +436,38 @@ FOLDED: Mapping[str, Callable[..., np.ndarray | None]] = {
     "relax.negative": _elementwise(np.negative),
     "relax.sqrt": _elementwise(np.sqrt),
 }
+
+
+class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
+    """TVM's importer, with the operations of `graph` that it lacks.
+
+    Raises
+    ------
+    UnsupportedOperation
+        One of these says what has no meaning here.
+    """
+
+    def __init__(self, graph: Graph, vectors: Vectors) -> None:
+        super().__init__({}, "float32")
+        self._vectors = vectors
+        self._ops = graph.ops
+        self._layers = {
+            index: recurrent.read(op, graph.constants)
+            for index, op in enumerate(graph.ops)
+            if op.kind in recurrent.KINDS
+        }
+
+    def _check_for_unsupported_ops(self, graph: Any) -> None:
+        foreign = onnx.GraphProto()
+        foreign.node.extend(node for node in graph.node if node.op_type not in recurrent.KINDS)
+        super()._check_for_unsupported_ops(foreign)
+
+    def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
+        if op_name not in recurrent.KINDS:
+            return super()._convert_operator(op_name, inputs, attrs, opset)
+        index = int(attrs["tvm_custom"]["name"])
+        op, layer = self._ops[index], self._layers[index]
+        return relax.Tuple(recurrent.convert(self.bb, op, layer, inputs, self._vectors))
 
 
 @mutator

@@ -18,6 +18,7 @@ from hetsched.schedules.vectors import Vectors
 
 # What a tuner reads of a function.
 TOLD = (WORKLOAD, CANDIDATE, CANDIDATES)
+SCHEDULED = "tirx.is_scheduled"
 FAMILIES: dict[str, Any] = {
     window.FAMILY: window,
     matmul.FAMILY: matmul,
@@ -61,6 +62,9 @@ def _schedule_of(function: Any) -> Any:
 
 
 def _is_of_blocks(function: Any) -> bool:
+    """Whether a function is of blocks without a schedule."""
+    if function.attrs and SCHEDULED in function.attrs:
+        return False
     body = function.body
     return isinstance(body, SBlockRealize) and body.block.name_hint == "root"
 
@@ -113,7 +117,7 @@ def _by_family(function: Any, vectors: Vectors) -> Any | None:
 
 
 def _finished(schedule: Any, function: Any, told: Mapping[str, Any]) -> Any:
-    found = schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+    found = schedule.mod["main"].with_attr(SCHEDULED, True)
     for name, value in told.items():
         found = found.with_attr(name, value)
     symbol = function.attrs.get("global_symbol") if function.attrs else None

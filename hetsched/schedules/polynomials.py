@@ -1,4 +1,4 @@
-"""exp and erf of float32 as polynomials, which vectorise, in place of calls of the C library.
+"""exp, erf and tanh of float32 as polynomials, which vectorise, in place of calls of the C library.
 
 Importing this file loads TVM's compiler, and tells it.
 """
@@ -40,6 +40,23 @@ ERF_DENOMINATOR = (
     -7.37332916720468e-03,
     -1.42647390514189e-02,
 )
+# tanh(x) = x P(x**2) / Q(x**2) for |x| <= 7.9, beyond which it is 1; of Eigen, ptanh_float.
+TANH_LIMIT = 7.90531110763549805
+TANH_NUMERATOR = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+TANH_DENOMINATOR = (
+    1.19825839466702e-06,
+    1.18534705686654e-04,
+    2.26843463243900e-03,
+    4.89352518554385e-03,
+)
 MANTISSA_BITS = 23
 EXPONENT_BIAS = 127
 # Above the library's rules.
@@ -66,9 +83,21 @@ def exp(x: Any) -> Any:
 
 def erf(x: Any) -> Any:
     """Within 4 units in the last place."""
-    limited = tirx.max(tirx.min(x, _like(ERF_LIMIT, x)), _like(-ERF_LIMIT, x))
+    return _odd_ratio(x, ERF_LIMIT, ERF_NUMERATOR, ERF_DENOMINATOR)
+
+
+def tanh(x: Any) -> Any:
+    """Within 4 units in the last place."""
+    return _odd_ratio(x, TANH_LIMIT, TANH_NUMERATOR, TANH_DENOMINATOR)
+
+
+def _odd_ratio(
+    x: Any, limit: float, numerator: Sequence[float], denominator: Sequence[float]
+) -> Any:
+    """y P(y**2) / Q(y**2) with x limited to y."""
+    limited = tirx.max(tirx.min(x, _like(limit, x)), _like(-limit, x))
     return _let(limited, lambda y: _let(y * y, lambda z: tirx.Select(
-        x == x, y * _horner(ERF_NUMERATOR, z) / _horner(ERF_DENOMINATOR, z), x
+        x == x, y * _horner(numerator, z) / _horner(denominator, z), x
     )))  # fmt: skip
 
 
@@ -101,3 +130,4 @@ def _register(name: str, rule: Callable[[Any], Any]) -> None:
 
 _register("exp", exp)
 _register("erf", erf)
+_register("tanh", tanh)

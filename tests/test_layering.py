@@ -41,11 +41,11 @@ EXTENSIONS = frozenset("operations targets cost_models partitioners".split())
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = frozenset(
     ["hetsched.tvm_runtime"]
-    + [f"hetsched.lowering.{name}" for name in "entry metaschedule relax trials".split()]
+    + [f"hetsched.lowering.{name}" for name in "entry metaschedule recurrent relax trials".split()]
 ) | {
     f"hetsched.schedules.{name}"
     for name in "apply blocks convolution elementwise layout legal loops matmul polynomials "
-    "pooling rows window".split()
+    "pooling recurrent rows window".split()
 }
 
 

@@ -17,8 +17,6 @@ LARGEST_GMAC = 0.4
 OPTIONS = Options(devices="cpu:0,cpu:1", partitioners=("task",), cost_model="roofline", seed=0)
 # What a test run has no time for; `python -m bench.coverage` covers them.
 LEFT_OUT = {
-    "gru_seq": "a GRU over 100 steps compiles for long; test_recurrent.py has short ones",
-    "lstm_text": "an LSTM over 64 steps compiles for long; test_recurrent.py has short ones",
     "light_squeezenet": "the network of squeezenet1_1 with other weights",
 }
 

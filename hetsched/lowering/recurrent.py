@@ -166,7 +166,10 @@ def convert(
     given = {"projected": projected, **given}
     arguments = {name: builder.emit(expression) for name, expression in given.items()}
     shapes = {name: tuple(map(int, argument.ty.shape)) for name, argument in arguments.items()}
-    function = builder.add_func(recurrent.loops(layer, shapes, vectors), op.kind.lower())
+    loops = recurrent.loops(layer, shapes, vectors)
+    function = builder.add_func(loops, op.kind.lower())
+    # The builder names the variable apart from others, but not the symbol.
+    builder.update_func(function, loops.with_attr("global_symbol", function.name_hint))
     state_shape = (directions, layer.batch, layer.hidden)
     results = [(layer.steps, *state_shape), *[state_shape] * len(layer.cell.states)]
     made = builder.emit(

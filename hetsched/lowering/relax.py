@@ -28,14 +28,15 @@ from hetsched.dtype import STRING, numpy_dtype
 from hetsched.errors import CompileError, UnsupportedOperation
 from hetsched.graph import DETACHED_NBYTES, Graph, to_onnx
 from hetsched.host import cores
-from hetsched.lowering.entry import PIPELINE, direct
 from hetsched.lowering import recurrent
+from hetsched.lowering.entry import PIPELINE, direct
 from hetsched.lowering.for_tvm import for_tvm, refusal
 from hetsched.schedules import polynomials  # noqa: F401
 from hetsched.schedules.apply import scheduled
 from hetsched.schedules.layout import blocked
 from hetsched.schedules.legal import legalisations
 from hetsched.schedules.rules import Rules
+from hetsched.schedules.vectors import Vectors
 from hetsched.tvm_runtime import ERRORS, first_line, quiet, to_numpy, to_tvm
 
 _generate = tvm.get_global_func("target.build.llvm")
@@ -150,7 +151,7 @@ def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
         if why is not None:
             raise UnsupportedOperation(f"{op}: {why}")
     graph = for_tvm(graph)
-    imported = _imported(graph, vectors or ANY_VECTORS)
+    imported = _imported(graph, ANY_VECTORS if rules is None else rules.vectors)
     module = relax.transform.DecomposeOpsForInference()(imported.module)
     module = _rewritten(module, _Folder(module))
     if rules is not None:
@@ -330,6 +331,9 @@ def _imported(graph: Graph, vectors: Vectors) -> Lowered:
     for index, node in enumerate(model.graph.node):
         # What the importer knows a node by.
         node.name = str(index)
+        if index in importer.layers:
+            # Read already; the importer takes offence at an empty one.
+            del node.attribute[:]
         for side in (node.input, node.output):
             side[:] = [names.setdefault(name, f"t{len(names)}") for name in side]
     for value in (*model.graph.value_info, *model.graph.output):
@@ -451,7 +455,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
         super().__init__({}, "float32")
         self._vectors = vectors
         self._ops = graph.ops
-        self._layers = {
+        self.layers = {
             index: recurrent.read(op, graph.constants)
             for index, op in enumerate(graph.ops)
             if op.kind in recurrent.KINDS
@@ -466,7 +470,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
         if op_name not in recurrent.KINDS:
             return super()._convert_operator(op_name, inputs, attrs, opset)
         index = int(attrs["tvm_custom"]["name"])
-        op, layer = self._ops[index], self._layers[index]
+        op, layer = self._ops[index], self.layers[index]
         return relax.Tuple(recurrent.convert(self.bb, op, layer, inputs, self._vectors))
 
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script import builder as T
+from tvm.tirx.script import builder as tir
 
 from hetsched.schedules.vectors import LATENCY, LOADS, PIPES, Vectors
 
@@ -147,13 +147,13 @@ class Units:
 
     def put(self, name: str, value: Any) -> Any:
         """Stores a state after the step, or an intermediate value, and returns it."""
-        value = T.Bind(value)
-        T.buffer_store(self._walk.new[name], value, [self._row, self._walk.vector(self._block)])
+        value = tir.Bind(value)
+        tir.buffer_store(self._walk.new[name], value, [self._row, self._walk.vector(self._block)])
         return value
 
     def activate(self, index: int, value: Any) -> Any:
         """The activation function at `index` of `value`."""
-        return T.Bind(self._walk.activations[index](T.Bind(value)))
+        return tir.Bind(self._walk.activations[index](tir.Bind(value)))
 
     def clip(self, value: Any) -> Any:
         bound = self._walk.layer.clip
@@ -292,30 +292,30 @@ def loops(layer: Layer, given: Mapping[str, tuple[int, ...]], vectors: Vectors) 
     is_step_shared = directions * tiles == 1 and work >= SHARED_STEP
     is_shared = directions * tiles > 1 and work * layer.steps >= SHARED_SEQUENCE
     shape = (directions, layer.batch, layer.hidden)
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(layer.kind.lower())
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
+    with IRBuilder() as builder, tir.prim_func(s_tir=True):
+        tir.func_name(layer.kind.lower())
+        tir.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
         tensors = {
-            name: T.arg(name, T.buffer(dims, "int32" if name == "lengths" else layer.dtype))
+            name: tir.arg(name, tir.buffer(dims, "int32" if name == "lengths" else layer.dtype))
             for name, dims in given.items()
         }
-        outputs = {"Y": T.arg("Y", T.buffer((layer.steps, *shape), layer.dtype))}
+        outputs = {"Y": tir.arg("Y", tir.buffer((layer.steps, *shape), layer.dtype))}
         for name in layer.cell.states:
-            outputs[name] = T.arg(f"Y_{name}", T.buffer(shape, layer.dtype))
+            outputs[name] = tir.arg(f"Y_{name}", tir.buffer(shape, layer.dtype))
 
         def walk(direction: int, tile: Any) -> None:
             # The last rows again where there is no whole tile of them.
             first = tirx.min(tile * rows, layer.batch - rows)
             _Walk(layer, vectors, tensors, outputs, direction, first, rows).emit(is_step_shared)
 
-        with (T.parallel if is_shared else T.serial)(directions * tiles) as index:
+        with (tir.parallel if is_shared else tir.serial)(directions * tiles) as index:
             if directions == 1:
                 walk(0, index)
             else:
-                with T.If(index < tiles):
-                    with T.Then():
+                with tir.If(index < tiles):
+                    with tir.Then():
                         walk(0, index)
-                    with T.Else():
+                    with tir.Else():
                         walk(1, index - tiles)
     return builder.get()
 
@@ -334,7 +334,7 @@ def _rows(layer: Layer, vectors: Vectors) -> int:
 
 
 def _width(layer: Layer, gates: int, rows: int, vectors: Vectors) -> int:
-    """How many vectors of hidden units of `rows` sequences have the sums of `gates` in registers."""
+    """How many vectors of hidden units of `rows` sequences go together."""
     fitting = range(1, 1 + layer.padded(vectors) // layer.lanes(vectors))
     return min(fitting, key=lambda width: _cycles(layer, gates, rows, width, vectors))
 
@@ -388,7 +388,7 @@ class _Walk:
     def emit(self, is_step_shared: bool) -> None:
         steps = self.layer.steps
         self._begin()
-        with T.serial(steps) as step:
+        with tir.serial(steps) as step:
             time = steps - 1 - step if self.layer.backward[self.direction] else step
             # Every other step from the last weights to the first, so that the caches still have
             # those which it begins with.
@@ -400,12 +400,12 @@ class _Walk:
 
     def _begin(self) -> None:
         for name, state in self.now.items():
-            with T.grid(self._rows, self._wide) as (row, unit):
-                T.buffer_store(state, self._zero, [row, unit])
+            with tir.grid(self._rows, self._wide) as (row, unit):
+                tir.buffer_store(state, self._zero, [row, unit])
             if name in self.tensors:
-                with T.grid(self._rows, self.layer.hidden) as (row, unit):
+                with tir.grid(self._rows, self.layer.hidden) as (row, unit):
                     value = self.tensors[name][self.direction, self._first + row, unit]
-                    T.buffer_store(state, value, [row, unit])
+                    tir.buffer_store(state, value, [row, unit])
 
     def _phase(self, phase: Phase, time: Any, parity: Any, is_shared: bool) -> None:
         layer, rows = self.layer, range(self._rows)
@@ -416,22 +416,22 @@ class _Walk:
         places = list(product(range(width), phase.gates))
         lanes = tirx.Ramp(0, 1, self._lanes)
         tiles = -(-count // width)
-        with (T.parallel if is_shared else T.serial)(tiles) as index:
+        with (tir.parallel if is_shared else tir.serial)(tiles) as index:
             tile = index + parity * (tiles - 1 - 2 * index)
             first = tirx.min(tile * width, count - width)
             shape = (self._rows, width, layer.cell.gates, self._lanes)
-            sums = T.alloc_buffer(shape, layer.dtype, scope="local")
+            sums = tir.alloc_buffer(shape, layer.dtype, scope="local")
             for row, (place, gate) in product(rows, places):
                 start = self._start(phase, gate, row, first + place, time)
-                T.buffer_store(sums, start, [row, place, gate, lanes])
-            with T.serial(layer.hidden) as unit:
+                tir.buffer_store(sums, start, [row, place, gate, lanes])
+            with tir.serial(layer.hidden) as unit:
                 # The shorter side of the tile inside, as what it loads stays in registers.
                 by_row = ((row, place) for row, place in product(rows, places))
                 by_place = ((row, place) for place, row in product(places, rows))
                 for row, (place, gate) in by_row if len(rows) > len(places) else by_place:
                     term = weights[self.direction, first + place, unit, gate, lanes]
                     total = sums[row, place, gate, lanes] + source[row, unit] * term
-                    T.buffer_store(sums, total, [row, place, gate, lanes])
+                    tir.buffer_store(sums, total, [row, place, gate, lanes])
             for row, place in product(rows, range(width)):
                 found = {gate: sums[row, place, gate, lanes] for gate in phase.gates}
                 phase.finish(Units(self, found, row, first + place, time))
@@ -446,41 +446,41 @@ class _Walk:
 
     def _keep(self, time: Any) -> None:
         """Writes the output of a step, and takes the new states where the sequence goes on."""
-        with T.serial(self._rows) as row:
+        with tir.serial(self._rows) as row:
             if "lengths" not in self.tensors:
                 self._take(row, time)
                 return
-            with T.If(time < self.tensors["lengths"][self._first + row]):
-                with T.Then():
+            with tir.If(time < self.tensors["lengths"][self._first + row]):
+                with tir.Then():
                     self._take(row, time)
-                with T.Else():
+                with tir.Else():
                     self._write(row, time, lambda unit: self._zero)
 
     def _take(self, row: Any, time: Any) -> None:
         for name, state in self.now.items():
-            with T.serial(self._wide) as unit:
-                T.buffer_store(state, self.new[name][row, unit], [row, unit])
+            with tir.serial(self._wide) as unit:
+                tir.buffer_store(state, self.new[name][row, unit], [row, unit])
         self._write(row, time, lambda unit: self.new["h"][row, unit])
 
     def _write(self, row: Any, time: Any, value: Callable[[Any], Any]) -> None:
-        with T.serial(self.layer.hidden) as unit:
+        with tir.serial(self.layer.hidden) as unit:
             place = [time, self.direction, self._first + row, unit]
-            T.buffer_store(self._outputs["Y"], value(unit), place)
+            tir.buffer_store(self._outputs["Y"], value(unit), place)
 
     def _end(self) -> None:
         """The last states; a sequence of length 0 has none, which is zero."""
         for name, state in self.now.items():
-            with T.grid(self._rows, self.layer.hidden) as (row, unit):
+            with tir.grid(self._rows, self.layer.hidden) as (row, unit):
                 value = state[row, unit]
                 if "lengths" in self.tensors:
                     length = self.tensors["lengths"][self._first + row]
                     value = tirx.Select(length > 0, value, self._zero)
                 place = [self.direction, self._first + row, unit]
-                T.buffer_store(self._outputs[name], value, place)
+                tir.buffer_store(self._outputs[name], value, place)
 
     @property
     def _zero(self) -> Any:
         return tirx.const(0, self.layer.dtype)
 
     def _buffer(self) -> Any:
-        return T.alloc_buffer((self._rows, self._wide), self.layer.dtype)
+        return tir.alloc_buffer((self._rows, self._wide), self.layer.dtype)

@@ -280,14 +280,20 @@ def test_every_activation_in_every_place(kind: str) -> None:
     usual = ("Sigmoid", "Tanh", "Tanh")[: FUNCTIONS[kind]] if kind != "RNN" else ("Tanh",)
     cases = []
     for index, function in enumerate(sorted(ACTIVATIONS)):
-        for numbers in ({}, {"activation_alpha": (0.3,), "activation_beta": (0.45,)}):
-            # The places go round with the functions; alone, each stands in all of them.
-            names = [*usual, *usual]
-            names[index % len(usual)] = function
-            names[len(usual) :] = [function] * len(usual)
-            # Without a bound on the gates the states of an unbounded function overflow.
-            graph = layer(kind, "bidirectional", activations=names, clip=2.0, **numbers)
-            cases.append((graph, case(kind, "bidirectional")))
+        # The places go round with the functions; in the other direction it stands in all.
+        names = [*usual, *[function] * len(usual)]
+        names[index % len(usual)] = function
+        # The first that takes one gets it, the others their defaults. Without a bound on the gates
+        # the states of an unbounded function overflow.
+        graph = layer(
+            kind,
+            "bidirectional",
+            activations=names,
+            activation_alpha=(0.3,),
+            activation_beta=(0.45,),
+            clip=2.0,
+        )
+        cases.append((graph, case(kind, "bidirectional")))
     assert_equivalent(cases)
 
 
@@ -337,7 +343,7 @@ def test_names_of_activations_in_any_case() -> None:
 def test_clip(kind: str) -> None:
     flag = {"LSTM": "input_forget", "GRU": "linear_before_reset"}.get(kind)
     cases = []
-    for clip, without in product((0.05, 0.4, 100.0), ((), ("B", "P"))):
+    for clip, without in product((0.05, 0.4), ((), ("B", "P"))):
         for flags in ({}, {flag: 1}) if flag else ({},):
             graph = layer(kind, "bidirectional", without=without, clip=clip, **flags)
             cases.append((graph, case(kind, "bidirectional")))
@@ -353,7 +359,7 @@ def test_an_rnn_clips_to_nothing_and_ignores_a_negative_clip() -> None:
 )
 def test_flags(kind: str, flag: str) -> None:
     cases = []
-    for direction, without in product(DIRECTIONS, ((), ("B",), ("P",), ("initial_h",))):
+    for direction, without in product(("forward", "bidirectional"), ((), ("B", "P"))):
         graph = layer(kind, direction, without=without, **{flag: 1})
         values = case(kind, direction)
         plain = layer(kind, direction, without=without)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hetsched.errors import CompileError
 from hetsched.graph import Graph, to_onnx
 from hetsched.op import Op, Tensor
+from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
 
 tvm = pytest.importorskip("tvm")
@@ -195,7 +196,7 @@ def compiled(
         executable = build(module, {**llvm(ISA), "opt-level": 0})
         return tvm.runtime.vm.VirtualMachine(executable, tvm.cpu())["main"]
 
-    main, weights = compile_part(graph, machine, vectors)
+    main, weights = compile_part(graph, machine, Rules(vectors))
 
     def call(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         arrays = [*(feeds[tensor.name] for tensor in graph.inputs), *weights.values()]
@@ -443,7 +444,7 @@ def test_threads_share_a_step_or_the_sequences(directions: int, batch: int, hidd
         values = arrays(kind, directions, batch=batch, hidden=hidden, steps=20)
         values["R"] *= 0.1
         graph = layer(kind, direction, values=values)
-        assert "T.parallel" in lowered(graph, VECTORS).module.script()
+        assert "T.parallel" in lowered(graph, Rules(VECTORS)).module.script()
         assert_equivalent([(graph, values)])
 
 
@@ -534,7 +535,7 @@ def test_what_is_refused_is_named(graph: Graph, message: str) -> None:
 def test_one_function_whatever_the_steps(kind: str) -> None:
     def functions(steps: int) -> list[str]:
         graph = layer(kind, "bidirectional", values=arrays(kind, 2, steps=steps))
-        return sorted(v.name_hint for v in lowered(graph, VECTORS).module.functions)
+        return sorted(v.name_hint for v in lowered(graph, Rules(VECTORS)).module.functions)
 
     assert functions(STEPS) == functions(50 * STEPS)
     assert kind.lower() in functions(STEPS)
@@ -542,5 +543,5 @@ def test_one_function_whatever_the_steps(kind: str) -> None:
 
 def test_weights_are_packed_when_they_are_compiled() -> None:
     graph = layer("LSTM", "bidirectional")
-    made = {variable.name_hint for variable in lowered(graph, VECTORS).module.functions}
+    made = {variable.name_hint for variable in lowered(graph, Rules(VECTORS)).module.functions}
     assert made == {"main", "reshape", "matmul", "add", "lstm"}

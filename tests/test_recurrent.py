@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
 
 tvm = pytest.importorskip("tvm")
+
+from tvm.support.cc import create_shared  # noqa: E402
 
 from hetsched.lowering.recurrent import ACTIVATIONS  # noqa: E402
 from hetsched.lowering.relax import build, compile_part, lowered, refusal_of  # noqa: E402
@@ -193,13 +197,17 @@ def compiled(
     """What runs `graph` by name of its inputs."""
 
     def machine(module: Any) -> Any:
-        executable = build(module, {**llvm(ISA), "opt-level": 0})
-        return tvm.runtime.vm.VirtualMachine(executable, tvm.cpu())["main"]
+        with TemporaryDirectory() as folder:
+            objects = build(module, {**llvm(ISA), "opt-level": 0}, Path(folder))
+            library = str(Path(folder) / "code.so")
+            create_shared(library, list(map(str, objects)))
+            loaded = tvm.runtime.load_module(library)
+        return tvm.runtime.vm.VirtualMachine(loaded, tvm.cpu())["main"]
 
-    main, weights = compile_part(graph, machine, Rules(vectors))
+    main, part = compile_part(graph, machine, Rules(vectors), interpreted=True)
 
     def call(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        arrays = [*(feeds[tensor.name] for tensor in graph.inputs), *weights.values()]
+        arrays = [*(feeds[tensor.name] for tensor in graph.inputs), *part.weights.values()]
         result = main(*(to_tvm(array, array.dtype) for array in arrays))
         results = [result] if len(graph.outputs) == 1 else result
         return [np.array(to_numpy(tensor)) for tensor in results]

@@ -78,7 +78,7 @@ def network(x: tuple[int, ...], *nodes: tuple[Any, ...], extra: tuple[int, ...] 
     return model(" ".join([str(x), *(node[0] for node in nodes)]), made, inputs, weights)
 
 
-def gated() -> Model:
+def gated(channels: int) -> Model:
     """Squeeze and excitation: a pixel of each channel scales all of them."""
     nodes = [
         helper.make_node("Conv", ["x0", "w0"], ["a"], pads=[1, 1, 1, 1]),
@@ -87,7 +87,8 @@ def gated() -> Model:
         helper.make_node("Sigmoid", ["s"], ["g"]),
         helper.make_node("Mul", ["a", "g"], ["y"]),
     ]
-    return model("gated", nodes, [normal(1, 8, 6, 7)], [normal(20, 8, 3, 3), normal(20, 20, 1, 1)])
+    weights = [normal(channels, 8, 3, 3), normal(channels, channels, 1, 1)]
+    return model(f"gated {channels}", nodes, [normal(1, 8, 6, 7)], weights)
 
 
 def joined(first: int, second: int) -> Model:
@@ -135,7 +136,8 @@ def models() -> Iterator[Model]:
         ("Mul", [(24, 1, 1)], {}), ("Div", [(1,)], {}), ("GlobalAveragePool", [], {}),
         ("Flatten", [], {}), ("Gemm", [(24, 10), (10,)], {}),
     )  # fmt: skip
-    yield gated()
+    yield gated(20)
+    yield gated(64)
     yield joined(16, 32)
     yield joined(16, 20)
     yield joined(20, 16)

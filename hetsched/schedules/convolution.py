@@ -112,7 +112,7 @@ def dense(
         if whole == pixels:
             return total
         return te.compute((batch, outputs, pixels, lanes), lambda *i: total[i], name="crop")
-    read = padded(x, window, choice.candidate.covering(window.result[1]), 0.0, plain=plain)
+    read = padded(x, window, choice.candidate.covering(window.result[1]), plain=plain)
 
     def element(n: Any, o: Any, row: Any, column: Any, u: Any) -> Any:
         place = window.place(row, column, kh, kw)
@@ -125,10 +125,15 @@ def dense(
 
 def depthwise(x: Any, weights: Any, window: Window, choice: Choice[Tile]) -> Any:
     """Each channel with its own kernel."""
-    return per_channel(
-        x, window, choice, 0.0,
-        lambda value, o, kh, kw, u, axes: te.sum(value * weights[o, kh, kw, u], axis=axes),
-    )  # fmt: skip
+
+    def product(value: Any, inside: Any, o: Any, kh: Any, kw: Any, u: Any, axes: Any) -> Any:
+        weight = weights[o, kh, kw, u]
+        if inside is not None:
+            # Rather of the weight, which pixels share, than of each pixel.
+            weight = tirx.Select(inside, weight, tirx.const(0, "float32"))
+        return te.sum(value * weight, axis=axes)
+
+    return per_channel(x, window, choice, product)
 
 
 def phase_window(window: Window) -> Window:

@@ -85,14 +85,19 @@ def producers(schedule: Any, block: Any) -> list[Any]:
     return [item for item in blocks(schedule) if schedule.get(item).name_hint in names]
 
 
+def consumers(schedule: Any, main: Any) -> list[Any]:
+    """The blocks that `main` does not depend on, in order."""
+    before = {schedule.get(block).name_hint for block in (*producers(schedule, main), main)}
+    return [block for block in blocks(schedule) if schedule.get(block).name_hint not in before]
+
+
 def fused_epilogue(schedule: Any, main: Any) -> Any:
     """Inlines what follows `main` in the function into its last block, which is returned.
 
     The accumulators of `main` get the scope of registers; without a block after it, one that
     stores them is made.
     """
-    before = {schedule.get(block).name_hint for block in (*producers(schedule, main), main)}
-    after = [block for block in blocks(schedule) if schedule.get(block).name_hint not in before]
+    after = consumers(schedule, main)
     if not after:
         return schedule.cache_write(main, 0, "local")
     for block in after[:-1]:

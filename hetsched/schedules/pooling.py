@@ -11,21 +11,25 @@ from hetsched.schedules.rules import Choice
 from hetsched.schedules.vectors import Tile
 from hetsched.schedules.window import Window, attributes, per_channel
 
-# One pixel of one block.
-ALONE = Choice("", Tile(1, 1, 1.0), ())
+# Blocks whose sums take turns: each waits for its last addition.
+MOST_SUMS = 8
 LOWEST = -3.4028234663852886e38
 
 
 def max_pool(x: Any, window: Window, choice: Choice[Tile]) -> Any:
+    # The nearest pixel to one outside is of the window as well.
     return per_channel(
-        x, window, choice, LOWEST, lambda value, o, kh, kw, u, axes: te.max(value, axis=axes)
+        x, window, choice, lambda value, inside, o, kh, kw, u, axes: te.max(value, axis=axes)
     )
 
 
 def average_pool(x: Any, window: Window, choice: Choice[Tile], *, padding_counts: bool) -> Any:
-    total = per_channel(
-        x, window, choice, 0.0, lambda value, o, kh, kw, u, axes: te.sum(value, axis=axes)
-    )
+    def share(value: Any, inside: Any, o: Any, kh: Any, kw: Any, u: Any, axes: Any) -> Any:
+        if inside is not None:
+            value = value * tirx.Select(inside, tirx.const(1, "float32"), tirx.const(0, "float32"))
+        return te.sum(value, axis=axes)
+
+    total = per_channel(x, window, choice, share)
     width = window.result[1]
 
     def count(p: Any) -> Any:
@@ -45,9 +49,11 @@ def global_pool(x: Any) -> Any:
     """The mean of all pixels of each channel."""
     batch, blocks, pixels, lanes = (int(dim) for dim in x.shape)
     p = te.reduce_axis((0, pixels), "p")
+    sums = next(count for count in range(MOST_SUMS, 0, -1) if blocks % count == 0)
+    choice = Choice("", Tile(1, sums, 1.0), ())
     total = te.compute(
         (batch, blocks, 1, lanes), lambda n, o, _, u: te.sum(x[n, o, p, u], axis=[p]),
-        name="sum", attrs=attributes(ALONE),
+        name="sum", attrs=attributes(choice),
     )  # fmt: skip
     scale = tirx.const(1 / pixels, "float32")
     return te.compute(total.shape, lambda *i: total[i] * scale, name="mean")

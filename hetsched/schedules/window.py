@@ -62,25 +62,45 @@ class Window:
         return size(0, self.result[0]), size(1, columns)
 
 
-def per_channel(
-    x: Any,
-    window: Window,
-    choice: Choice[Tile],
-    outside: float,
-    reduced: Callable[..., Any],
-) -> Any:
-    """What `reduced` makes of the pixels of a channel that its kernel covers."""
+def per_channel(x: Any, window: Window, choice: Choice[Tile], reduced: Callable[..., Any]) -> Any:
+    """What `reduced` makes of the pixels of a channel that its kernel covers.
+
+    It gets the nearest pixel of the channel, and whether the kernel's place is inside or None
+    where all are, then the place in the kernel, the lane, and the axes of the reduction.
+    """
     batch, blocks, _, lanes = (int(dim) for dim in x.shape)
     kh = te.reduce_axis((0, window.kernel[0]), "kh")
     kw = te.reduce_axis((0, window.kernel[1]), "kw")
     columns = choice.candidate.covering(window.result[1])
-    read = padded(x, window, columns, outside)
-    return windowed(
-        lambda n, o, row, column, u: reduced(
-            read(n, o, *window.place(row, column, kh, kw), u), o, kh, kw, u, [kh, kw]
-        ),
-        (batch, blocks, lanes), window, choice,
-    )  # fmt: skip
+
+    def element(n: Any, o: Any, row: Any, column: Any, u: Any) -> Any:
+        place, inside = _nearest(window, columns, window.place(row, column, kh, kw))
+        value = x[n, o, place[0] * window.source[1] + place[1], u]
+        return reduced(value, inside, o, kh, kw, u, [kh, kw])
+
+    return windowed(element, (batch, blocks, lanes), window, choice)
+
+
+def _nearest(
+    window: Window, columns: int, padded_place: tuple[Any, Any]
+) -> tuple[list[Any], Any | None]:
+    """The pixel nearest to a place of the padded tensor, and whether it is that place.
+
+    The second is None where it always is. `columns` of the result are computed.
+    """
+    places, inside = [], []
+    reach = window.reach(columns)
+    for axis, index in enumerate(padded_place):
+        size, before = window.source[axis], window.padding[axis]
+        place = index - before
+        if before:
+            place = tirx.max(place, 0)
+            inside.append(index >= before)
+        if reach[axis] > size + before:
+            place = tirx.min(place, size - 1)
+            inside.append(index < size + before)
+        places.append(place)
+    return places, tirx.all(*inside) if inside else None
 
 
 def windowed(
@@ -110,9 +130,7 @@ def windowed(
     )
 
 
-def padded(
-    x: Any, window: Window, columns: int, outside: float, *, plain: bool = False
-) -> Callable[..., Any]:
+def padded(x: Any, window: Window, columns: int, *, plain: bool = False) -> Callable[..., Any]:
     """Reads `x` by row and column of the padded tensor, which is made where there is padding."""
     height, width = window.source
     top, left = window.padding[:2]
@@ -127,7 +145,7 @@ def padded(
     def element(n: Any, c: Any, row: Any, column: Any, *lane: Any) -> Any:
         inside = tirx.all(row >= top, row < height + top, column >= left, column < width + left)
         value = read(n, c, row - top, column - left, *lane)
-        return tirx.if_then_else(inside, value, tirx.const(outside, "float32"))
+        return tirx.if_then_else(inside, value, tirx.const(0, "float32"))
 
     shape = (int(x.shape[0]), int(x.shape[1]), rows, across)
     made = te.compute(shape if plain else (*shape, int(x.shape[3])), element, name="padded")
@@ -158,15 +176,22 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
     work = loops.elements(schedule, schedule.get_loops(main))
     for block in loops.producers(schedule, main):
         _spread(schedule, block, vectors)
-    last = loops.fused_epilogue(schedule, main)
+    stages = _stages_of_gate(schedule, main)
+    last = stages[-1] if stages else loops.fused_epilogue(schedule, main)
     if width:
         schedule, main, last = _with_rows(schedule, main, last, width)
     batch, block, *rows, place, lane = schedule.get_loops(last)
     outer_block, inner_block = schedule.split(block, [None, blocks])
     outer_place, inner_place = schedule.split(place, [None, pixels])
-    outer = [batch, outer_block, *rows, outer_place]
-    schedule.reorder(*outer, inner_block, inner_place, lane)
-    schedule.compute_at(main, outer_place, preserve_unit_loops=True)
+    if stages:
+        outer = [batch, outer_block]
+        schedule.reorder(*outer, inner_block, *rows, outer_place, inner_place, lane)
+        for stage in stages[:-1]:
+            schedule.compute_at(stage, outer_block, preserve_unit_loops=True)
+    else:
+        outer = [batch, outer_block, *rows, outer_place]
+        schedule.reorder(*outer, inner_block, inner_place, lane)
+    schedule.compute_at(main, outer[-1], preserve_unit_loops=True)
     count = loops.reductions(schedule, main)
     inner = schedule.get_loops(main)[len(outer) :]
     spatial, reduced = inner[:-count], inner[-count:]
@@ -181,11 +206,40 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
     schedule.vectorize(start[-1])
     for loop in start[-2 - len(p) : -1]:
         schedule.unroll(loop)
+    for stage in stages[:-1]:
+        *_, inner_stage, _, lane = schedule.get_loops(stage)
+        schedule.vectorize(lane)
+        schedule.unroll(inner_stage)
     *_, inner_block, inner_place, lane = schedule.get_loops(last)
     schedule.vectorize(lane)
-    schedule.unroll(inner_block)
-    schedule.unroll(inner_place)
+    if not stages:
+        schedule.unroll(inner_block)
+        schedule.unroll(inner_place)
     return schedule
+
+
+def _stages_of_gate(schedule: Any, main: Any) -> list[Any]:
+    """What follows a `main` of one pixel and is broadcast to an image: of the pixel, of the image.
+
+    Everything between is inlined. Empty if nothing is broadcast.
+    """
+    *_, place, _ = _spatial(schedule, main)
+    after = loops.consumers(schedule, main)
+    wide = [block for block in after if _spatial(schedule, block)[-2] != place]
+    if place != 1 or not wide:
+        return []
+    names = [schedule.get(block).name_hint for block in wide]
+    narrow = [block for block in after if schedule.get(block).name_hint not in names]
+    for block in (*narrow[:-1], *wide[:-1]):
+        schedule.compute_inline(block)
+    for block in (main, *narrow[-1:]):
+        schedule.set_scope(block, 0, "local")
+    return [*narrow[-1:], wide[-1]]
+
+
+def _spatial(schedule: Any, block: Any) -> list[int]:
+    axes = schedule.get(block).iter_vars
+    return [int(axis.dom.extent) for axis in axes if int(axis.iter_type) == 0]
 
 
 def _with_rows(schedule: Any, main: Any, last: Any, width: int) -> tuple[Any, Any, Any]:

@@ -12,6 +12,7 @@ from hetsched.schedules.rules import Choice
 from hetsched.schedules.vectors import Tile, Vectors
 from hetsched.schedules.window import (
     CANDIDATES,
+    CROPPING,
     Window,
     attributes,
     padded,
@@ -20,10 +21,13 @@ from hetsched.schedules.window import (
     windowed,
 )
 
-# Pixels of a tile whose addresses are computed one by one.
-MOST_CLAMPED = 8
+# Pixels of a tile that reads far apart, of a 1x1 convolution or a plain tensor, if it has several
+# blocks of channels; and pixels that have an address each, as no tile divides them.
+MOST_PIXELS = 8
 # Output blocks of a 1x1 convolution's tile: it reads its input once for each.
 WIDE = 3
+# Of the input of a 1x1 convolution that stays near while all blocks of channels are computed.
+CHUNK_NBYTES = 1 << 18
 
 
 def pack_dense(weights: np.ndarray, groups: int, lanes: int, *, plain: bool) -> np.ndarray:
@@ -68,13 +72,24 @@ def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
 
 def dense_tiles(window: Window, blocks: int, vectors: Vectors, *, plain: bool) -> list[Tile]:
     """Candidates: pixels by some of `blocks` of output channels, those of a group."""
-    if not window.is_pointwise or plain:
-        return tiles(window, vectors, blocks)
-    pixels = window.result[0] * window.result[1]
-    found = vectors.tiles(pixels, blocks, exact=True, wide=WIDE)
-    return [
-        tile for tile in found if pixels % tile.broadcasts == 0 or tile.broadcasts <= MOST_CLAMPED
-    ][:CANDIDATES]
+    if plain:
+        found = vectors.tiles(
+            window.result[1], blocks, exact=True, wide=WIDE, streamed=True, cropping=CROPPING
+        )
+    elif window.is_pointwise:
+        pixels = window.result[0] * window.result[1]
+        found = vectors.tiles(
+            pixels, blocks, exact=True, wide=WIDE, streamed=True, cropping=CROPPING
+        )
+        found = [
+            tile
+            for tile in found
+            if tile.broadcasts <= MOST_PIXELS or pixels % tile.broadcasts == 0
+        ]
+    else:
+        return tiles(window, vectors, blocks, streamed=True)
+    short = [tile for tile in found if tile.broadcasts <= MOST_PIXELS or tile.vectors == 1]
+    return short[:CANDIDATES]
 
 
 def dense(
@@ -97,6 +112,7 @@ def dense(
     axes = [c, kh, kw, v]
     if window.is_pointwise and not plain:
         pixels = window.result[0] * window.result[1]
+        chunk = CHUNK_NBYTES // (inputs * inner * 4)
         whole = choice.candidate.covering(pixels)
 
         def pixel(p: Any) -> Any:
@@ -107,7 +123,7 @@ def dense(
             lambda n, o, p, u: te.sum(
                 x[n, o // each * inputs + c, pixel(p), v] * weights[o, c, 0, 0, v, u], axis=axes
             ),
-            name="convolved", attrs=attributes(choice),
+            name="convolved", attrs=attributes(choice, chunk=chunk if chunk < pixels else 0),
         )  # fmt: skip
         if whole == pixels:
             return total

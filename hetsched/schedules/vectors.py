@@ -12,6 +12,9 @@ PIPES = 2
 LOADS = 2
 WIDTH = 8
 LARGEST_SIDE = 16
+# In a cycle of a loop whose vectors come from the second cache: loads, and bytes from there.
+STREAMED_LOADS = 1.7
+STREAMED_NBYTES = 32
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,21 @@ class Vectors:
         return -(-count // self.lanes)
 
     def tiles(
-        self, broadcasts: int, vectors: int, *, exact: bool = False, wide: int = 1
+        self,
+        broadcasts: int,
+        vectors: int,
+        *,
+        exact: bool = False,
+        wide: int = 1,
+        streamed: bool = False,
+        cropping: float = 1.0,
     ) -> list[Tile]:
         """Tiles for `broadcasts` scalars by `vectors` vectors, those of the fewest cycles first.
 
         The smaller side stays in registers besides the accumulators, and one operand passes
         through. `exact` keeps to divisors of `vectors`. Tiles of at least `wide` vectors go first.
+        The vectors of `streamed` ones come from the second cache. `cropping` is by how much a
+        tile is slower that does not divide `broadcasts`.
         """
 
         def cycles(tile: Tile) -> tuple[bool, float]:
@@ -73,9 +85,15 @@ class Vectors:
             busy = max(
                 accumulators / PIPES, loads / LOADS, LATENCY, (accumulators + loads + 2) / WIDTH
             )
+            started = 0.5
+            if streamed:
+                started = 1.0
+                nbytes = tile.vectors * self.lanes * 4
+                busy = max(busy, nbytes / STREAMED_NBYTES, loads / STREAMED_LOADS)
+            slower = cropping if broadcasts % tile.broadcasts else 1.0
             return (
                 tile.vectors < min(wide, vectors),
-                tile.waste * (busy + 0.5) / accumulators,
+                tile.waste * (busy + started) / accumulators * slower,
             )
 
         tiles = (

@@ -21,6 +21,8 @@ from hetsched.schedules.vectors import Tile, Vectors
 FAMILY = "window"
 # Of a kernel, that are worth to be measured.
 CANDIDATES = 4
+# By how much tiles are slower that compute columns which are cropped, besides computing them.
+CROPPING = 1.05
 
 
 @dataclass(frozen=True)
@@ -152,18 +154,25 @@ def padded(x: Any, window: Window, columns: int, *, plain: bool = False) -> Call
     return lambda *i: made[i]
 
 
-def tiles(window: Window, vectors: Vectors, blocks: int = 1) -> list[Tile]:
-    """Candidates: pixels of a row by blocks of channels."""
-    return vectors.tiles(window.result[1], blocks, exact=True)[:CANDIDATES]
+def tiles(
+    window: Window, vectors: Vectors, blocks: int = 1, *, streamed: bool = False
+) -> list[Tile]:
+    """Candidates: pixels of a row by blocks of channels, whose weights may be `streamed`."""
+    return vectors.tiles(
+        window.result[1], blocks, exact=True, streamed=streamed, cropping=CROPPING
+    )[:CANDIDATES]
 
 
-def attributes(choice: Choice[Tile], width: int = 0) -> dict[str, Any]:
-    """Annotations of a main block; `width` is that of the result if columns are cropped."""
+def attributes(choice: Choice[Tile], width: int = 0, chunk: int = 0) -> dict[str, Any]:
+    """Annotations of a main block; `width` is that of the result if columns are cropped.
+
+    All blocks of channels are computed of about `chunk` pixels before the next ones, if not 0.
+    """
     tile = choice.candidate
     return {
         **choice.attributes,
         loops.FAMILY: FAMILY,
-        loops.TILE: [tile.broadcasts, tile.vectors, width],
+        loops.TILE: [tile.broadcasts, tile.vectors, width, chunk],
     }
 
 
@@ -172,7 +181,7 @@ def schedules(schedule: Any, main: Any) -> bool:
 
 
 def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
-    pixels, blocks, width = (int(n) for n in schedule.get(main).annotations[loops.TILE])
+    pixels, blocks, width, chunk = (int(n) for n in schedule.get(main).annotations[loops.TILE])
     work = loops.elements(schedule, schedule.get_loops(main))
     for block in loops.producers(schedule, main):
         _spread(schedule, block, vectors)
@@ -190,6 +199,11 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
             schedule.compute_at(stage, outer_block, preserve_unit_loops=True)
     else:
         outer = [batch, outer_block, *rows, outer_place]
+        if chunk:
+            outer_chunk, outer_place = schedule.split(
+                outer_place, [None, _divisor(loops.extent(schedule, outer_place), chunk // pixels)]
+            )
+            outer = [batch, outer_chunk, outer_block, outer_place]
         schedule.reorder(*outer, inner_block, inner_place, lane)
     schedule.compute_at(main, outer[-1], preserve_unit_loops=True)
     count = loops.reductions(schedule, main)
@@ -216,6 +230,10 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
         schedule.unroll(inner_block)
         schedule.unroll(inner_place)
     return schedule
+
+
+def _divisor(count: int, most: int) -> int:
+    return next(part for part in range(max(most, 1), 0, -1) if count % part == 0)
 
 
 def _stages_of_gate(schedule: Any, main: Any) -> list[Any]:

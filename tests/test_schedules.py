@@ -118,6 +118,10 @@ def models() -> Iterator[Model]:
     yield convolution((1, 64, 6, 7), (64, 4, 3, 3), group=16, pads=[1, 1, 1, 1])
     yield convolution((1, 64, 5, 5), (96, 32, 3, 3), group=2)
     yield convolution((1, 12, 5, 5), (12, 4, 3, 3), group=3)
+    yield convolution((1, 68, 7, 7), (68, 17, 1, 1), group=4)
+    yield convolution((1, 72, 6, 5), (96, 24, 3, 3), group=3, pads=[1, 1, 1, 1], strides=[2, 1])
+    yield one("MaxPool", [normal(1, 20, 9, 9)], [], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    yield one("Sum", [normal(2, 3, 4), normal(3, 1), normal(4)], [])
     yield convolution((2, 24, 37), (20, 24, 3), pads=[1, 1])
     yield convolution((1, 24, 37), (24, 1, 3), pads=[2, 0], group=24)
     yield network(

@@ -103,6 +103,21 @@ def _to_inputs(op: Op, graph: Graph, constants: dict[str, np.ndarray]) -> Iterat
     yield Op(op.name, "Slice", (op.input(0), *places), op.outputs)
 
 
+def _to_additions(op: Op, graph: Graph, constants: dict[str, np.ndarray]) -> Iterator[Op]:
+    """Sum, which TVM imports as the sum of a stack of broadcast copies, as additions."""
+    total, *others = op.reads
+    if not others:
+        yield op
+        return
+    output = op.output()
+    for index, other in enumerate(others):
+        shape = tuple(np.broadcast_shapes(total.shape, other.shape))
+        made = Tensor(f"{op.name}/sum{index}", shape, output.dtype)
+        made = output if index == len(others) - 1 else made
+        yield Op(f"{op.name}/add{index}", "Add", (total, other), (made,))
+        total = made
+
+
 def _constant(name: str, array: np.ndarray, dtype: str, constants: dict[str, np.ndarray]) -> Tensor:
     constants[name] = array.astype(numpy_dtype(dtype))
     return Tensor(name, array.shape, dtype)
@@ -112,6 +127,7 @@ REWRITES: Mapping[str, Callable[[Op, Graph, dict[str, np.ndarray]], Iterator[Op]
     "BatchNormalization": _scale_and_shift,
     "Resize": _to_sizes,
     "Slice": _to_inputs,
+    "Sum": _to_additions,
     "Upsample": _to_sizes,
 }
 

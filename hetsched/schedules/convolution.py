@@ -3,6 +3,7 @@
 Importing this file loads TVM's compiler.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,35 @@ def pack_dense(weights: np.ndarray, groups: int, lanes: int, *, plain: bool) -> 
     height, width = weights.shape[2:]
     blocked = padded.reshape(-1, lanes, padded.shape[2] // inner, inner, height, width)
     return np.ascontiguousarray(blocked.transpose(0, 2, 4, 5, 3, 1))
+
+
+def pack_uneven(weights: np.ndarray, groups: int, lanes: int) -> np.ndarray:
+    """Weights [o, c, h, w] of groups that are no whole blocks, as `pack_dense` has them.
+
+    Each block of output channels has the blocks of input channels of its groups, as many as any
+    has, from `first_block` on, and zeros between them.
+    """
+    outputs, inputs, height, width = weights.shape
+    each, total = outputs // groups, -(-inputs * groups // lanes)
+    blocks = [range(start, min(start + lanes, outputs)) for start in range(0, outputs, lanes)]
+    reach = max(
+        -(-(block[-1] // each + 1) * inputs // lanes) - block[0] // each * inputs // lanes
+        for block in blocks
+    )
+    packed = np.zeros((len(blocks), reach, height, width, lanes, lanes), weights.dtype)
+    for index, block in enumerate(blocks):
+        start = first_block(index, each, inputs, total - reach, lanes, min) * lanes
+        for lane, output in enumerate(block):
+            place = output // each * inputs - start + np.arange(inputs)
+            packed[index, place // lanes, :, :, place % lanes, lane] = weights[output]
+    return packed
+
+
+def first_block(
+    block: Any, outputs: int, inputs: int, last: int, lanes: int, least: Callable[..., Any]
+) -> Any:
+    """Where a `block` of output channels starts to read, with so many channels in a group."""
+    return least(block * lanes // outputs * inputs // lanes, last)
 
 
 def pack_phases(weights: np.ndarray, strides: tuple[int, int], lanes: int) -> np.ndarray:
@@ -100,11 +130,21 @@ def dense(
     choice: Choice[Tile],
     *,
     plain: bool = False,
+    uneven: tuple[int, int] | None = None,
 ) -> Any:
-    """A convolution with packed weights; of a `plain` [n, c, h, w] or a blocked tensor."""
+    """A convolution with packed weights; of a `plain` [n, c, h, w] or a blocked tensor.
+
+    `uneven` has the output and input channels of a group if those are no whole blocks.
+    """
     outputs, inputs, height, width, inner, lanes = (int(dim) for dim in weights.shape)
     batch = int(x.shape[0])
     each = outputs // groups
+
+    def start(o: Any) -> Any:
+        if uneven is not None:
+            return first_block(o, *uneven, int(x.shape[1]) - inputs, lanes, tirx.min)
+        return o // each * inputs if groups > 1 else 0
+
     c = te.reduce_axis((0, inputs), "c")
     kh = te.reduce_axis((0, height), "kh")
     kw = te.reduce_axis((0, width), "kw")
@@ -121,7 +161,7 @@ def dense(
         total = te.compute(
             (batch, outputs, whole, lanes),
             lambda n, o, p, u: te.sum(
-                x[n, o // each * inputs + c, pixel(p), v] * weights[o, c, 0, 0, v, u], axis=axes
+                x[n, start(o) + c, pixel(p), v] * weights[o, c, 0, 0, v, u], axis=axes
             ),
             name="convolved", attrs=attributes(choice, chunk=chunk if chunk < pixels else 0),
         )  # fmt: skip
@@ -132,8 +172,7 @@ def dense(
 
     def element(n: Any, o: Any, row: Any, column: Any, u: Any) -> Any:
         place = window.place(row, column, kh, kw)
-        block = o // each * inputs + c
-        value = read(n, o // each * inner + v, *place) if plain else read(n, block, *place, v)
+        value = read(n, v, *place) if plain else read(n, start(o) + c, *place, v)
         return te.sum(value * weights[o, c, kh, kw, v, u], axis=axes)
 
     return windowed(element, (batch, outputs, lanes), window, choice)

@@ -33,7 +33,7 @@ ELEMENTWISE = frozenset(
 BOUNDS = {"maximum": tirx.max, "minimum": tirx.min}
 CHANNELS_FIRST = ("NCHW", "NCW")
 # More channels than these in a group of a grouped convolution are not worth zeros between groups.
-MOST_MERGED = 32
+MOST_MERGED = 64
 
 
 @dataclass
@@ -159,7 +159,9 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
     if groups > 1:
         merged = _merged(array, groups, lanes)
         if merged is None:
-            return None
+            packed = plan.constant(convolution.pack_uneven(array, groups, lanes))
+            each = (outputs // groups, channels // groups)
+            return _dense(plan, plan.blocked(data), packed, window, groups, uneven=each)
         array, groups = merged
     plain = groups == 1 and channels * 2 <= lanes and not plan.is_blocked(data)
     packed = plan.constant(convolution.pack_dense(array, groups, lanes, plain=plain))
@@ -173,17 +175,26 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
 
 
 def _dense(
-    plan: _Planner, source: Any, packed: Any, window: Window, groups: int, *, plain: bool
+    plan: _Planner,
+    source: Any,
+    packed: Any,
+    window: Window,
+    groups: int,
+    *,
+    plain: bool = False,
+    uneven: tuple[int, int] | None = None,
 ) -> Any:
     batch, channels, *_ = (int(dim) for dim in source.ty.shape)
     outputs = int(packed.ty.shape[0])
+    # Those that read the same channels.
+    together = outputs // groups if uneven is None else 1
     choice = plan.rules.choose(
         f"dense {batch}x{channels}x{outputs} {window.text} groups {groups} plain {plain}",
-        convolution.dense_tiles(window, outputs // groups, plan.rules.vectors, plain=plain),
+        convolution.dense_tiles(window, together, plan.rules.vectors, plain=plain),
     )
     return plan.call(
         convolution.dense, source, packed,
-        window=window, groups=groups, choice=choice, plain=plain,
+        window=window, groups=groups, choice=choice, plain=plain, uneven=uneven,
     )  # fmt: skip
 
 
@@ -252,7 +263,7 @@ def _pool_choice(plan: _Planner, kind: str, window: Window, data: Any) -> Choice
 def _pool_window(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Window | None:
     data = call.args[0]
     shape = shape_of(data)
-    if shape is None or result is None or not plan.is_blocked(data):
+    if shape is None or result is None or not isinstance(data, relax.Var):
         return None
     if not _is_channels_first(call.attrs):
         return None

@@ -121,6 +121,17 @@ def models() -> Iterator[Model]:
     yield convolution((1, 68, 7, 7), (68, 17, 1, 1), group=4)
     yield convolution((1, 72, 6, 5), (96, 24, 3, 3), group=3, pads=[1, 1, 1, 1], strides=[2, 1])
     yield one("MaxPool", [normal(1, 20, 9, 9)], [], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    for x, w, more in (
+        ((1, 24, 5, 7), (24, 20, 4, 4), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+        ((1, 16, 1, 1), (16, 20, 4, 4), {"strides": [1, 1]}),
+        ((1, 16, 1, 1), (16, 8, 4, 3), {"strides": [2, 2], "pads": [1, 0, 1, 1]}),
+        ((2, 16, 6, 5), (16, 16, 2, 2), {"strides": [2, 2]}),
+        ((1, 16, 4, 5), (16, 33, 5, 3), {"strides": [3, 2], "pads": [2, 1, 0, 1]}),
+        ((1, 16, 4, 4), (16, 8, 2, 2),
+         {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+        ((1, 16, 9), (16, 8, 5), {"strides": [2], "pads": [2, 1]}),
+    ):  # fmt: skip
+        yield one("ConvTranspose", [normal(*x)], [normal(*w), normal(w[1])], **more)
     yield one("Sum", [normal(2, 3, 4), normal(3, 1), normal(4)], [])
     yield convolution((2, 24, 37), (20, 24, 3), pads=[1, 1])
     yield convolution((1, 24, 37), (24, 1, 3), pads=[2, 0], group=24)

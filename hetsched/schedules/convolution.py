@@ -4,6 +4,8 @@ Importing this file loads TVM's compiler.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,24 @@ MOST_PIXELS = 8
 WIDE = 3
 # Of the input of a 1x1 convolution that stays near while all blocks of channels are computed.
 CHUNK_NBYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The phases of the `strides` of a transposed convolution, padded at top and left."""
+
+    strides: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        return prod(self.strides)
+
+    def shift(self, phase: Any) -> tuple[Any, Any]:
+        """How many rows and columns further down and right a phase reads."""
+        down, right = self.strides
+        top, left = self.padding
+        return (phase // right + top) // down, (phase % right + left) // right
 
 
 def pack_dense(weights: np.ndarray, groups: int, lanes: int, *, plain: bool) -> np.ndarray:
@@ -77,17 +97,20 @@ def first_block(
     return least(block * lanes // outputs * inputs // lanes, last)
 
 
-def pack_phases(weights: np.ndarray, strides: tuple[int, int], lanes: int) -> np.ndarray:
+def pack_phases(weights: np.ndarray, window: Window, lanes: int) -> np.ndarray:
     """Weights [c, o, h, w] of a transposed convolution as those of a convolution.
 
     Each phase of the stride is a set of output channels of its own, filled up to whole vectors.
     """
     channels, outputs, height, width = weights.shape
-    down, right = strides
+    down, right = window.strides
+    top, left = window.padding[:2]
     rows, columns = -(-height // down), -(-width // right)
     space = ((0, 0), (0, -outputs % lanes), (0, rows * down - height), (0, columns * right - width))
     padded = np.pad(weights, space)
     apart = padded.reshape(channels, -1, rows, down, columns, right)
+    # A phase is that of the rows and columns of the result, which padding shifts.
+    apart = np.roll(apart, (-(top % down), -(left % right)), (3, 5))
     turned = apart[:, :, ::-1, :, ::-1].transpose(3, 5, 1, 0, 2, 4)
     dense_weights = turned.reshape(-1, channels, rows, columns)
     return pack_dense(dense_weights, 1, lanes, plain=False)
@@ -100,13 +123,15 @@ def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
     return np.ascontiguousarray(blocked.transpose(0, 2, 3, 1))
 
 
-def dense_tiles(window: Window, blocks: int, vectors: Vectors, *, plain: bool) -> list[Tile]:
-    """Candidates: pixels by some of `blocks` of output channels, those of a group."""
+def dense_tiles(
+    window: Window, blocks: int, vectors: Vectors, *, plain: bool, shifted: bool = False
+) -> list[Tile]:
+    """Candidates: pixels by some of `blocks` of output channels, those that read the same."""
     if plain:
         found = vectors.tiles(
             window.result[1], blocks, exact=True, wide=WIDE, streamed=True, cropping=CROPPING
         )
-    elif window.is_pointwise:
+    elif window.is_pointwise and not shifted:
         pixels = window.result[0] * window.result[1]
         found = vectors.tiles(
             pixels, blocks, exact=True, wide=WIDE, streamed=True, cropping=CROPPING
@@ -131,10 +156,12 @@ def dense(
     *,
     plain: bool = False,
     uneven: tuple[int, int] | None = None,
+    phases: Phases | None = None,
 ) -> Any:
     """A convolution with packed weights; of a `plain` [n, c, h, w] or a blocked tensor.
 
-    `uneven` has the output and input channels of a group if those are no whole blocks.
+    `uneven` has the output and input channels of a group if those are no whole blocks. Of
+    `phases`, each has an equal part of the output channels.
     """
     outputs, inputs, height, width, inner, lanes = (int(dim) for dim in weights.shape)
     batch = int(x.shape[0])
@@ -150,7 +177,7 @@ def dense(
     kw = te.reduce_axis((0, width), "kw")
     v = te.reduce_axis((0, inner), "v")
     axes = [c, kh, kw, v]
-    if window.is_pointwise and not plain:
+    if window.is_pointwise and not plain and phases is None:
         pixels = window.result[0] * window.result[1]
         chunk = CHUNK_NBYTES // (inputs * inner * 4)
         whole = choice.candidate.covering(pixels)
@@ -168,10 +195,12 @@ def dense(
         if whole == pixels:
             return total
         return te.compute((batch, outputs, pixels, lanes), lambda *i: total[i], name="crop")
-    read = padded(x, window, choice.candidate.covering(window.result[1]), plain=plain)
+    furthest = (0, 0) if phases is None else phases.shift(phases.count - 1)
+    read = padded(x, window, choice.candidate.covering(window.result[1]), furthest, plain=plain)
 
     def element(n: Any, o: Any, row: Any, column: Any, u: Any) -> Any:
-        place = window.place(row, column, kh, kw)
+        down, right = (0, 0) if phases is None else phases.shift(o // (outputs // phases.count))
+        place = window.place(row + down, column + right, kh, kw)
         value = read(n, v, *place) if plain else read(n, start(o) + c, *place, v)
         return te.sum(value * weights[o, c, kh, kw, v, u], axis=axes)
 
@@ -196,10 +225,7 @@ def phase_window(window: Window) -> Window:
     kernel = tuple(
         -(-size // stride) for size, stride in zip(window.kernel, window.strides, strict=True)
     )
-    rows, columns = (
-        (window.result[axis] - 1 + window.padding[axis]) // window.strides[axis] + 1
-        for axis in (0, 1)
-    )
+    rows, columns = (-(-window.result[axis] // window.strides[axis]) for axis in (0, 1))
     return Window(
         kernel=(kernel[0], kernel[1]),
         strides=(1, 1),
@@ -214,13 +240,12 @@ def interleaved(x: Any, window: Window) -> Any:
     """The result of a transposed convolution of which `x` has the phases as channels."""
     batch, blocks, _, lanes = (int(dim) for dim in x.shape)
     down, right = window.strides
-    top, left = window.padding[:2]
     height, width = window.result
     each = blocks // (down * right)
     columns = phase_window(window).result[1]
 
     def element(n: Any, o: Any, p: Any, u: Any) -> Any:
-        row, column = p // width + top, p % width + left
+        row, column = p // width, p % width
         phase = row % down * right + column % right
         return x[n, phase * each + o, row // down * columns + column // right, u]
 

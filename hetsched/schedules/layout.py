@@ -8,7 +8,7 @@ Importing this file loads TVM's compiler.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm, prod
 from typing import Any
 
@@ -183,18 +183,23 @@ def _dense(
     *,
     plain: bool = False,
     uneven: tuple[int, int] | None = None,
+    phases: convolution.Phases | None = None,
 ) -> Any:
     batch, channels, *_ = (int(dim) for dim in source.ty.shape)
     outputs = int(packed.ty.shape[0])
     # Those that read the same channels.
-    together = outputs // groups if uneven is None else 1
+    together = (
+        1 if uneven is not None else outputs // max(groups, 1 if phases is None else phases.count)
+    )
     choice = plan.rules.choose(
         f"dense {batch}x{channels}x{outputs} {window.text} groups {groups} plain {plain}",
-        convolution.dense_tiles(window, together, plan.rules.vectors, plain=plain),
+        convolution.dense_tiles(
+            window, together, plan.rules.vectors, plain=plain, shifted=phases is not None
+        ),
     )
     return plan.call(
         convolution.dense, source, packed,
-        window=window, groups=groups, choice=choice, plain=plain, uneven=uneven,
+        window=window, groups=groups, choice=choice, plain=plain, uneven=uneven, phases=phases,
     )  # fmt: skip
 
 
@@ -214,10 +219,16 @@ def _transposed(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> An
     window = _window(call.attrs, array.shape[2:], shape, result)
     if set(window.dilations) != {1}:
         return None
-    packed = plan.constant(convolution.pack_phases(array, window.strides, plan.lanes))
-    phase_window = convolution.phase_window(window)
-    phases = _dense(plan, plan.blocked(data), packed, phase_window, 1, plain=False)
-    return plan.call(convolution.interleaved, phases, window=window)
+    if window.source == (1, 1):
+        # One pixel makes the whole kernel, whatever the stride.
+        window = replace(window, strides=window.kernel)
+    packed = plan.constant(convolution.pack_phases(array, window, plan.lanes))
+    phases = convolution.Phases(window.strides, window.padding[:2])
+    made = _dense(
+        plan, plan.blocked(data), packed, convolution.phase_window(window), 1,
+        phases=phases if any(phases.shift(phases.count - 1)) else None,
+    )  # fmt: skip
+    return plan.call(convolution.interleaved, made, window=window)
 
 
 def _merged(weights: np.ndarray, groups: int, lanes: int) -> tuple[np.ndarray, int] | None:

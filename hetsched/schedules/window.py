@@ -132,11 +132,16 @@ def windowed(
     )
 
 
-def padded(x: Any, window: Window, columns: int, *, plain: bool = False) -> Callable[..., Any]:
-    """Reads `x` by row and column of the padded tensor, which is made where there is padding."""
+def padded(
+    x: Any, window: Window, columns: int, further: tuple[int, int], *, plain: bool = False
+) -> Callable[..., Any]:
+    """Reads `x` by row and column of the padded tensor, which is made where there is padding.
+
+    It has as many rows and columns more as are to be read `further`.
+    """
     height, width = window.source
     top, left = window.padding[:2]
-    rows, across = window.reach(columns)
+    rows, across = (size + more for size, more in zip(window.reach(columns), further, strict=True))
 
     def read(n: Any, c: Any, row: Any, column: Any, *lane: Any) -> Any:
         return x[n, c, row, column] if plain else x[(n, c, row * width + column, *lane)]

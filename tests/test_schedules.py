@@ -132,6 +132,11 @@ def models() -> Iterator[Model]:
         ((1, 16, 9), (16, 8, 5), {"strides": [2], "pads": [2, 1]}),
     ):  # fmt: skip
         yield one("ConvTranspose", [normal(*x)], [normal(*w), normal(w[1])], **more)
+    for size, beta, channels in ((5, 0.75, 32), (7, 0.5, 20), (3, 1.0, 16), (5, 0.6, 16)):
+        yield network(
+            (2, 8, 5, 6), ("Conv", [(channels, 8, 1, 1)], {}),
+            ("LRN", [], {"size": size, "beta": beta, "alpha": 0.5, "bias": 2.0}),
+        )  # fmt: skip
     yield one("Sum", [normal(2, 3, 4), normal(3, 1), normal(4)], [])
     yield convolution((2, 24, 37), (20, 24, 3), pads=[1, 1])
     yield convolution((1, 24, 37), (24, 1, 3), pads=[2, 0], group=24)

@@ -118,6 +118,40 @@ def _to_additions(op: Op, graph: Graph, constants: dict[str, np.ndarray]) -> Ite
         total = made
 
 
+def _to_band(op: Op, graph: Graph, constants: dict[str, np.ndarray]) -> Iterator[Op]:
+    """LRN with the sum over neighbouring channels as a convolution by a band of weights.
+
+    TVM takes the mean as a pooling over channels, for which it has no fast loops.
+    """
+    data, output = op.input(0), op.output()
+    exponent = float(op.attributes.get("beta", 0.75))
+    if data.dtype != "float32" or len(data.shape) != 4 or exponent not in (0.5, 0.75, 1.0):
+        yield op
+        return
+    size, channels = int(op.attributes["size"]), data.shape[1]
+    apart = np.arange(channels) - np.arange(channels)[:, None]
+    near = (apart >= -((size - 1) // 2)) & (apart <= size // 2)
+    band = near[:, :, None, None] * float(op.attributes.get("alpha", 1e-4)) / size
+    weights = _constant(f"{op.name}/band", band, data.dtype, constants)
+    bias = np.full(channels, float(op.attributes.get("bias", 1.0)))
+    shift = _constant(f"{op.name}/bias", bias, data.dtype, constants)
+    square, total, root, fourth, power = (
+        Tensor(f"{op.name}/{name}", data.shape, data.dtype)
+        for name in ("square", "total", "root", "fourth", "power")
+    )
+    yield Op(f"{op.name}/square", "Mul", (data, data), (square,))
+    yield Op(f"{op.name}/total", "Conv", (square, weights, shift), (total,))
+    divisor = total
+    if exponent < 1:
+        yield Op(f"{op.name}/root", "Sqrt", (total,), (root,))
+        divisor = root
+    if exponent == 0.75:
+        yield Op(f"{op.name}/fourth", "Sqrt", (root,), (fourth,))
+        yield Op(f"{op.name}/power", "Mul", (root, fourth), (power,))
+        divisor = power
+    yield Op(op.name, "Div", (data, divisor), (output,))
+
+
 def _constant(name: str, array: np.ndarray, dtype: str, constants: dict[str, np.ndarray]) -> Tensor:
     constants[name] = array.astype(numpy_dtype(dtype))
     return Tensor(name, array.shape, dtype)
@@ -125,6 +159,7 @@ def _constant(name: str, array: np.ndarray, dtype: str, constants: dict[str, np.
 
 REWRITES: Mapping[str, Callable[[Op, Graph, dict[str, np.ndarray]], Iterator[Op]]] = {
     "BatchNormalization": _scale_and_shift,
+    "LRN": _to_band,
     "Resize": _to_sizes,
     "Slice": _to_inputs,
     "Sum": _to_additions,

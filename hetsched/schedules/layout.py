@@ -302,7 +302,14 @@ def _elementwise(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
 
 def _divide(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
     divisor = call.args[1]
-    if not isinstance(divisor, ir.GenericConst) or prod(divisor.ty.shape) != 1:
+    if isinstance(divisor, ir.GenericConst) and prod(divisor.ty.shape) == 1:
+        return _elementwise(plan, call, result)
+    return _partial(plan, call, result)
+
+
+def _partial(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
+    """An operation that what fills up the last block may not be fit for: there must be none."""
+    if result is None or len(result) < 2 or result[1] % plan.lanes:
         return None
     return _elementwise(plan, call, result)
 
@@ -383,6 +390,7 @@ HANDLERS: Mapping[str, Callable[[_Planner, Any, tuple[int, ...] | None], Any]] =
     "relax.concat": _concat,
     "relax.call_tir": _bound,
     "relax.divide": _divide,
+    "relax.sqrt": _partial,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
 }
 

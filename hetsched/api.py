@@ -271,7 +271,7 @@ def tune(
 def is_here(system: System) -> bool:
     """Whether each device of `system` is one of this machine, by its fingerprint."""
     for device in system.devices:
-        if device.target not in names(Target):
+        if device.target.partition(":")[0] not in names(Target):
             return False
         target = load_plugin(Target, device.target)
         if target.unavailable():
@@ -304,7 +304,7 @@ def with_objective(partitioner: Partitioner, objective: str | None) -> Partition
 
 def compile(
     plan: Plan | Graph,
-    devices: str = "cpu",
+    devices: System | str = "cpu",
     partitioner: str = "auto",
     measure: bool = False,
     progress: Progress | None = None,

@@ -196,6 +196,16 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", help="Fail if any of the devices cannot run an operation."),
 ]
+Winograd = Annotated[
+    str | None,
+    typer.Option(
+        "--winograd",
+        metavar="HOW",
+        help="How cpu devices compute 3 x 3 convolutions: off (as they are defined), f2 (at most "
+        "F(2x2,3x3), as exact), f4 (F(4x4,3x3) wherever it is defined) or auto (the fastest by a "
+        "model, the default).",
+    ),
+]
 Inputs = Annotated[
     Path | None,
     typer.Option(
@@ -268,6 +278,7 @@ def devices(
 def profile(
     model: Model,
     devices: Devices = None,
+    winograd: Winograd = None,
     shape: Shapes = None,
     store: StoreFile = None,
     budget: Annotated[
@@ -291,7 +302,7 @@ def profile(
     with _Steps(verbose) as steps:
         graph = _read(model, shape, steps)
         steps.begin("measuring links")
-        system = System.local(devices or "cpu", kept)
+        system = _with_winograd(System.local(devices or "cpu", kept), winograd)
         limit = budget if budget is not None else float("inf")
         rows = api.profile(graph, system, kept.path, limit, steps.begin("profiling"))
     document = report.profile_document(rows, system, str(kept.path))
@@ -364,6 +375,7 @@ def partition(
     model: Model,
     devices: Devices = None,
     system: MachineFile = None,
+    winograd: Winograd = None,
     partitioner: PartitionerName = None,
     cost_model: CostModelName = None,
     objective: Objective = None,
@@ -384,7 +396,7 @@ def partition(
     _check_writable(output)
     with _Steps(verbose) as steps:
         graph = _read(model, shape, steps)
-        machine = _machine(devices, system, store, steps)
+        machine = _machine(devices, system, winograd, store, steps)
         plan = api.partition(
             graph,
             machine,
@@ -431,6 +443,7 @@ def compile_(
     ],
     devices: Devices = None,
     system: MachineFile = None,
+    winograd: Winograd = None,
     partitioner: PartitionerName = None,
     cost_model: CostModelName = None,
     objective: Objective = None,
@@ -463,6 +476,7 @@ def compile_(
     planning = {
         "--devices": devices,
         "--system": system,
+        "--winograd": winograd,
         "--partitioner": partitioner,
         "--cost-model": cost_model,
         "--objective": objective,
@@ -478,7 +492,7 @@ def compile_(
         else:
             chosen = api.partition(
                 graph,
-                _machine(devices, system, store, steps),
+                _machine(devices, system, winograd, store, steps),
                 partitioner or "auto",
                 objective,
                 cost_model,
@@ -573,6 +587,7 @@ def verify(
     ],
     devices: Devices = None,
     system: MachineFile = None,
+    winograd: Winograd = None,
     partitioner: PartitionerName = None,
     cost_model: CostModelName = None,
     objective: Objective = None,
@@ -591,6 +606,7 @@ def verify(
     planning = {
         "--devices": devices,
         "--system": system,
+        "--winograd": winograd,
         "--partitioner": partitioner,
         "--cost-model": cost_model,
         "--objective": objective,
@@ -608,7 +624,7 @@ def verify(
             graph = _read(model, shape, steps)
             plan = api.partition(
                 graph,
-                _machine(devices, system, store, steps),
+                _machine(devices, system, winograd, store, steps),
                 partitioner or "auto",
                 objective,
                 cost_model,
@@ -690,13 +706,23 @@ def _read(model: Path, shape: list[str] | None, steps: _Steps) -> Graph:
     return hetsched.read_onnx(model, shapes, told)
 
 
-def _machine(devices: str | None, system: Path | None, store: Path | None, steps: _Steps) -> System:
+def _machine(
+    devices: str | None,
+    system: Path | None,
+    winograd: str | None,
+    store: Path | None,
+    steps: _Steps,
+) -> System:
     if devices and system:
         raise typer.BadParameter("give --devices or --system, not both", param_hint="'--system'")
     if system:
-        return System.load(system)
+        return _with_winograd(System.load(system), winograd)
     steps.begin("measuring links")
-    return System.local(devices or "cpu", _store(store))
+    return _with_winograd(System.local(devices or "cpu", _store(store)), winograd)
+
+
+def _with_winograd(system: System, winograd: str | None) -> System:
+    return system if winograd is None else system.with_options("cpu", winograd=winograd)
 
 
 def _store(path: Path | None) -> Store:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Device:
     """One place where parts run, one at a time.
 
-    `name` is the device string, `target` the extension that compiles for it. `cores` are the
+    `name` is the device string, `target` the extension that compiles for it,
+    with its options: `cpu`, or `cpu:winograd=off`. `cores` are the
     host's cores that it occupies; devices with the same cores take turns. Devices of one
     `memory_space` hand tensors over without a copy. `fingerprint` says what measured times belong
     to: two devices with the same one are the same kind of hardware under the same settings.

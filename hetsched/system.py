@@ -66,6 +66,36 @@ class System:
         """The link of an ordered pair; None where no data can pass."""
         return self._by_pair.get((source, sink))
 
+    def with_options(self, target: str, **options: str) -> "System":
+        """The same devices, those of `target` with options of it set.
+
+        `System.local("cpu").with_options("cpu", winograd="off")` compiles without Winograd's
+        convolution.
+
+        Raises
+        ------
+        DeviceError
+            No device is of that target.
+        PluginError
+            The target has no such option or value.
+        """
+
+        def changed(device: Device) -> Device:
+            name, _, text = device.target.partition(":")
+            if name != target:
+                return device
+            given = dict(item.split("=", 1) for item in filter(None, text.split(",")))
+            listed = ",".join(f"{key}={value}" for key, value in (given | options).items())
+            spec = f"{name}:{listed}"
+            load(Target, spec)
+            return replace(device, target=spec)
+
+        devices = tuple(map(changed, self.devices))
+        if devices == self.devices:
+            there = ", ".join(device.name for device in devices)
+            raise DeviceError(f"no device is of target '{target}'; there are {there}")
+        return replace(self, devices=devices)
+
     @cached_property
     def _by_name(self) -> Mapping[str, Device]:
         return {device.name: device for device in self.devices}

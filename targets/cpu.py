@@ -25,7 +25,7 @@ from hetsched.errors import CompileError, PackageError, PartError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cpu_device, cpu_devices
 from hetsched.op import Tensor
-from hetsched.schedules.rules import Rules
+from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
 from hetsched.target import Artifact, Kernel, Target
@@ -74,9 +74,19 @@ class Cpu(Target):
 
     Parts that are `interpreted` by TVM's virtual machine are slower; it can tell what each of their
     kernels takes.
+
+    `winograd` says how convolutions by 3 x 3 are computed: `off`, as they are defined; `f2`, by at
+    most F(2 x 2, 3 x 3), which is as exact; `f4`, by F(4 x 4, 3 x 3) wherever it is defined;
+    `auto`, as is fastest by a model of the core. `cpu:winograd=off` is a target with the option.
     """
 
     interpreted: bool = False
+    winograd: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.winograd not in WINOGRAD:
+            there = ", ".join(WINOGRAD)
+            raise PluginError(f"'{self.winograd}' is no winograd of cpu; there are {there}")
 
     def unavailable(self) -> str | None:
         if find_spec("tvm") is None:
@@ -92,7 +102,7 @@ class Cpu(Target):
         return cpu_device(name, self.name)
 
     def version(self) -> str:
-        return f"tvm {_tvm_version()}, rules {_rules()}"
+        return f"tvm {_tvm_version()}, rules {_rules()}, winograd {self.winograd}"
 
     def configuration(self, device: Device) -> str:
         chosen = self._chosen(device)
@@ -100,6 +110,10 @@ class Cpu(Target):
             return self.version()
         told = sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.version()}, tuned {told}"
+
+    def _rules(self, device: Device) -> Rules:
+        vectors = Vectors.of(_isa(device))
+        return Rules(vectors, device.threads, self._chosen(device), self.winograd)
 
     def tuners(self) -> tuple[str, ...]:
         return ("candidates", "metaschedule")
@@ -114,7 +128,7 @@ class Cpu(Target):
         from hetsched.lowering import metaschedule, trials
 
         isa = _isa(device)
-        rules = Rules(Vectors.of(isa), device.threads, self._chosen(device))
+        rules = self._rules(device)
         tvm_runtime.use_threads(device.threads)
         module = trials if tuner == "candidates" else metaschedule
         try:
@@ -166,7 +180,7 @@ class Cpu(Target):
             files[CODE], part = compile_part(
                 graph,
                 lambda module: _shared_library(module, isa, linker),
-                Rules(Vectors.of(isa), device.threads, self._chosen(device)),
+                self._rules(device),
                 self.interpreted,
             )
             weights.update(part.weights)
@@ -176,6 +190,7 @@ class Cpu(Target):
         constants = [tensor.name for tensor in graph.outputs if tensor.name in graph.constants]
         layout = {
             "tvm": _tvm_version(),
+            "winograd": self.winograd,
             "weights": list(weights),
             "outputs": constants,
             "constants_nbytes": len(files.get(CONSTANTS, b"")),

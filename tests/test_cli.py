@@ -184,6 +184,17 @@ def test_verify_takes_a_model() -> None:
     assert text.splitlines()[-1].startswith("verified: 1 part and the whole")
 
 
+def test_winograd_is_an_option_of_the_devices(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    options = ("--devices", "cpu:0", "--partitioner", "single")
+    hetsched_("partition", BRANCH, *options, "--winograd", "off", "-o", path)
+    devices = json.loads(path.read_text())["system"]["device"]
+    assert [device["target"] for device in devices] == ["cpu:winograd=off"]
+    refused = hetsched_("partition", BRANCH, *options, "--winograd", "f3", status=1)
+    assert "'f3' is no winograd of cpu; there are off, f2, f4, auto" in refused.stderr
+    assert "--winograd" in hetsched_("compile", "--help").stdout
+
+
 def test_planning_options_are_refused_for_a_package(package: Path) -> None:
     result = hetsched_("verify", package, "--devices", "cpu:0", status=2)
     assert "--devices has no effect on a package" in result.stderr

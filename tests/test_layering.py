@@ -45,7 +45,7 @@ LOADERS = frozenset(
 ) | {
     f"hetsched.schedules.{name}"
     for name in "apply blocks convolution elementwise layout legal loops matmul polynomials "
-    "pooling recurrent rows window".split()
+    "pooling recurrent rows window winograd".split()
 }
 
 

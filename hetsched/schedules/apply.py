@@ -12,7 +12,7 @@ from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import Trace
 from tvm_ffi.serialization import from_json_graph_str, to_json_graph_str
 
-from hetsched.schedules import elementwise, loops, matmul, rows, window
+from hetsched.schedules import elementwise, loops, matmul, rows, window, winograd
 from hetsched.schedules.rules import CANDIDATE, CANDIDATES, WORKLOAD, Rules
 from hetsched.schedules.vectors import Vectors
 
@@ -23,6 +23,7 @@ FAMILIES: dict[str, Any] = {
     window.FAMILY: window,
     matmul.FAMILY: matmul,
     rows.FAMILY: rows,
+    winograd.FAMILY: winograd,
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tvm import ir, relax, te, tirx
 
-from hetsched.schedules import blocks, convolution, pooling
+from hetsched.schedules import blocks, convolution, pooling, winograd
 from hetsched.schedules.loops import shape_of
 from hetsched.schedules.rules import Choice, Rules
 from hetsched.schedules.vectors import Tile
@@ -159,19 +159,32 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
     if groups > 1:
         merged = _merged(array, groups, lanes)
         if merged is None:
+            source = plan.blocked(data)
             packed = plan.constant(convolution.pack_uneven(array, groups, lanes))
+            choice = _dense_choice(plan, source, int(packed.ty.shape[0]), 1, window, groups)
             each = (outputs // groups, channels // groups)
-            return _dense(plan, plan.blocked(data), packed, window, groups, uneven=each)
+            return _dense(plan, source, packed, window, groups, choice, uneven=each)
         array, groups = merged
     plain = groups == 1 and channels * 2 <= lanes and not plan.is_blocked(data)
-    packed = plan.constant(convolution.pack_dense(array, groups, lanes, plain=plain))
     if plain:
         source = plan.plain(data)
         if len(shape) != 4:
             source = plan.builder.emit(relax.op.reshape(source, _image(shape)))
     else:
         source = plan.blocked(data)
-    return _dense(plan, source, packed, window, groups, plain=plain)
+    each_blocks = plan.rules.vectors.blocks(outputs // groups)
+    choice = _dense_choice(
+        plan, source, each_blocks * groups, each_blocks, window, groups,
+        plain=plain, by_transform=groups == 1 and not plain,
+    )  # fmt: skip
+    if isinstance(choice.candidate, winograd.Form):
+        packed = plan.constant(winograd.transformed(array, choice.candidate, lanes))
+        return plan.call(
+            winograd.convolution, source, packed,
+            window=window, choice=choice, threads=plan.rules.threads,
+        )  # fmt: skip
+    packed = plan.constant(convolution.pack_dense(array, groups, lanes, plain=plain))
+    return _dense(plan, source, packed, window, groups, choice, plain=plain)
 
 
 def _dense(
@@ -180,27 +193,40 @@ def _dense(
     packed: Any,
     window: Window,
     groups: int,
+    choice: Choice[Tile],
     *,
     plain: bool = False,
     uneven: tuple[int, int] | None = None,
     phases: convolution.Phases | None = None,
 ) -> Any:
-    batch, channels, *_ = (int(dim) for dim in source.ty.shape)
-    outputs = int(packed.ty.shape[0])
-    # Those that read the same channels.
-    together = (
-        1 if uneven is not None else outputs // max(groups, 1 if phases is None else phases.count)
-    )
-    choice = plan.rules.choose(
-        f"dense {batch}x{channels}x{outputs} {window.text} groups {groups} plain {plain}",
-        convolution.dense_tiles(
-            window, together, plan.rules.vectors, plain=plain, shifted=phases is not None
-        ),
-    )
     return plan.call(
         convolution.dense, source, packed,
         window=window, groups=groups, choice=choice, plain=plain, uneven=uneven, phases=phases,
     )  # fmt: skip
+
+
+def _dense_choice(
+    plan: _Planner,
+    source: Any,
+    outputs: int,
+    together: int,
+    window: Window,
+    groups: int,
+    *,
+    plain: bool = False,
+    shifted: bool = False,
+    by_transform: bool = False,
+) -> Choice[Any]:
+    """How to compute `outputs` blocks of channels, of which `together` read the same channels."""
+    batch, channels, *_ = (int(dim) for dim in source.ty.shape)
+    found: list[Any] = convolution.dense_tiles(
+        window, together, plan.rules.vectors, plain=plain, shifted=shifted
+    )
+    if by_transform:
+        found = winograd.candidates((batch, channels, outputs), window, found, plan.rules)
+    return plan.rules.choose(
+        f"dense {batch}x{channels}x{outputs} {window.text} groups {groups} plain {plain}", found
+    )
 
 
 def _transposed(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
@@ -224,10 +250,12 @@ def _transposed(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> An
         window = replace(window, strides=window.kernel)
     packed = plan.constant(convolution.pack_phases(array, window, plan.lanes))
     phases = convolution.Phases(window.strides, window.padding[:2])
-    made = _dense(
-        plan, plan.blocked(data), packed, convolution.phase_window(window), 1,
-        phases=phases if any(phases.shift(phases.count - 1)) else None,
-    )  # fmt: skip
+    shifted = any(phases.shift(phases.count - 1))
+    phase_window = convolution.phase_window(window)
+    source, outputs = plan.blocked(data), int(packed.ty.shape[0])
+    together = outputs // phases.count if shifted else outputs
+    choice = _dense_choice(plan, source, outputs, together, phase_window, 1, shifted=shifted)
+    made = _dense(plan, source, packed, phase_window, 1, choice, phases=phases if shifted else None)
     return plan.call(convolution.interleaved, made, window=window)
 
 

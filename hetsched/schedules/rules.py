@@ -12,6 +12,8 @@ Candidate = TypeVar("Candidate")
 WORKLOAD = "hetsched.workload"
 CANDIDATE = "hetsched.candidate"
 CANDIDATES = "hetsched.candidates"
+# Which forms of Winograd's convolution are used.
+WINOGRAD = ("off", "f2", "f4", "auto")
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Choice(Generic[Candidate]):
 class Rules:
     """`chosen` has the text of a workload's candidate where that is not the first.
 
-    `threads` compute a kernel together.
+    `threads` compute a kernel together. `winograd` is one of `WINOGRAD`: none, at most F(2 x 2),
+    F(4 x 4) wherever it is defined, or what is fastest by the model.
     """
 
     vectors: Vectors
     threads: int = 1
     chosen: Mapping[str, str] = field(default_factory=dict)
+    winograd: str = "auto"
 
     def choose(self, workload: str, candidates: Sequence[Candidate]) -> Choice[Candidate]:
         """The candidate that was chosen for `workload`, else the first.

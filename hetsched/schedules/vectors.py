@@ -11,6 +11,8 @@ LATENCY = 4
 PIPES = 2
 LOADS = 2
 WIDTH = 8
+# Of a loop over tiles: cycles lost before each step is under way.
+STARTED = 0.5
 LARGEST_SIDE = 16
 # In a cycle of a loop whose vectors come from the second cache: loads, and bytes from there.
 STREAMED_LOADS = 1.7
@@ -82,10 +84,8 @@ class Vectors:
         def cycles(tile: Tile) -> tuple[bool, float]:
             accumulators = tile.broadcasts * tile.vectors
             loads = tile.broadcasts + tile.vectors
-            busy = max(
-                accumulators / PIPES, loads / LOADS, LATENCY, (accumulators + loads + 2) / WIDTH
-            )
-            started = 0.5
+            busy = busy_cycles(tile.broadcasts, tile.vectors)
+            started = STARTED
             if streamed:
                 started = 1.0
                 nbytes = tile.vectors * self.lanes * 4
@@ -111,6 +111,18 @@ class Vectors:
             for rows, columns in sides
             if rows * columns + min(rows, columns) + 1 <= self.registers
         ]
+
+
+def step_cycles(broadcasts: int, vectors: int) -> float:
+    """Cycles of a core for one multiply-add to each accumulator of a tile, all told."""
+    return busy_cycles(broadcasts, vectors) + STARTED
+
+
+def busy_cycles(broadcasts: int, vectors: int) -> float:
+    """Cycles in which one multiply-add to each accumulator of a tile keeps a core busy."""
+    accumulators, loads = broadcasts * vectors, broadcasts + vectors
+    instructions = accumulators + loads + 2
+    return max(accumulators / PIPES, loads / LOADS, LATENCY, instructions / WIDTH)
 
 
 def _waste(count: int, side: int) -> float:

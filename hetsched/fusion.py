@@ -1,8 +1,9 @@
 """Kernel groups: the operations that a compiler makes one kernel of.
 
 A group is an anchor and the elementwise tail behind it (bias, activation, residual add, reshape).
-It is the unit that is priced and placed: the sum of the times of unfused operations is not the time
-of the fused kernel.
+Dequantisation goes with who reads it, and quantisation is a tail, so that groups of a quantised
+model hand over integers. A group is the unit that is priced and placed: the sum of the times of
+unfused operations is not the time of the fused kernel.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +15,15 @@ ELEMENTWISE = frozenset(
     """Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr
     BitwiseXor Cast CastLike Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater
     GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max
-    Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin
-    Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor""".split()
+    Mean Min Mish Mod Mul Neg Not Or PRelu Pow QuantizeLinear Reciprocal Relu Round Selu Shrink
+    Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where
+    Xor""".split()
 )
 # They move no data, or only where a kernel stores its result.
 RESHAPING = frozenset("Dropout Flatten Reshape Squeeze Transpose Unsqueeze".split())
 TAIL = ELEMENTWISE | RESHAPING
+# It makes a tensor larger, and stands before the one operation that reads it.
+HEAD = "DequantizeLinear"
 
 # GELU, the longest tail in use that branches, has five operations.
 LONGEST_BRANCHING_TAIL = 8
@@ -30,7 +34,7 @@ class Group:
     """Operations in topological order, and the tensors that they exchange with the rest.
 
     `inputs` are activations, `constants` the weights that the group reads. The name is that of the
-    anchor, the first operation.
+    anchor, the first operation that does more than to dequantise.
     """
 
     ops: tuple[Op, ...]
@@ -40,7 +44,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        return self.ops[0].name
+        return next((op for op in self.ops if op.kind != HEAD), self.ops[0]).name
 
     @property
     def kinds(self) -> str:
@@ -60,13 +64,13 @@ def fuse(
     taken: set[int] = set()
     members: list[list[int]] = []
     for index in range(len(ops)):
-        if index in taken:
+        if index in taken or index in region.heads:
             continue
         group = [index]
         while tail := region.next_tail(group[-1], taken):
             group.extend(tail)
         taken.update(group)
-        members.append(group)
+        members.append(region.with_heads(group))
     # A group runs when the last of its inputs is there: where its last operation stands.
     members.sort(key=lambda group: group[-1])
     return tuple(region.group(indices, constants) for indices in members)
@@ -95,6 +99,29 @@ class _Region:
         for index, op in enumerate(ops):
             for tensor in op.reads:
                 self._consumers.setdefault(tensor.name, []).append(index)
+        self.heads = {index for index, op in enumerate(ops) if self._is_head(op)}
+
+    def with_heads(self, group: Sequence[int]) -> list[int]:
+        """`group` and the heads of its operations, in topological order."""
+        read = {tensor.name for index in group for tensor in self._ops[index].reads}
+        makers = {self._producer[name] for name in read if name in self._producer}
+        return sorted({*group, *(makers & self.heads)})
+
+    def _is_head(self, op: Op) -> bool:
+        """Whether `op` dequantises, for one other operation alone, what is no such result."""
+        if op.kind != HEAD or op.domain or len(op.writes) != 1:
+            return False
+        name = op.writes[0].name
+        readers = self._consumers.get(name, [])
+        alone = len(readers) == 1 and name not in self._kept
+        return alone and self._ops[readers[0]].kind != HEAD
+
+    def _made(self, tensor: Tensor) -> int:
+        """When a tensor can be there, a head taking no time; before all where nothing makes it."""
+        index = self._producer.get(tensor.name, -1)
+        if index not in self.heads:
+            return index
+        return max((self._producer.get(t.name, -1) for t in self._ops[index].reads), default=-1)
 
     def next_tail(self, last: int, taken: set[int]) -> list[int]:
         """The operations from the one exit of a group, `last`, to its next single exit, or none.
@@ -116,8 +143,7 @@ class _Region:
             op = self._ops[index]
             # What else it reads must be there before the group starts, not after.
             late = any(
-                self._producer.get(tensor.name, -1) > last
-                and self._producer[tensor.name] not in found
+                self._made(tensor) > last and self._producer[tensor.name] not in found
                 for tensor in op.reads
             )
             if late or index in taken or op.kind not in TAIL or op.domain or len(op.writes) != 1:

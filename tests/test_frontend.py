@@ -745,6 +745,23 @@ def test_shape_of_known_shape(start: int, end: int | None, expected: list[int]) 
     assert graph.constants["y"].tolist() == expected
 
 
+def test_each_reader_dequantises_on_its_own() -> None:
+    """Two nodes, one of which reads it twice: one copy, and the integers are shared."""
+    nodes = [
+        node("QuantizeLinear", ["x", "s"], ["q"]),
+        node("DequantizeLinear", ["q", "s"], ["d"]),
+        node("Add", ["d", "d"], ["a"]),
+        node("Mul", ["a", "d"], ["y"]),
+    ]
+    graph = check(model_of(nodes, weights={"s": np.array(0.1, np.float32)}))
+    kinds = [op.kind for op in graph.ops]
+    assert sorted(kinds) == "Add DequantizeLinear DequantizeLinear Mul QuantizeLinear".split()
+    made = {op.output().name: op for op in graph.ops if op.kind == "DequantizeLinear"}
+    assert {op.input(0).name for op in made.values()} == {"q"}
+    add, product = (next(op for op in graph.ops if op.kind == kind) for kind in ("Add", "Mul"))
+    assert {add.input(0).name, add.input(1).name, product.input(1).name} == made.keys()
+
+
 def test_contrib_operation_gets_its_shape_from_the_runtime() -> None:
     nodes = [
         node("BiasGelu", ["x", "b"], ["g"], domain="com.microsoft"),

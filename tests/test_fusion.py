@@ -13,7 +13,9 @@ from hetsched.fusion import Group, fuse
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 
-KINDS = ["Relu", "Add", "Mul", "Sigmoid", "Reshape", "Conv", "MatMul", "Softmax", "Split"]
+KINDS = (
+    "Relu Add Mul Sigmoid Reshape Conv MatMul Softmax Split DequantizeLinear QuantizeLinear"
+).split()
 
 
 def random_ops(rng: random.Random) -> tuple[list[Op], list[Tensor]]:
@@ -153,6 +155,28 @@ def projected_block(build: Builder) -> Graph:
     return build.graph(build.op("Relu", build.op("Add", main, shortcut, name="add"), name="relu"))
 
 
+def quantised_block(build: Builder) -> Graph:
+    """What crosses the borders are integers; dequantisation stands in the group that needs it."""
+    scale = build.constant(np.array(0.1, np.float32), "scale")
+    x = build.input("x", 1, 4, 8, 8)
+    weights = build.constant(np.ones((4, 4, 3, 3), np.int8), "w")
+
+    def real(tensor: Tensor, name: str) -> Tensor:
+        return build.op("DequantizeLinear", tensor, scale, name=name, shape=tensor.shape)
+
+    def whole(tensor: Tensor, name: str) -> Tensor:
+        return build.op("QuantizeLinear", tensor, scale, name=name)
+
+    integers = whole(x, "q0")
+    made = build.op(
+        "Conv", real(integers, "d0"), real(weights, "dw"), name="conv", shape=x.shape,
+        pads=(1, 1, 1, 1),
+    )  # fmt: skip
+    result = whole(build.op("Relu", made, name="relu"), "q1")
+    total = build.op("Add", real(result, "d1"), real(integers, "d2"), name="add")
+    return build.graph(real(whole(total, "q2"), "d3"))
+
+
 def silu(build: Builder) -> Graph:
     x = conv(build, build.input("x", 1, 4, 8, 8), "conv")
     return build.graph(build.op("Mul", x, build.op("Sigmoid", x, name="sigmoid"), name="mul"))
@@ -207,6 +231,12 @@ Conv+Add+Relu(relu1.y, x; conv2.w) -> relu2.y
     projected_block: """
 Conv(x; main.w) -> main.y
 Conv+Add+Relu(x, main.y; shortcut.w) -> relu.y
+""",
+    quantised_block: """
+QuantizeLinear(x; scale) -> q0.y
+DequantizeLinear+DequantizeLinear+Conv+Relu+QuantizeLinear(q0.y; scale, w) -> q1.y
+DequantizeLinear+DequantizeLinear+Add+QuantizeLinear(q1.y, q0.y; scale) -> q2.y
+DequantizeLinear(q2.y; scale) -> d3.y
 """,
     silu: """
 Conv+Sigmoid+Mul(x; conv.w) -> mul.y

@@ -41,11 +41,14 @@ EXTENSIONS = frozenset("operations targets cost_models partitioners".split())
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = frozenset(
     ["hetsched.tvm_runtime"]
-    + [f"hetsched.lowering.{name}" for name in "entry metaschedule recurrent relax trials".split()]
+    + [
+        f"hetsched.lowering.{name}"
+        for name in "entry integer metaschedule recurrent relax trials".split()
+    ]
 ) | {
     f"hetsched.schedules.{name}"
-    for name in "apply blocks convolution elementwise layout legal loops matmul polynomials "
-    "pooling recurrent rows window winograd".split()
+    for name in "apply blocks convolution elementwise integer layout legal loops matmul "
+    "polynomials pooling recurrent rows window winograd".split()
 }
 
 

@@ -267,7 +267,10 @@ def test_tiles_fit_in_the_registers(vectors: Vectors) -> None:
 
 def test_the_registers_of_instruction_sets() -> None:
     wide = "x86_64 avx2 fma f16c avx512f avx512bw avx512dq avx512vl"
-    assert Vectors.of(wide) == Vectors(16, 32)
-    assert Vectors.of("x86_64 avx2 fma") == Vectors(8, 16)
-    assert Vectors.of("x86_64") == Vectors(4, 16)
+    assert Vectors.of(wide) == Vectors(16, 32, "madd")
+    assert Vectors.of(f"{wide} avx512_vnni") == Vectors(16, 32, "vnni")
+    assert Vectors.of("x86_64 avx2 fma") == Vectors(8, 16, "madd")
+    assert Vectors.of("x86_64 avx2 fma avx_vnni") == Vectors(8, 16, "vnni")
+    assert Vectors.of("x86_64") == Vectors(4, 16, "madd")
     assert Vectors.of("aarch64 asimd") == Vectors(4, 32)
+    assert Vectors.of("aarch64 asimd asimddp") == Vectors(4, 32, "sdot")

@@ -19,6 +19,7 @@ from hetsched.frontend.load import detach, parse
 from hetsched.frontend.model import Model, described, typed
 from hetsched.frontend.order import named, ordered, separated
 from hetsched.frontend.simplify import (
+    dequantise_apart,
     drop_dropout,
     drop_identity,
     fold_batch_normalization,
@@ -71,7 +72,7 @@ def _read(
     model = bind(model, shapes)
     model = settle(prune(model), report)
     report("simplifying")
-    model = named(enclose(fold_batch_normalization(model)))
+    model = named(enclose(dequantise_apart(fold_batch_normalization(model))))
     return to_graph(model)
 
 

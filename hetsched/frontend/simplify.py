@@ -1,4 +1,7 @@
-"""What inference does not need: unused nodes, Identity, Dropout, BatchNormalization after Conv."""
+"""What inference does not need: unused nodes, Identity, Dropout, BatchNormalization after Conv.
+
+And what it needs in another form: a DequantizeLinear for each reader.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -78,6 +81,47 @@ def drop_identity(model: Model) -> Model:
         if tensor and new not in tensors and new not in model.constants:
             tensors[new] = replace(tensor, name=new)
     return replace(model, nodes=tuple(renamed(n, final) for n in kept), tensors=tensors)
+
+
+def dequantise_apart(model: Model) -> Model:
+    """The model with a DequantizeLinear of its own for each node that reads one.
+
+    So integers are what nodes share, and what they hand to each other.
+    """
+    readers = Counter(name for node in model.nodes for name in reads(node))
+    own = Counter(name for node in model.nodes for name in dict.fromkeys(node.input))
+    taken = {n for node in model.nodes for n in (*node.output, *reads(node))} | {*model.constants}
+    names = {node.name for node in model.nodes}
+    shared = {
+        node.output[0]: node
+        for node in model.nodes
+        if node.op_type == "DequantizeLinear"
+        and not node.domain
+        and readers[node.output[0]] > 1
+        # Nested graphs, and who names the output, need the one that is there.
+        and readers[node.output[0]] == own[node.output[0]]
+        and node.output[0] not in model.outputs
+    }
+    if not shared:
+        return model
+    nodes: list[onnx.NodeProto] = []
+    tensors = dict(model.tensors)
+    used: set[str] = set()
+    for node in model.nodes:
+        again = {name: shared[name] for name in node.input if name in shared and name in used}
+        used.update(name for name in node.input if name in shared)
+        changed = {}
+        for name, source in again.items():
+            copy = onnx.NodeProto()
+            copy.CopyFrom(source)
+            copy.name = fresh(source.name, names) if source.name else ""
+            copy.output[:] = [fresh(name, taken)]
+            changed[name] = copy.output[0]
+            if name in tensors:
+                tensors[copy.output[0]] = replace(tensors[name], name=copy.output[0])
+            nodes.append(copy)
+        nodes.append(renamed(node, changed))
+    return replace(model, nodes=tuple(nodes), tensors=tensors)
 
 
 def fold_batch_normalization(model: Model) -> Model:

@@ -12,6 +12,7 @@ import onnx
 
 from hetsched.dtype import numpy_dtype
 from hetsched.graph import Graph
+from hetsched.lowering.quantized import INTEGER
 from hetsched.op import Op, Tensor
 
 PLACE = "coordinate_transformation_mode"
@@ -35,7 +36,7 @@ def for_tvm(graph: Graph) -> Graph:
 
 def refusal(op: Op, graph: Graph) -> str | None:
     """Why TVM must not have `op`, though it would take it; None where its result is right."""
-    if op.domain:
+    if op.domain and (op.domain, op.kind) not in INTEGER:
         return "TVM knows the operations of ONNX's own domain only"
     if _changed(op.kind, _opset(graph)):
         return f"its meaning changed since opset {_opset(graph)}"

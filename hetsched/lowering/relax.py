@@ -31,6 +31,8 @@ from hetsched.host import cores
 from hetsched.lowering import recurrent
 from hetsched.lowering.entry import PIPELINE, direct
 from hetsched.lowering.for_tvm import for_tvm, refusal
+from hetsched.lowering.integer import Integers
+from hetsched.lowering.quantized import INTEGER, quantized
 from hetsched.schedules import polynomials  # noqa: F401
 from hetsched.schedules.apply import scheduled
 from hetsched.schedules.layout import blocked
@@ -146,6 +148,7 @@ def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
     """
     made = dict.fromkeys(t for t in graph.outputs if t.name in graph.producers)
     graph = replace(graph, outputs=tuple(made))
+    graph = quantized(graph)
     for op in graph.ops:
         why = refusal(op, graph)
         if why is not None:
@@ -455,6 +458,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
         super().__init__({}, "float32")
         self._vectors = vectors
         self._ops = graph.ops
+        self._integers = Integers(self.bb, vectors)
         self.layers = {
             index: recurrent.read(op, graph.constants)
             for index, op in enumerate(graph.ops)
@@ -463,10 +467,17 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         foreign = onnx.GraphProto()
-        foreign.node.extend(node for node in graph.node if node.op_type not in recurrent.KINDS)
+        foreign.node.extend(
+            node
+            for node in graph.node
+            if node.op_type not in recurrent.KINDS and (node.domain, node.op_type) not in INTEGER
+        )
         super()._check_for_unsupported_ops(foreign)
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
+        integers = self._integers.emitted(op_name, list(inputs), attrs)
+        if integers is not None:
+            return integers
         if op_name not in recurrent.KINDS:
             return super()._convert_operator(op_name, inputs, attrs, opset)
         index = int(attrs["tvm_custom"]["name"])

@@ -40,24 +40,32 @@ class Tile:
 
 @dataclass(frozen=True)
 class Vectors:
-    """`registers` vector registers with `lanes` elements of float32 each."""
+    """`registers` vector registers with `lanes` elements of float32 each.
+
+    `dot` is how a core multiplies vectors of bytes: `vnni` and `sdot` are instructions that add
+    four products to each element of int32, `madd` one for two products of 16 bits, and `lanes`
+    stands for products of 32 bits.
+    """
 
     lanes: int
     registers: int
+    dot: str = "lanes"
 
     @classmethod
     def of(cls, isa: str) -> "Vectors":
         """Those of the instruction set that a device names.
 
         >>> Vectors.of("x86_64 avx2 fma f16c")
-        Vectors(lanes=8, registers=16)
+        Vectors(lanes=8, registers=16, dot='madd')
         """
         architecture, *features = isa.split()
         if architecture != "x86_64":
-            return cls(4, 32)
+            return cls(4, 32, "sdot" if "asimddp" in features else "lanes")
         if set(features) >= AVX512:
-            return cls(16, 32)
-        return cls(8 if "avx2" in features else 4, 16)
+            return cls(16, 32, "vnni" if "avx512_vnni" in features else "madd")
+        if "avx2" in features:
+            return cls(8, 16, "vnni" if "avx_vnni" in features else "madd")
+        return cls(4, 16, "madd")
 
     def blocks(self, count: int) -> int:
         """How many vectors hold `count` elements."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -19,7 +19,6 @@ import hetsched
 from hetsched.graph import Graph, from_onnx
 from hetsched.lowering.quantized import quantized
 from hetsched.plugin import load
-from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Target
 
@@ -40,20 +39,11 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 def computed(isa: str, graph: Graph, *inputs: Array) -> list[Array]:
-    """The results by TVM, in this process and without the linker."""
-    tvm = pytest.importorskip("tvm")
-    # Late, because they load TVM.
-    relax = import_module("hetsched.lowering.relax")
-    tvm_runtime = import_module("hetsched.tvm_runtime")
-    llvm = import_module("hetsched.targets.cpu").llvm(isa)
-    executable, weights = relax.compile_part(
-        graph, lambda module: relax.build(module, llvm), Rules(Vectors.of(isa))
-    )
-    arrays = [*inputs, *weights.values()]
-    machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
-    result = machine["main"](*(tvm_runtime.to_tvm(array, array.dtype) for array in arrays))
-    results = [result] if len(graph.outputs) == 1 else result
-    return [tvm_runtime.to_numpy(tensor).copy() for tensor in results]
+    """The results by TVM with the instructions of `isa`."""
+    target = load(Target, "cpu")
+    device = replace(target.device("cpu"), isa=isa)
+    with target.load(target.compile(graph, device), graph, device) as kernel:
+        return list(kernel.run(inputs))
 
 
 def graph_of(

@@ -21,7 +21,6 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from hetsched.schedules.loops import PARALLEL_ELEMENTS
 from hetsched.schedules.vectors import Vectors
 from hetsched.schedules.window import Window
 
@@ -33,8 +32,10 @@ WHOLE = 12582912.0
 WHOLE_BITS = 0x4B400000
 # TVM's pattern of a function that no other may be fused with.
 OPAQUE = 8
-# Multiply-adds of an element that the sharing of work is decided by.
-BYTES_OF_ONE = 4
+# Instructions on vectors that one thread does sooner than it hands them over.
+LEAST_SHARED = 1 << 17
+# Of a vector of results, to make bytes of its sums and store them.
+STORING = 10
 
 Index = Any
 
@@ -101,14 +102,14 @@ def convolution(
     tiles = -(-width // pixels)
     steps = inner // TOGETHER
     kernel = window.kernel
-    work = BYTES_OF_ONE * batch * outputs * height * width
+    work = batch * outputs * height * width * (depth * prod(kernel) * steps + STORING)
     weights_shape = (outputs, depth, *kernel, steps, lanes)
     result: tuple[int, ...] = (batch, outputs, height * width, lanes)
     if rows:
         result = (batch * height * width, outputs * lanes)
 
     def body(x: Any, weights: Any, bias: Any, scale: Any, y: Any) -> None:
-        read, columns = _padded(x, window, window.result[1], zero_points[0], work)
+        read, columns = _padded(x, window, window.result[1], zero_points[0])
         shares = (batch, outputs // blocks, height)
         if height == 1:
             shares = (batch, outputs // blocks, tiles)
@@ -171,7 +172,8 @@ def depthwise(
     shifts = depthwise_shifts(window)
     quads = -(-(window.kernel[1] + shifts - 1) // 4)
     pixels = min(width, 8)
-    work = BYTES_OF_ONE * batch * blocks * height * width
+    reads = 4 * window.kernel[0] * quads
+    work = batch * blocks * height * width * (reads + STORING)
     # Four columns are read at a time, those beyond the kernel for nothing.
     beyond = (quads * 4 - window.kernel[1]) * dilation
     weights_shape = (blocks, window.kernel[0], shifts, quads, lanes)
@@ -230,7 +232,7 @@ def added(
         return _rounded(total, -least, count)
 
     def body(a: Any, b: Any, y: Any) -> None:
-        with _Shared((whole,), size) as (i,):
+        with _Shared((whole,), whole * STORING) as (i,):
             both = [_vector(source, lanes, i * lanes) for source in (a, b)]
             _put(y, element(both, lanes), lanes, i * lanes)
         for index in range(whole * lanes, size):
@@ -244,7 +246,7 @@ def mean(shape: Sequence[int], scale: float, zero_points: tuple[int, int], vecto
     batch, blocks, pixels, lanes = shape
 
     def body(x: Any, y: Any) -> None:
-        with _Shared((batch, blocks), prod(shape)) as (n, o):
+        with _Shared((batch, blocks), 2 * batch * blocks * pixels) as (n, o):
             sums = _Registers(1, lanes)
             sums.put(0, T.broadcast(T.int32(-zero_points[0] * pixels), lanes))
             with T.serial(0, pixels) as p:
@@ -262,9 +264,10 @@ def max_pool(window: Window, shape: Sequence[int], vectors: Vectors) -> Any:
     """The largest byte of each window of a blocked tensor."""
     batch, blocks, _, lanes = shape
     height, width = window.result
+    work = batch * blocks * height * width * prod(window.kernel)
 
     def body(x: Any, y: Any) -> None:
-        with _Shared((batch, blocks), prod(shape)) as (n, o):
+        with _Shared((batch, blocks), work) as (n, o):
             read, columns = _plane(x, window, 0, 0, n, o)
             with T.grid(height, width) as (row, column):
                 found = None
@@ -304,7 +307,9 @@ def pack(shape: Sequence[int], inner: int, source: str, quantise: tuple[float, i
             scaled = value / _constant(quantise[0], lanes)
             return _whole(scaled, quantise[1], lanes)
 
-        with _Shared((batch, blocks, pixels // lanes), batch * blocks * inner * pixels) as (
+        with _Shared(
+            (batch, blocks, pixels // lanes), batch * blocks * inner * pixels // lanes * STORING
+        ) as (
             n,
             o,
             p,
@@ -354,7 +359,7 @@ def flipped(size: int, source: str, result: str) -> Any:
     """Bytes as distances from the least value of their type, or back: one is the other."""
 
     def body(x: Any, y: Any) -> None:
-        with _Shared((size,), size) as (i,):
+        with _Shared((size,), size // 16) as (i,):
             byte = T.reinterpret("uint8", x[i])
             T.buffer_store(y, T.reinterpret(result, T.bitwise_xor(byte, T.uint8(128))), [i])
 
@@ -376,11 +381,11 @@ class _Registers:
 
 
 class _Shared:
-    """A nest of loops over `sizes`, in parallel as one where `work` is worth it."""
+    """A nest of loops over `sizes`, in parallel as one where `work` instructions are worth it."""
 
     def __init__(self, sizes: Sequence[int], work: int) -> None:
         self._sizes = sizes
-        self._frame = (T.parallel if work >= PARALLEL_ELEMENTS else T.serial)(0, prod(sizes))
+        self._frame = (T.parallel if work >= LEAST_SHARED else T.serial)(0, prod(sizes))
 
     def __enter__(self) -> list[Any]:
         index = self._frame.__enter__()
@@ -429,7 +434,7 @@ def _constant(value: float, lanes: int, dtype: str = "float32") -> Any:
 
 
 def _padded(
-    x: Any, window: Window, columns: int, zero_point: int, work: int
+    x: Any, window: Window, columns: int, zero_point: int
 ) -> tuple[Callable[..., Any], int]:
     """Reads vectors of `x` by block, place in the padded image, and channel; and its width."""
     batch, blocks, _, inner = (int(size) for size in x.shape)
@@ -437,7 +442,7 @@ def _padded(
     if (rows, across) == window.source:
         return lambda lanes, n, c, place, lane: _vector(x, lanes, n, c, place, lane), across
     image = T.alloc_buffer((batch, blocks, rows * across, inner), "uint8")
-    with _Shared((batch, blocks, rows), work) as (n, c, row):
+    with _Shared((batch, blocks, rows), batch * blocks * rows * across) as (n, c, row):
         _fill(
             window, across, row, zero_point, inner,
             lambda count, place: _vector(x, count, n, c, place, 0),

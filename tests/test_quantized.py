@@ -257,6 +257,37 @@ def test_sums_are_those_of_onnx_runtime(
     np.testing.assert_array_equal(computed(isa, graph, a, b)[0], expected)
 
 
+def test_all_sums_of_two_bytes_are_those_of_onnx_runtime() -> None:
+    pytest.importorskip("tvm")
+    isa = load(Target, "cpu").device("cpu").isa
+    every = np.arange(256, dtype=np.uint8)
+    a, b = (np.ascontiguousarray(x) for x in np.meshgrid(every, every))
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        constants: dict[str, Array] = {}
+        for name in "aby":
+            constants[f"{name}s"] = np.array(rng.random() * 0.02 + 0.02, np.float32)
+            constants[f"{name}z"] = np.array(rng.integers(100, 150), np.uint8)
+        names = ["a", "as", "az", "b", "bs", "bz", "ys", "yz"]
+        node = helper.make_node("QLinearAdd", names, ["y"], domain="com.microsoft")
+        graph = graph_of(node, {"a": a, "b": b}, constants, a)
+        expected = _by_onnx_runtime(graph, {"a": a, "b": b})
+        np.testing.assert_array_equal(computed(isa, graph, a, b)[0], expected)
+
+
+@pytest.mark.parametrize("ceil_mode", [0, 1])
+def test_pools_are_exact(isa: str, ceil_mode: int) -> None:
+    x = np.random.default_rng(0).integers(-128, 128, (1, 20, 14, 13)).astype(np.int8)
+    node = helper.make_node(
+        "MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 3], pads=[1, 0, 0, 1],
+        ceil_mode=ceil_mode,
+    )  # fmt: skip
+    shape = (1, 20, 7, 5 if ceil_mode else 4)
+    graph = graph_of(node, {"x": x}, {}, np.zeros(shape, np.int8))
+    expected = _by_onnx_runtime(graph, {"x": x})
+    np.testing.assert_array_equal(computed(isa, graph, x)[0], expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_quantisation_rounds_to_even(isa: str, dtype: str) -> None:
     halves = np.arange(-300, 300, dtype=np.float32) + np.float32(0.5)
@@ -333,6 +364,12 @@ def quantised_model(request: pytest.FixtureRequest) -> onnx.ModelProto:
     bench = import_module("bench.quantized")
     made: onnx.ModelProto = bench.quantised(residual_network(), request.param)
     return made
+
+
+def test_quantised_networks_are_made_of_models_there_are() -> None:
+    bench, models = (import_module(f"bench.{name}") for name in ("quantized", "models"))
+    assert {source for source, _ in bench.INT8.values()} <= {m.name for m in models.CATALOGUE}
+    assert {dtype for _, dtype in bench.INT8.values()} == set(DTYPES)
 
 
 KERNELS = {

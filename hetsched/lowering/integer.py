@@ -259,8 +259,9 @@ class Integers:
         if any(item is None for item in scalars):
             raise NotImplementedError("QLinearAdd with scales that are no constants")
         ratios = scalars[0] / scalars[2], scalars[1] / scalars[2]
-        shifts = [ratio * np.float32(p) for ratio, p in zip(ratios, scalars[3:5], strict=True)]
-        fixed = float(np.float32(scalars[5]) - (shifts[0] + shifts[1]))
+        # One product is rounded, the other goes into the sum as it is: the order of ONNX Runtime.
+        shift = float(ratios[0]) * scalars[3] + float(ratios[1] * np.float32(scalars[4]))
+        fixed = float(np.float32(scalars[5]) - np.float32(shift))
         factors = float(ratios[0]), float(ratios[1])
         least = int(np.iinfo(_dtype(y_zero)).min)
         both = [a, b]
@@ -290,7 +291,7 @@ class Integers:
 
         def element(*values: Any) -> Any:
             total = tirx.const(fixed, "float32")
-            for value, ratio in zip(values, ratios, strict=True):
+            for value, ratio in zip(reversed(values), reversed(ratios), strict=True):
                 factor = tirx.const(ratio, "float32")
                 total = tirx.call_llvm_pure_intrin(
                     "float32", "llvm.fma", value.astype("float32"), factor, total
@@ -324,7 +325,7 @@ class Integers:
         x = inputs[0]
         if self._vectors is None or _dtype(x) not in BYTES or not isinstance(x, relax.Var):
             return None
-        if attributes.get("storage_order", 0) or attributes.get("ceil_mode", 0):
+        if attributes.get("storage_order", 0):
             return None
         window = _window(x, None, attributes)
         if window is None:
@@ -494,12 +495,15 @@ def _window(x: Any, w: Any, attributes: Mapping[str, Any]) -> Window | None:
         pads = (*less, *more) if mode == "SAME_UPPER" else (*more, *less)
     elif mode == "VALID":
         pads = (0,) * (2 * axes)
-    result = [
-        (size + before + after - r) // s + 1
-        for size, before, after, r, s in zip(
-            sizes, pads[:axes], pads[axes:], reach, strides, strict=True
-        )
-    ]
+    result = []
+    for size, before, after, r, s in zip(
+        sizes, pads[:axes], pads[axes:], reach, strides, strict=True
+    ):
+        count = (size + before + after - r) // s + 1
+        if attributes.get("ceil_mode", 0) and (size + before + after - r) % s:
+            # A window more, if it begins within the image or the padding before it.
+            count += int(count * s < size + before)
+        result.append(count)
     one, zero = (1,) * (2 - axes), (0,) * (2 - axes)
     return Window(
         kernel=_pair((*one, *kernel)),

@@ -214,7 +214,7 @@ def depthwise(
 def added(
     size: int, least: int, ratios: tuple[float, float], fixed: float, vectors: Vectors
 ) -> Any:
-    """The sum of two tensors of `size` bytes: b * ratio + (a * ratio + fixed), both fused.
+    """The sum of two tensors of `size` bytes: a * ratio + (b * ratio + fixed), both fused.
 
     `least` is that of their type, whose elements are added, and `fixed` has all zero points.
     """
@@ -224,7 +224,7 @@ def added(
     def element(values: Sequence[Any], count: int) -> Any:
         kind, integer = (name if count == 1 else f"{name}x{count}" for name in ("float32", "int32"))
         total = _constant(fixed, count)
-        for value, ratio in zip(values, ratios, strict=True):
+        for value, ratio in zip(reversed(values), reversed(ratios), strict=True):
             own = T.cast(value, integer) + _constant(least, count, "int32") if least else value
             total = T.call_llvm_pure_intrin(
                 kind, "llvm.fma", T.cast(own, kind), _constant(ratio, count), total

@@ -14,7 +14,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from bench import families
-from hetsched import Graph, HetschedError
+from bench.quantized import quantised
+from hetsched import Graph, HetschedError, read_onnx
+from hetsched.graph import to_onnx
 from hetsched.inputs import seeded, seeded_inputs
 
 FOLDER = Path(__file__).parent / "models"
@@ -70,6 +72,16 @@ def _family(make: Callable[[int], onnx.ModelProto], gmac: float, **known: Any) -
     return Model(make.__name__, DRAWN, gmac, Path(), make=make, **known)
 
 
+def _quantised(name: str, gmac: float) -> Model:
+    """A skeleton of an image network in 8 bits: QDQ, unsigned activations, calibrated on pixels."""
+
+    def make(seed: int) -> onnx.ModelProto:
+        graph = read_onnx(load(next(model for model in models() if model.name == name), seed))
+        return quantised(to_onnx(graph), seed=seed)
+
+    return Model(f"{name}_int8", DRAWN, gmac, Path(), pixels=("input",), make=make)
+
+
 CATALOGUE = (
     _real("digits_cnn", "hetsched, UCI digits", 0.0003),
     _real("digits_branch", "hetsched, UCI digits", 0.0002),
@@ -119,6 +131,11 @@ CATALOGUE = (
     _image("unet", 12.1),
     _skeleton("bert_base_like", 11.2, ranges={"input": (0, 30522)}),
     _image("vit_b_16", 17.6),
+    _quantised("mobilenet_v2", 0.333),
+    _quantised("squeezenet1_1", 0.369),
+    _quantised("googlenet", 1.54),
+    _quantised("resnet18", 1.84),
+    _quantised("resnet50", 4.19),
     _light("shufflenet", 0.129),
     _light("squeezenet", 0.353),
     _light("bvlc_alexnet", 0.659),

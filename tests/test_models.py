@@ -18,6 +18,7 @@ OPTIONS = Options(devices="cpu:0,cpu:1", partitioners=("task",), cost_model="roo
 # What a test run has no time for; `python -m bench.coverage` covers them.
 LEFT_OUT = {
     "light_squeezenet": "the network of squeezenet1_1 with other weights",
+    "squeezenet1_1_int8": "mobilenet_v2_int8 has the same kinds of layers",
 }
 
 

@@ -1,6 +1,6 @@
 """Engines that run a model on the processor, each called the fastest way that Python has.
 
-hetsched    `Executable.run` of a plan for the cores through TVM alone: arrays in, new arrays out
+hetsched    what `Executable.bind` gives, of a plan for the cores through TVM alone
 onnxruntime a session with its inputs and outputs bound once (`run_with_iobinding`): of `run`,
             `run_with_ort_values` and this, this was the fastest, by 1 to 50 % of a run
 spinning    the same, its idle threads allowed to spin; of one thread there are none, so that the
@@ -8,8 +8,8 @@ spinning    the same, its idle threads allowed to spin; of one thread there are 
 openvino    an infer request whose input tensors are set once, and shared, `infer(share_outputs)`:
             by 1 to 80 % faster than handing the arrays over with each call
 
-Bound so, a peer takes no arrays and makes none in a call. `bind=False` calls it as ours is called,
-arrays in and arrays out, which tells of small models how much of the difference is the call. Peers
+Bound so, an engine takes no arrays and makes none in a call. With `bind=False` each is given arrays
+and gives new ones, as most users call it, which tells of small models what the call takes. Peers
 have the model's file, its open shapes bound; the graph that hetsched imports runs as fast in both.
 """
 
@@ -113,13 +113,18 @@ def dtype(proto: onnx.ModelProto) -> str:
 
 @dataclass
 class Hetsched:
-    """An executable and its inputs."""
+    """An executable and its inputs, which are set once if they are to `bind`."""
 
     executable: Executable
     inputs: Mapping[str, np.ndarray]
+    bind: bool = True
+
+    def __post_init__(self) -> None:
+        run = partial(self.executable.run, self.inputs)
+        self._run = self.executable.bind(self.inputs) if self.bind else run
 
     def run(self) -> None:
-        self._last = self.executable.run(self.inputs)
+        self._last = self._run()
 
     def outputs(self) -> Mapping[str, np.ndarray]:
         return self._last

@@ -135,7 +135,7 @@ def together(model: Model, options: Options, package: str) -> Row:
             row["targets"] = sorted({part.device.target for part in plan.parts})
             executable.save(package)
             os.sched_setaffinity(0, options.cores)
-            running: dict[str, Engine] = {OURS: Hetsched(executable, inputs)}
+            running: dict[str, Engine] = {OURS: Hetsched(executable, inputs, options.bind)}
             running[OURS].run()
         except HetschedError as error:
             return row | {"reason": f"{type(error).__name__}: {error}"}
@@ -303,7 +303,7 @@ def _opened(name: str, model: Model, options: Options, package: str) -> Engine:
     proto = engines.bound(models.load(model, options.seed), model.shapes)
     inputs = models.inputs(model, hetsched.read_onnx(proto, model.shapes), options.seed)
     if name == OURS:
-        return Hetsched(hetsched.load(package), inputs)
+        return Hetsched(hetsched.load(package), inputs, options.bind)
     return engines.open_peer(name, proto, inputs, options.threads, options.bind)
 
 

@@ -1,6 +1,6 @@
 """A compiled plan, ready to run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,25 @@ class Executable:
         """
         outputs, self._last = self.start().run(self._checked(inputs))
         return outputs
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
+        """A call that runs on these very arrays, whose values may change between calls.
+
+        Everything else is settled once, which matters for networks that take microseconds. What it
+        returns may be the same arrays at each call; `schedule` does not tell of such runs.
+
+        Raises
+        ------
+        InputError
+            An input is missing, unknown, or has another shape or dtype, or is not contiguous.
+        """
+        checked = self._checked(inputs)
+        for name, array in checked.items():
+            if array is not inputs[name] or not array.flags.c_contiguous:
+                raise InputError(
+                    f"input '{name}' cannot be bound: it has to be a C-contiguous array"
+                )
+        return self.start().bind(checked)
 
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
         """Begins a run; `result` of what it returns waits for the end. Several may be in flight."""

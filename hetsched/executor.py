@@ -13,10 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -26,6 +27,7 @@ from hetsched.errors import DeviceError, HetschedError, PartError
 from hetsched.schedule import Schedule, Slot, Transfer
 from hetsched.target import Kernel
 
+T = TypeVar("T")
 HOST_SPACE = "host"
 
 
@@ -331,11 +333,36 @@ class Executor:
             try:
                 if self._closed:
                     raise HetschedError("this executable is closed")
-                return self._run_held(inputs)
+                return self._held(partial(self._run_here, inputs))
             finally:
                 self._turn.release()
         request = self.submit(inputs)
         return request.result(), request
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
+        """`run` on these very arrays; what it returns may be the same arrays at each call.
+
+        A plan of one part that may run on the calling thread has all else settled here; for others
+        it is a call of `run`.
+        """
+        if not self._here or len(self._steps) != 1:
+            return lambda: self.run(inputs)[0]
+        (step,), (kernel,) = self._steps, self._kernels
+        values = {**self._constants, **inputs}
+        compute = kernel.bind([values[name] for name in step.inputs])
+
+        def call() -> dict[str, np.ndarray]:
+            with self._turn:
+                if self._closed:
+                    raise HetschedError("this executable is closed")
+                try:
+                    results = self._held(compute)
+                except Exception as error:
+                    raise _failed(f"{step.name} on '{step.device.name}'", error) from error
+            made = {**values, **dict(zip(step.outputs, results, strict=True))}
+            return {name: made[name] for name in self._course.results}
+
+        return call
 
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
         """Starts a run and returns at once.
@@ -398,16 +425,16 @@ class Executor:
             and not self._couriers
         )
 
-    def _run_held(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Run]:
-        """`_run_here` with the calling thread on the cores of the device."""
+    def _held(self, work: Callable[[], T]) -> T:
+        """What `work` gives, the calling thread on the cores of the device meanwhile."""
         if not self._cores or not hasattr(os, "sched_setaffinity"):
-            return self._run_here(inputs)
+            return work()
         before = os.sched_getaffinity(0)
         if before <= self._cores:
-            return self._run_here(inputs)
+            return work()
         os.sched_setaffinity(0, self._cores)
         try:
-            return self._run_here(inputs)
+            return work()
         finally:
             os.sched_setaffinity(0, before)
 

@@ -1,8 +1,9 @@
 """What compiles a part for a device, and what runs it there."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -43,6 +44,13 @@ class Kernel(ABC):
     @abstractmethod
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """The part's output buffers for its input buffers, in the order of its graph."""
+
+    def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+        """`run` on these very buffers, whose values may change between the calls.
+
+        What a call returns may be the same buffers as before, with new values.
+        """
+        return partial(self.run, inputs)
 
     def receive(self, array: np.ndarray) -> Any:
         """A buffer on this device with the values of `array`; not to be written to."""

@@ -18,8 +18,8 @@ import numpy as np
 from hetsched.dtype import numpy_dtype
 
 # Read by the runtime when a thread first computes. Idle workers yield so many times, about 0.1 ms,
-# and then sleep: the next kernel mostly comes sooner, and to wake up takes longer than many kernels,
-# but other devices of the machine compute beside them. They stay on the cores of the calling thread.
+# and then sleep: the next kernel mostly comes sooner and waking takes longer than many kernels, but
+# other devices compute beside them. They stay on the cores of the calling thread.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "200")
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 # The most that `use_threads` can ask for; TVM's own default is half of the cores.

@@ -256,6 +256,18 @@ class CpuKernel(Kernel):
         # What is passed through is copied: the caller may write to an input, or to a result.
         return [there[i] if i < self._computed else there[i].copy() for i in self._picks]
 
+    def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+        if not isinstance(self._compute, _Function) or not self._all_computed:
+            return super().bind(inputs)
+        compute, use_threads = self._compute.bound(inputs), self._tvm.use_threads
+        threads = self._threads
+
+        def call() -> Sequence[Any]:
+            use_threads(threads)
+            return compute()
+
+        return call
+
     def close(self) -> None:
         self._compute = None
 
@@ -293,6 +305,26 @@ class _Function:
         self._output_addresses = addresses[first_output:-1]
 
     def __call__(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        # The arrays are kept until the call has ended.
+        outputs, _ = self._placed(inputs)
+        self._checked(self._main(self._argument))
+        return outputs
+
+    def bound(self, inputs: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
+        """A call that reads these arrays and writes to its own, the same ones each time."""
+        outputs, arrays = self._placed(inputs)
+        table = self._table.copy()
+        argument = c_void_p(table.ctypes.data)
+        main, checked = self._main, self._checked
+
+        def call(_kept: object = (table, arrays)) -> list[np.ndarray]:
+            checked(main(argument))
+            return outputs
+
+        return call
+
+    def _placed(self, inputs: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """New outputs, and the inputs as the code reads them; the table has their addresses."""
         arrays = []
         for row, (array, (shape, dtype)) in enumerate(zip(inputs, self._inputs, strict=True)):
             if array.dtype != dtype or not array.flags.c_contiguous:
@@ -300,17 +332,18 @@ class _Function:
             if array.shape != shape:
                 raise ValueError(f"an input of shape {array.shape} in place of {shape}")
             self._input_addresses[row] = self._address(array)
-            # Kept until the call has ended.
             arrays.append(array)
         outputs = []
         for row, (shape, dtype) in enumerate(self._outputs):
             array = self._empty(shape, dtype)
             self._output_addresses[row] = self._address(array)
             outputs.append(array)
-        status = self._main(self._argument)
+        return outputs, arrays
+
+    @staticmethod
+    def _checked(status: int) -> None:
         if status:
             raise RuntimeError(f"TVM's runtime gave {status}")
-        return outputs
 
 
 class _Program:

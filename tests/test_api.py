@@ -8,7 +8,7 @@ import pytest
 import hetsched
 from hetsched import api
 from hetsched.contest import LEAST_RUNS, median_latencies
-from hetsched.errors import PluginError
+from hetsched.errors import HetschedError, InputError, PluginError
 from hetsched.executable import Executable
 from hetsched.host import cores
 from hetsched.plan import make_plan
@@ -79,3 +79,35 @@ def test_objectives() -> None:
     for spec in ("auto", "layerwise"):
         plan = hetsched.partition(graph, device, spec, "throughput", "roofline")
         assert plan.objective == "throughput"
+
+
+def test_a_bound_call_reads_its_arrays_anew() -> None:
+    graph = hetsched.read_onnx(DIGITS)
+    (tensor,) = graph.inputs
+    x = np.zeros(tensor.shape, np.float32)
+    rng = np.random.default_rng(0)
+    with hetsched.compile(graph, "cpu:0", "single") as executable:
+        call = executable.bind({tensor.name: x})
+        first = call()
+        for _ in range(2):
+            x[...] = rng.standard_normal(x.shape)
+            found = call()
+            for name, right in executable.run({tensor.name: x.copy()}).items():
+                np.testing.assert_array_equal(found[name], right)
+                assert found[name] is first[name]
+        with pytest.raises(InputError, match="was given float64"):
+            executable.bind({tensor.name: x.astype(np.float64)})
+        with pytest.raises(InputError, match="cannot be bound"):
+            executable.bind({tensor.name: np.asfortranarray(rng.random(x.shape[::-1])).T})
+    with pytest.raises(HetschedError, match="closed"):
+        call()
+
+
+@TWO_CORES
+def test_a_plan_of_several_devices_is_bound_too(hybrid: Executable) -> None:
+    (tensor,) = hybrid.inputs
+    x = np.random.default_rng(0).random(tensor.shape, np.float32)
+    with hybrid:
+        found = hybrid.bind({tensor.name: x})()
+        for name, right in hybrid.run({tensor.name: x}).items():
+            np.testing.assert_array_equal(found[name], right)

@@ -29,8 +29,6 @@ from hetsched.schedules.window import (
 MOST_PIXELS = 8
 # Output blocks of a 1x1 convolution's tile: it reads its input once for each.
 WIDE = 3
-# Of the input of a 1x1 convolution that stays near while all blocks of channels are computed.
-CHUNK_NBYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,6 @@ def dense(
     axes = [c, kh, kw, v]
     if window.is_pointwise and not plain and phases is None:
         pixels = window.result[0] * window.result[1]
-        chunk = CHUNK_NBYTES // (inputs * inner * 4)
         whole = choice.candidate.covering(pixels)
 
         def pixel(p: Any) -> Any:
@@ -190,7 +187,7 @@ def dense(
             lambda n, o, p, u: te.sum(
                 x[n, start(o) + c, pixel(p), v] * weights[o, c, 0, 0, v, u], axis=axes
             ),
-            name="convolved", attrs=attributes(choice, chunk=chunk if chunk < pixels else 0),
+            name="convolved", attrs=attributes(choice),
         )  # fmt: skip
         if whole == pixels:
             return total

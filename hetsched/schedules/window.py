@@ -168,16 +168,13 @@ def tiles(
     )[:CANDIDATES]
 
 
-def attributes(choice: Choice[Tile], width: int = 0, chunk: int = 0) -> dict[str, Any]:
-    """Annotations of a main block; `width` is that of the result if columns are cropped.
-
-    All blocks of channels are computed of about `chunk` pixels before the next ones, if not 0.
-    """
+def attributes(choice: Choice[Tile], width: int = 0) -> dict[str, Any]:
+    """Annotations of a main block; `width` is that of the result if columns are cropped."""
     tile = choice.candidate
     return {
         **choice.attributes,
         loops.FAMILY: FAMILY,
-        loops.TILE: [tile.broadcasts, tile.vectors, width, chunk],
+        loops.TILE: [tile.broadcasts, tile.vectors, width],
     }
 
 
@@ -186,7 +183,7 @@ def schedules(schedule: Any, main: Any) -> bool:
 
 
 def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
-    pixels, blocks, width, chunk = (int(n) for n in schedule.get(main).annotations[loops.TILE])
+    pixels, blocks, width = (int(n) for n in schedule.get(main).annotations[loops.TILE])
     work = loops.elements(schedule, schedule.get_loops(main))
     for block in loops.producers(schedule, main):
         _spread(schedule, block, vectors)
@@ -204,11 +201,6 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
             schedule.compute_at(stage, outer_block, preserve_unit_loops=True)
     else:
         outer = [batch, outer_block, *rows, outer_place]
-        if chunk:
-            outer_chunk, outer_place = schedule.split(
-                outer_place, [None, _divisor(loops.extent(schedule, outer_place), chunk // pixels)]
-            )
-            outer = [batch, outer_chunk, outer_block, outer_place]
         schedule.reorder(*outer, inner_block, inner_place, lane)
     schedule.compute_at(main, outer[-1], preserve_unit_loops=True)
     count = loops.reductions(schedule, main)
@@ -235,10 +227,6 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
         schedule.unroll(inner_block)
         schedule.unroll(inner_place)
     return schedule
-
-
-def _divisor(count: int, most: int) -> int:
-    return next(part for part in range(max(most, 1), 0, -1) if count % part == 0)
 
 
 def _stages_of_gate(schedule: Any, main: Any) -> list[Any]:

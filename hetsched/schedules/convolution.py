@@ -95,6 +95,15 @@ def first_block(
     return least(block * lanes // outputs * inputs // lanes, last)
 
 
+def interleave(packed: np.ndarray, choice: Choice[Tile]) -> np.ndarray:
+    """Packed weights [o, c, h, w, lanes of c, lanes of o] in the order that tiles read them.
+
+    The blocks of a tile stand before the lanes of o: one stream of memory instead of several.
+    """
+    apart = packed.reshape(-1, choice.candidate.vectors, *packed.shape[1:])
+    return apart.transpose(0, 2, 3, 4, 5, 1, 6)
+
+
 def pack_phases(weights: np.ndarray, window: Window, lanes: int) -> np.ndarray:
     """Weights [c, o, h, w] of a transposed convolution as those of a convolution.
 
@@ -156,12 +165,13 @@ def dense(
     uneven: tuple[int, int] | None = None,
     phases: Phases | None = None,
 ) -> Any:
-    """A convolution with packed weights; of a `plain` [n, c, h, w] or a blocked tensor.
+    """A convolution with interleaved weights; of a `plain` [n, c, h, w] or a blocked tensor.
 
     `uneven` has the output and input channels of a group if those are no whole blocks. Of
     `phases`, each has an equal part of the output channels.
     """
-    outputs, inputs, height, width, inner, lanes = (int(dim) for dim in weights.shape)
+    shares, inputs, height, width, inner, together, lanes = (int(dim) for dim in weights.shape)
+    outputs = shares * together
     batch = int(x.shape[0])
     each = outputs // groups
 
@@ -185,7 +195,9 @@ def dense(
         total = te.compute(
             (batch, outputs, whole, lanes),
             lambda n, o, p, u: te.sum(
-                x[n, start(o) + c, pixel(p), v] * weights[o, c, 0, 0, v, u], axis=axes
+                x[n, start(o) + c, pixel(p), v]
+                * weights[o // together, c, 0, 0, v, o % together, u],
+                axis=axes,
             ),
             name="convolved", attrs=attributes(choice),
         )  # fmt: skip
@@ -199,7 +211,7 @@ def dense(
         down, right = (0, 0) if phases is None else phases.shift(o // (outputs // phases.count))
         place = window.place(row + down, column + right, kh, kw)
         value = read(n, v, *place) if plain else read(n, start(o) + c, *place, v)
-        return te.sum(value * weights[o, c, kh, kw, v, u], axis=axes)
+        return te.sum(value * weights[o // together, c, kh, kw, v, o % together, u], axis=axes)
 
     return windowed(element, (batch, outputs, lanes), window, choice)
 

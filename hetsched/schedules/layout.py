@@ -160,8 +160,8 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
         merged = _merged(array, groups, lanes)
         if merged is None:
             source = plan.blocked(data)
-            packed = plan.constant(convolution.pack_uneven(array, groups, lanes))
-            choice = _dense_choice(plan, source, int(packed.ty.shape[0]), 1, window, groups)
+            packed = convolution.pack_uneven(array, groups, lanes)
+            choice = _dense_choice(plan, source, len(packed), 1, window, groups)
             each = (outputs // groups, channels // groups)
             return _dense(plan, source, packed, window, groups, choice, uneven=each)
         array, groups = merged
@@ -178,19 +178,19 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
         plain=plain, by_transform=groups == 1 and not plain,
     )  # fmt: skip
     if isinstance(choice.candidate, winograd.Form):
-        packed = plan.constant(winograd.transformed(array, choice.candidate, lanes))
+        turned = plan.constant(winograd.transformed(array, choice.candidate, lanes))
         return plan.call(
-            winograd.convolution, source, packed,
+            winograd.convolution, source, turned,
             window=window, choice=choice, threads=plan.rules.threads,
         )  # fmt: skip
-    packed = plan.constant(convolution.pack_dense(array, groups, lanes, plain=plain))
+    packed = convolution.pack_dense(array, groups, lanes, plain=plain)
     return _dense(plan, source, packed, window, groups, choice, plain=plain)
 
 
 def _dense(
     plan: _Planner,
     source: Any,
-    packed: Any,
+    packed: np.ndarray,
     window: Window,
     groups: int,
     choice: Choice[Tile],
@@ -200,7 +200,7 @@ def _dense(
     phases: convolution.Phases | None = None,
 ) -> Any:
     return plan.call(
-        convolution.dense, source, packed,
+        convolution.dense, source, plan.constant(convolution.interleave(packed, choice)),
         window=window, groups=groups, choice=choice, plain=plain, uneven=uneven, phases=phases,
     )  # fmt: skip
 
@@ -248,11 +248,11 @@ def _transposed(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> An
     if window.source == (1, 1):
         # One pixel makes the whole kernel, whatever the stride.
         window = replace(window, strides=window.kernel)
-    packed = plan.constant(convolution.pack_phases(array, window, plan.lanes))
+    packed = convolution.pack_phases(array, window, plan.lanes)
     phases = convolution.Phases(window.strides, window.padding[:2])
     shifted = any(phases.shift(phases.count - 1))
     phase_window = convolution.phase_window(window)
-    source, outputs = plan.blocked(data), int(packed.ty.shape[0])
+    source, outputs = plan.blocked(data), len(packed)
     together = outputs // phases.count if shifted else outputs
     choice = _dense_choice(plan, source, outputs, together, phase_window, 1, shifted=shifted)
     made = _dense(plan, source, packed, phase_window, 1, choice, phases=phases if shifted else None)

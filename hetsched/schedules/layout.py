@@ -148,6 +148,9 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
     groups = int(call.attrs.groups)
     channels, outputs = shape[1], result[1]
     window = _window(call.attrs, array.shape[2:], shape, result)
+    if window.source[1] == window.result[1] == window.kernel[1] == 1:
+        # A column is stored as a row is, and tiles are of pixels of a row.
+        window, array = window.turned, array.transpose(0, 1, 3, 2)
     if groups == channels == outputs and groups > 1:
         packed = plan.constant(convolution.pack_depthwise(array, lanes))
         choice = plan.rules.choose(
@@ -168,8 +171,9 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
     plain = groups == 1 and channels * 2 <= lanes and not plan.is_blocked(data)
     if plain:
         source = plan.plain(data)
-        if len(shape) != 4:
-            source = plan.builder.emit(relax.op.reshape(source, _image(shape)))
+        image = (*shape[:2], *window.source)
+        if shape != image:
+            source = plan.builder.emit(relax.op.reshape(source, image))
     else:
         source = plan.blocked(data)
     each_blocks = plan.rules.vectors.blocks(outputs // groups)

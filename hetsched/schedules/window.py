@@ -41,6 +41,14 @@ class Window:
         return self.kernel == self.strides == (1, 1) and self.source == self.result
 
     @property
+    def turned(self) -> "Window":
+        """The window with rows and columns exchanged."""
+        top, left, bottom, right = self.padding
+        sides = (self.kernel, self.strides, self.dilations, self.source, self.result)
+        kernel, strides, dilations, source, result = ((b, a) for a, b in sides)
+        return Window(kernel, strides, dilations, (left, top, right, bottom), source, result)
+
+    @property
     def text(self) -> str:
         """The window as part of a workload."""
         sides = (self.kernel, self.strides, self.dilations, self.padding, self.source)

@@ -33,7 +33,7 @@ NEEDED = ("cloudpickle", "psutil")
 LEARNER = "xgboost"
 AT_ONCE = 16
 # For a schedule to be built, or run: the process that does it has to load TVM first.
-LONGEST_SECONDS = 120.0
+LONGEST_SECONDS = 600.0
 # Of the evolution between measurements: TVM's own, and for a short search in proportion to it.
 LARGEST_POPULATION = 512
 POPULATION_PER_TRIAL = 8

@@ -134,6 +134,8 @@ def _register(name: str, rule: Callable[[Any], Any], exact: Callable[[float], fl
         return rule(x)
 
     tirx.register_intrin_lowering(f"tirx.{name}", "llvm", f=lower, level=LEVEL)
+    # Otherwise a vectorised loop calls it lane by lane, and erf is not marked by TVM.
+    tvm.ir.register_op_attr(f"tirx.{name}", "TVectorizable", True, level=LEVEL)
 
 
 _register("exp", exp, lambda x: float(np.exp(np.float32(x))))

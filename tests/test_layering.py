@@ -43,7 +43,7 @@ LOADERS = frozenset(
     ["hetsched.tvm_runtime"]
     + [
         f"hetsched.lowering.{name}"
-        for name in "entry integer metaschedule recurrent relax trials".split()
+        for name in "entry integer metaschedule recurrent relax stack trials".split()
     ]
 ) | {
     f"hetsched.schedules.{name}"

@@ -21,6 +21,7 @@ from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipelin
 from tvm.tirx.stmt import AttrStmt, Bind, DeclBuffer, Evaluate, IfThenElse, Return, SeqStmt
 
 from hetsched.dtype import numpy_dtype
+from hetsched.lowering.stack import ON_STACK
 from hetsched.tvm_runtime import ALIGNMENT, to_numpy
 
 # The name under which TVM knows how functions of addresses are lowered.
@@ -284,7 +285,7 @@ def _on_the_processor(function: Any, *_: Any) -> Any:
 
 
 def _pipeline() -> tuple[Any, Any, Any]:
-    lower, host, device = get_tir_pipeline("default")
+    lower, host, device = get_tir_pipeline(ON_STACK)
     return lower, lambda: tvm.transform.Sequential([_on_the_processor, host()]), device
 
 

@@ -33,6 +33,7 @@ from hetsched.lowering.entry import PIPELINE, direct
 from hetsched.lowering.for_tvm import for_tvm, refusal
 from hetsched.lowering.integer import Integers
 from hetsched.lowering.quantized import INTEGER, quantized
+from hetsched.lowering.stack import ON_STACK
 from hetsched.schedules import polynomials  # noqa: F401
 from hetsched.schedules.apply import scheduled
 from hetsched.schedules.layout import blocked
@@ -219,7 +220,7 @@ def build(module: Any, llvm: Mapping[str, Any], folder: Path) -> list[Path]:
         (wrapping, careful),
         (caller, target),
     ]
-    lower, finalise, _ = get_tir_pipeline("default" if builder else PIPELINE)
+    lower, finalise, _ = get_tir_pipeline(ON_STACK if builder else PIPELINE)
 
     def generate(index: int) -> Path:
         names, chosen = shares[index]

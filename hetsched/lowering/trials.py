@@ -18,6 +18,7 @@ import tvm
 from hetsched.dtype import numpy_dtype
 from hetsched.graph import Graph
 from hetsched.lowering.relax import WRAPS, fuse, lowered
+from hetsched.lowering.stack import ON_STACK
 from hetsched.schedules.apply import scheduled
 from hetsched.schedules.rules import CANDIDATE, CANDIDATES, WORKLOAD, Rules
 from hetsched.trial import Step, Trial
@@ -113,7 +114,8 @@ def _entries(functions: Sequence[Any], llvm: Mapping[str, Any]) -> list[Any]:
         careful = {"cl-opt": ["-vectorize-loops:bool=false"]} if kind else {}
         own = {f"kernel{i}": f for i, f in enumerate(functions) if wrapping[i] == kind}
         module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in own.items()})
-        code = tvm.tirx.build(module, target=tvm.target.Target({**llvm, **careful}))
+        target = tvm.target.Target({**llvm, **careful})
+        code = tvm.tirx.build(module, target=target, pipeline=ON_STACK)
         # One that is compiled in memory.
         code = code.jit() if hasattr(code, "jit") else code
         for name in own:

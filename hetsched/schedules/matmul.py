@@ -4,6 +4,7 @@ Constant right sides are packed when they are compiled, into blocks of as many c
 has lanes, each block row after row.
 """
 
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -19,6 +20,12 @@ from hetsched.tvm_runtime import to_numpy, to_tvm
 FAMILY = "product"
 # With fewer multiply-adds the loops around the tile cost more than they save.
 SMALLEST = 1 << 8
+# Annotation of a product whose right side is packed.
+PACKED = "packed"
+# Elements of a line of the caches.
+LINE = 16
+# Arguments of LLVM's prefetch: to read, to the second cache, of data.
+FETCH = (0, 2, 1)
 # Of a product, that are worth to be measured.
 CANDIDATES = 4
 
@@ -33,19 +40,19 @@ def legalise(builder: Any, call: Any, rules: Rules) -> Any | None:
     if prod(rows) * columns < SMALLEST:
         return None
     if isinstance(right, ir.GenericConst) and prod(batch) == 1 and len(inner) <= len(rows):
-        axis, choice = _choice("packed", rows, columns, rules)
+        choice = _choice("packed", rows, columns, 0, rules)
         array = to_numpy(right.value).reshape(inner[-2:])
         packed = pack(array, rules.vectors.lanes, choice.candidate.vectors)
         constant = relax.const(to_tvm(packed, array.dtype))
         return builder.call_te(
-            lambda x, w: packed_product(x, w, columns, axis, choice),
+            lambda x, w: packed_product(x, w, columns, choice),
             left, constant, primfunc_name_hint="matmul",
         )  # fmt: skip
     if batch and batch != rows[:-2]:
         return None
-    axis, choice = _choice("batched" if batch else "product", rows, columns, rules)
+    choice = _choice("batched" if batch else "product", rows, columns, len(batch), rules)
     return builder.call_te(
-        lambda x, y: product(x, y, axis, choice, rules.vectors.lanes), left, right,
+        lambda x, y: product(x, y, choice, rules.vectors.lanes), left, right,
         primfunc_name_hint="matmul",
     )  # fmt: skip
 
@@ -56,17 +63,17 @@ def pack(array: np.ndarray, lanes: int, blocks: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(len(array), -1, lanes).transpose(1, 0, 2))
 
 
-def packed_product(x: Any, packed: Any, columns: int, axis: int, choice: Choice[Tile]) -> Any:
+def packed_product(x: Any, packed: Any, columns: int, choice: Choice[Tile]) -> Any:
     """x[..., k] times a packed matrix."""
     lanes = int(packed.shape[2])
     return _product(
         x,
         lambda place, k, n: packed[n // lanes, k, n % lanes],
-        columns, int(packed.shape[0]) * lanes, axis, choice,
+        0, columns, int(packed.shape[0]) * lanes, {**choice.attributes, PACKED: 1}, choice.candidate,
     )  # fmt: skip
 
 
-def product(x: Any, y: Any, axis: int, choice: Choice[Tile], lanes: int) -> Any:
+def product(x: Any, y: Any, choice: Choice[Tile], lanes: int) -> Any:
     """x[..., m, k] times y[..., k, n], or y[k, n]; a ragged n is filled up in a copy of y."""
     *batch, depth, columns = (int(dim) for dim in y.shape)
     tile = choice.candidate.vectors * lanes
@@ -79,33 +86,66 @@ def product(x: Any, y: Any, axis: int, choice: Choice[Tile], lanes: int) -> Any:
             name="filled",
         )
     return _product(
-        x, lambda place, k, n: right[(*place[: len(batch)], k, n)], columns, wide, axis, choice
+        x,
+        lambda place, k, n: right[(*place, k, n)],
+        len(batch), columns, wide, choice.attributes, choice.candidate,
+    )  # fmt: skip
+
+
+def _product(
+    x: Any,
+    right: Any,
+    batch: int,
+    columns: int,
+    wide: int,
+    attributes: Mapping[str, Any],
+    tile: Tile,
+) -> Any:
+    """Axes of x behind the `batch` are the rows of one matrix.
+
+    It is computed for whole tiles, the last row again where there is none; then cropped.
+    """
+    *lead, depth = (int(dim) for dim in x.shape)
+    k = te.reduce_axis((0, depth), "k")
+    sizes = lead[batch:]
+    count = prod(sizes)
+    rows = tile.covering(count)
+
+    def element(*index: Any) -> Any:
+        *place, row, n = index
+        if rows != count:
+            row = tirx.min(row, count - 1)
+        return te.sum(x[(*place, *_unravelled(row, sizes), k)] * right(place, k, n), axis=[k])
+
+    total = te.compute(
+        (*lead[:batch], rows, wide), element, name="product",
+        attrs={**attributes, loops.FAMILY: FAMILY, loops.TILE: [tile.broadcasts, tile.vectors]},
+    )  # fmt: skip
+    if rows == count and wide == columns and len(sizes) == 1:
+        return total
+    return te.compute(
+        (*lead, columns),
+        lambda *i: total[(*i[:batch], _ravelled(i[batch:-1], sizes), i[-1])],
+        name="crop",
     )
 
 
-def _product(x: Any, right: Any, columns: int, wide: int, axis: int, choice: Choice[Tile]) -> Any:
-    """Computed for whole tiles, the last row again where there is none; then cropped."""
-    *lead, depth = (int(dim) for dim in x.shape)
-    k = te.reduce_axis((0, depth), "k")
-    tile = choice.candidate
-    rows = tile.covering(lead[axis])
-    whole = [*lead[:axis], rows, *lead[axis + 1 :]]
+def _unravelled(row: Any, sizes: Sequence[int]) -> list[Any]:
+    """The indices of a row in an array of `sizes`."""
+    indices: list[Any] = []
+    behind = 1
+    for size in reversed(sizes):
+        inner = row // behind if behind > 1 else row
+        indices.insert(0, 0 if size == 1 else inner % size if prod(sizes) > behind * size else inner)
+        behind *= size
+    return indices
 
-    def element(*index: Any) -> Any:
-        *place, n = index
-        if rows != lead[axis]:
-            place[axis] = tirx.min(place[axis], lead[axis] - 1)
-        return te.sum(x[(*place, k)] * right(place, k, n), axis=[k])
 
-    attributes = {
-        **choice.attributes,
-        loops.FAMILY: FAMILY,
-        loops.TILE: [axis, tile.broadcasts, tile.vectors],
-    }
-    total = te.compute((*whole, wide), element, name="product", attrs=attributes)
-    if rows == lead[axis] and wide == columns:
-        return total
-    return te.compute((*lead, columns), lambda *i: total[i], name="crop")
+def _ravelled(indices: Sequence[Any], sizes: Sequence[int]) -> Any:
+    row: Any = 0
+    for index, size in zip(indices, sizes, strict=True):
+        row = row if size == 1 else row * size + index
+    return row
 
 
 def schedules(schedule: Any, main: Any) -> bool:
@@ -113,17 +153,22 @@ def schedules(schedule: Any, main: Any) -> bool:
 
 
 def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
-    axis, rows, blocks = (int(n) for n in schedule.get(main).annotations[loops.TILE])
+    annotations = schedule.get(main).annotations
+    rows, blocks = (int(n) for n in annotations[loops.TILE])
+    *batch, _, _, _ = schedule.get_loops(main)
     work = loops.elements(schedule, schedule.get_loops(main))
     for block in loops.producers(schedule, main):
         elementwise.spread(schedule, block, vectors)
     last = loops.fused_epilogue(schedule, main)
     *lead, n = schedule.get_loops(last)
     even = loops.extent(schedule, n) % (blocks * vectors.lanes) == 0
-    m = lead.pop(axis)
+    lead, places = lead[: len(batch)], lead[len(batch) :]
+    m = schedule.fuse(*places) if len(places) > 1 else places[0]
     m_outer, m_inner = schedule.split(m, [None, rows])
     n_outer, n_inner, lane = schedule.split(n, [None, blocks, vectors.lanes])
     outer = [*lead, n_outer, m_outer]
+    tiles = loops.extent(schedule, m_outer)
+    panels = loops.extent(schedule, n_outer)
     schedule.reorder(*outer, m_inner, n_inner, lane)
     schedule.compute_at(main, m_outer, preserve_unit_loops=True)
     *places, n, k = schedule.get_loops(main)[len(outer) :]
@@ -142,14 +187,49 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
         schedule.vectorize(lane)
         schedule.unroll(m_inner)
         schedule.unroll(n_inner)
+    if PACKED in annotations:
+        _fetch_ahead(schedule, main, k, panels, tiles, blocks * vectors.lanes)
     return schedule
 
 
+def _fetch_ahead(
+    schedule: Any, main: Any, k: Any, panels: int, tiles: int, columns: int
+) -> None:
+    """Each of the `tiles` of a panel of columns fetches its share of the next panel's weights."""
+    share = -(-columns // tiles)
+    first = schedule.get_loops(main)[0]
+    if panels < 2 or not 1 < tiles <= columns or loops.extent(schedule, first) != panels * tiles:
+        return
+    place = schedule.get(first).loop_var
+    loop = schedule.get(k)
+    weights = schedule.get(main).reads[-1].source
+    panel = tirx.min(place // tiles + 1, panels - 1)
+    steps = (place % tiles * loop.extent + loop.loop_var) * share
+    blocks = columns // int(weights.shape[2])
+    fetches = [
+        tirx.Evaluate(
+            tirx.call_llvm_intrin(
+                "void", "llvm.prefetch",
+                tirx.address_of(weights[panel * blocks, 0, steps + line]), *FETCH,
+            )
+        )
+        for line in range(0, share, LINE)
+    ]  # fmt: skip
+    body = tirx.SeqStmt([*fetches, loop.body])
+    schedule.state.replace(
+        schedule.get_sref(k),
+        tirx.For(
+            loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding,
+            loop.annotations,
+        ),
+    )  # fmt: skip
+
+
 def _choice(
-    kind: str, left: tuple[int, ...], columns: int, rules: Rules
-) -> tuple[int, Choice[Tile]]:
-    """The axis of a left side [..., m, k] that is tiled, and the tile."""
+    kind: str, left: tuple[int, ...], columns: int, batch: int, rules: Rules
+) -> Choice[Tile]:
     *lead, depth = left
-    axis = len(lead) - 1 if kind == "batched" else max(range(len(lead)), key=lambda i: (lead[i], i))
-    found = rules.vectors.tiles(lead[axis], rules.vectors.blocks(columns))[:CANDIDATES]
-    return axis, rules.choose(f"{kind} {'x'.join(map(str, lead))}x{depth}x{columns}", found)
+    count = prod(lead[batch:])
+    found = rules.vectors.tiles(count, rules.vectors.blocks(columns))[:CANDIDATES]
+    places = "x".join(map(str, (*lead[:batch], count)))
+    return rules.choose(f"{kind} {places}x{depth}x{columns}", found)

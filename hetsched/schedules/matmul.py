@@ -142,9 +142,13 @@ def _unravelled(row: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def _ravelled(indices: Sequence[Any], sizes: Sequence[int]) -> Any:
-    row: Any = 0
-    for index, size in zip(indices, sizes, strict=True):
-        row = row if size == 1 else row * size + index
+    """The row of an array of `sizes` that is at `indices`."""
+    first, *rest = [
+        (index, size) for index, size in zip(indices, sizes, strict=True) if size > 1
+    ] or [(indices[-1], 1)]
+    row = first[0]
+    for index, size in rest:
+        row = row * size + index
     return row
 
 
@@ -160,10 +164,9 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
     for block in loops.producers(schedule, main):
         elementwise.spread(schedule, block, vectors)
     last = loops.fused_epilogue(schedule, main)
-    *lead, n = schedule.get_loops(last)
+    _flatten(schedule, last, len(batch))
+    *lead, m, n = schedule.get_loops(last)
     even = loops.extent(schedule, n) % (blocks * vectors.lanes) == 0
-    lead, places = lead[: len(batch)], lead[len(batch) :]
-    m = schedule.fuse(*places) if len(places) > 1 else places[0]
     m_outer, m_inner = schedule.split(m, [None, rows])
     n_outer, n_inner, lane = schedule.split(n, [None, blocks, vectors.lanes])
     outer = [*lead, n_outer, m_outer]
@@ -190,6 +193,20 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
     if PACKED in annotations:
         _fetch_ahead(schedule, main, k, panels, tiles, blocks * vectors.lanes)
     return schedule
+
+
+def _flatten(schedule: Any, last: Any, batch: int) -> None:
+    """One axis in place of those between the `batch` and the columns.
+
+    Of loops that are fused, TVM could not tell the rows that a ragged tile needs.
+    """
+    sizes = [int(axis.dom.extent) for axis in schedule.get(last).iter_vars[batch:-1]]
+    if len(sizes) > 1:
+        flat = tirx.IndexMap.from_func(
+            lambda *i: [*i[:batch], _ravelled(i[batch:-1], sizes), i[-1]],
+            ndim=batch + len(sizes) + 1,
+        )
+        schedule.transform_block_layout(last, flat)
 
 
 def _fetch_ahead(

@@ -417,6 +417,11 @@ def _shape(call: Any) -> tuple[int, ...]:
     return tuple(int(dim) for dim in call.ty.shape)
 
 
+def _taken(call: Any, array: np.ndarray, index: np.ndarray) -> np.ndarray | None:
+    axis = call.attrs.axis
+    return None if axis is None else np.asarray(np.take(array, index, int(axis), mode="clip"))
+
+
 def _elementwise(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return lambda call, *arrays: np.asarray(function(*arrays))
 
@@ -443,7 +448,12 @@ FOLDED: Mapping[str, Callable[..., np.ndarray | None]] = {
     "relax.less": _elementwise(np.less),
     "relax.negative": _elementwise(np.negative),
     "relax.sqrt": _elementwise(np.sqrt),
+    "relax.take": _taken,
 }
+# What only names elements differently.
+VIEWS = frozenset(
+    f"relax.{name}" for name in "reshape expand_dims squeeze flatten permute_dims".split()
+)
 
 
 class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
@@ -493,13 +503,16 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self._known: dict[Any, Any] = {}
+        self._views: dict[Any, Any] = {}
 
     def visit_var_binding_(self, binding: Any) -> None:
         value = self.visit_expr(binding.value)
         if isinstance(value, tvm.ir.GenericConst):
             self._known[binding.var] = value
-        else:
-            super().visit_var_binding_(binding)
+            return
+        super().visit_var_binding_(binding)
+        if _name(value) in VIEWS:
+            self._views[self.visit_expr(binding.var)] = value
 
     def visit_var_(self, op: Any) -> Any:
         return self._known[op] if op in self._known else super().visit_var_(op)
@@ -509,7 +522,11 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, op: Any) -> Any:
         call = super().visit_call_(op)
-        folded = FOLDED.get(getattr(call.op, "name", ""))
+        if _name(call) == "relax.shape_to_tensor":
+            return _constant_shape(call)
+        if _name(call) == "relax.take":
+            call = self._slice(call)
+        folded = FOLDED.get(_name(call))
         if folded is None or not isinstance(getattr(op.ty, "shape", None), relax.ShapeExpr):
             return call
         arrays = []
@@ -523,6 +540,45 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
         if result is None or result.dtype != dtype or result.shape != _shape(op):
             return call
         return relax.const(to_tvm(result, dtype))
+
+
+    def _slice(self, call: Any) -> Any:
+        """A take of one element of an axis, as a slice of its own copy of the views before it.
+
+        Of views that several read, TVM would make a tensor.
+        """
+        data, index = call.args
+        axis = call.attrs.axis
+        if axis is None or not isinstance(index, tvm.ir.GenericConst) or index.ty.ndim:
+            return call
+        if data not in self._views or not isinstance(data.ty.shape, relax.ShapeExpr):
+            return call
+        size = data.ty.shape[int(axis)]
+        place = int(to_numpy(index.value))
+        if not isinstance(size, tvm.tirx.IntImm) or not 0 <= place < int(size):
+            return call
+        one = relax.op.strided_slice(self._viewed(data), [int(axis)], [place], [place + 1])
+        return relax.op.squeeze(self.builder_.emit(one), [int(axis)])
+
+    def _viewed(self, value: Any) -> Any:
+        view = self._views.get(value)
+        if view is None:
+            return value
+        source, *rest = view.args
+        copy = relax.Call(view.op, [self._viewed(source), *rest], view.attrs, view.ty_args)
+        return self.builder_.emit(copy)
+
+
+def _constant_shape(call: Any) -> Any:
+    values = getattr(call.args[0].ty, "values", None)
+    if values is None or not all(isinstance(dim, tvm.tirx.IntImm) for dim in values):
+        return call
+    shape = np.array([int(dim) for dim in values], np.int64)
+    return relax.const(to_tvm(shape, shape.dtype))
+
+
+def _name(value: Any) -> str:
+    return getattr(getattr(value, "op", None), "name", "")
 
 
 @mutator

@@ -111,7 +111,7 @@ def _by_family(function: Any, vectors: Vectors) -> Any | None:
             return None
         schedule = family.apply(schedule, main[0], vectors)
     elif not main and elementwise.schedules(schedule):
-        elementwise.apply(schedule, vectors)
+        schedule = elementwise.apply(schedule, vectors)
     else:
         return None
     return _finished(schedule, function, told)

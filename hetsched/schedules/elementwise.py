@@ -3,6 +3,9 @@
 import re
 from typing import Any
 
+from tvm.s_tir import Schedule
+from tvm.s_tir.transform import StmtSimplify
+
 from hetsched.schedules import loops
 from hetsched.schedules.vectors import Vectors
 
@@ -19,14 +22,17 @@ def schedules(schedule: Any) -> bool:
     return all(loops.is_plain(schedule, block) for block in loops.blocks(schedule))
 
 
-def apply(schedule: Any, vectors: Vectors) -> None:
+def apply(schedule: Any, vectors: Vectors) -> Any:
     outputs = {schedule.get(b).name_hint for b in schedule.get_output_blocks("root")}
     for block in loops.blocks(schedule):
         name = schedule.get(block).name_hint
         if name not in outputs and is_cheap(schedule, block):
             schedule.compute_inline(block)
+    # Of views in each other's place, indices divide by what their loops never reach.
+    schedule = Schedule(StmtSimplify()(schedule.mod))
     for block in loops.blocks(schedule):
         spread(schedule, block, vectors)
+    return schedule
 
 
 def is_cheap(schedule: Any, block: Any) -> bool:

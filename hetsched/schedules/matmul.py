@@ -22,6 +22,9 @@ FAMILY = "product"
 SMALLEST = 1 << 8
 # Annotation of a product whose right side is packed.
 PACKED = "packed"
+FLOAT_NBYTES = 4
+# Of a right side that the second cache holds beside what passes through.
+KEPT_NBYTES = 1 << 18
 # Elements of a line of the caches.
 LINE = 16
 # Arguments of LLVM's prefetch: to read, to the second cache, of data.
@@ -167,13 +170,17 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
     _flatten(schedule, last, len(batch))
     *lead, m, n = schedule.get_loops(last)
     even = loops.extent(schedule, n) % (blocks * vectors.lanes) == 0
+    depth = loops.extent(schedule, schedule.get_loops(main)[-1])
+    # A right side that stays in the second cache is read again for each row of tiles, which then
+    # reads the left side once.
+    by_rows = depth * loops.extent(schedule, n) * FLOAT_NBYTES <= KEPT_NBYTES
     m_outer, m_inner = schedule.split(m, [None, rows])
     n_outer, n_inner, lane = schedule.split(n, [None, blocks, vectors.lanes])
-    outer = [*lead, n_outer, m_outer]
+    outer = [*lead, *((m_outer, n_outer) if by_rows else (n_outer, m_outer))]
     tiles = loops.extent(schedule, m_outer)
     panels = loops.extent(schedule, n_outer)
     schedule.reorder(*outer, m_inner, n_inner, lane)
-    schedule.compute_at(main, m_outer, preserve_unit_loops=True)
+    schedule.compute_at(main, outer[-1], preserve_unit_loops=True)
     *places, n, k = schedule.get_loops(main)[len(outer) :]
     n_inner, n_lane = schedule.split(n, [None, vectors.lanes])
     schedule.reorder(k, *places, n_inner, n_lane)
@@ -190,7 +197,7 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
         schedule.vectorize(lane)
         schedule.unroll(m_inner)
         schedule.unroll(n_inner)
-    if PACKED in annotations:
+    if PACKED in annotations and not by_rows:
         _fetch_ahead(schedule, main, k, panels, tiles, blocks * vectors.lanes)
     return schedule
 

@@ -102,6 +102,33 @@ def joined(first: int, second: int) -> Model:
     return model(f"joined {first} {second}", nodes, [normal(1, 24, 5, 5)], weights)
 
 
+def heads() -> Model:
+    """As attention has them: three matrices from one product, of which each head has columns."""
+    shapes = [np.array(shape, np.int64) for shape in ((1, 9, 3, 40), (1, 9, 5, 8), (1, 9, 40))]
+    nodes = [
+        helper.make_node("MatMul", ["x0", "w0"], ["all"]),
+        helper.make_node("Reshape", ["all", "w1"], ["split"]),
+        helper.make_node("Transpose", ["split"], ["parts"], perm=[2, 0, 1, 3]),
+    ]
+    for index, (name, perm) in enumerate((("q", (0, 2, 1, 3)), ("k", (0, 2, 3, 1)), ("v", ()))):
+        perm = perm or (0, 2, 1, 3)
+        nodes += [
+            helper.make_node("Gather", ["parts", f"w{index + 4}"], [f"{name}0"], axis=0),
+            helper.make_node("Reshape", [f"{name}0", "w2"], [f"{name}1"]),
+            helper.make_node("Transpose", [f"{name}1"], [name], perm=perm),
+        ]
+    nodes += [
+        helper.make_node("MatMul", ["q", "k"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "v"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["back"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["back", "w3"], ["y"]),
+    ]
+    places = [np.array(place, np.int64) for place in (0, 1, -1)]
+    weights = [normal(24, 120), *shapes, *places]
+    return model("heads", nodes, [normal(1, 9, 24)], weights)
+
+
 def models() -> Iterator[Model]:
     yield convolution((1, 3, 17, 23), (20, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1])
     yield convolution((1, 1, 1, 400), (33, 1, 1, 32), strides=[1, 16])
@@ -166,7 +193,8 @@ def models() -> Iterator[Model]:
     yield joined(20, 16)
     for x, w in (
         ((1, 70), (70, 33)), ((3, 40), (40, 64)), ((13, 40), (40, 100)), ((128, 32), (32, 96)),
-        ((2, 7, 24), (24, 50)), ((19, 1, 24), (24, 48)), ((1, 1, 64), (64, 256)),
+        ((2, 7, 24), (24, 50)), ((3, 5, 7, 24), (24, 50)), ((40, 300), (300, 256)),
+        ((19, 1, 24), (24, 48)), ((1, 1, 64), (64, 256)),
     ):  # fmt: skip
         yield one("MatMul", [normal(*x)], [normal(*w)])
     yield one("MatMul", [normal(2, 3, 17, 8), normal(2, 3, 8, 17)], [])
@@ -183,6 +211,9 @@ def models() -> Iterator[Model]:
         yield one("Softmax", [3 * normal(2, 3, last)], [])
         yield one("LayerNormalization", [normal(2, 3, last)], [normal(last), normal(last)])
     yield one("Softmax", [normal(2, 20, 16)], [], axis=1)
+    for divisor in (np.float32(3), np.float32(1e-38), normal(16)):
+        yield one("Div", [np.abs(normal(3, 16))], [np.asarray(divisor)])
+    yield heads()
     for more in (
         {}, {"strides": [2, 2]}, {"strides": [2, 2], "pads": [1, 1, 1, 1]},
         {"strides": [2, 3], "pads": [0, 1, 1, 0], "output_padding": [1, 0]}, {"dilations": [2, 2]},
@@ -277,3 +308,28 @@ def test_the_registers_of_instruction_sets() -> None:
     assert Vectors.of("x86_64") == Vectors(4, 16, "madd")
     assert Vectors.of("aarch64 asimd") == Vectors(4, 32)
     assert Vectors.of("aarch64 asimd asimddp") == Vectors(4, 32, "sdot")
+
+
+def test_a_product_and_what_follows_it_stay_in_vector_registers() -> None:
+    """TVM's pool of memory, and functions called lane by lane, took half of a product's time."""
+    tvm = pytest.importorskip("tvm")
+    from hetsched.lowering.stack import ON_STACK
+    from hetsched.schedules import matmul, polynomials  # noqa: F401
+    from hetsched.schedules.apply import scheduled
+    from hetsched.schedules.rules import Rules
+    from hetsched.schedules.vectors import Tile
+
+    vectors = Vectors(16, 32)
+    x = tvm.te.placeholder((128, 768), name="x")
+    packed = tvm.te.placeholder((12, 768, 16), name="packed")
+    tile = Rules(vectors).choose("product", [Tile(8, 3, 1.0)])
+    product = matmul.packed_product(x, packed, 192, tile)
+    result = tvm.te.compute(product.shape, lambda *i: tvm.tirx.erf(product[i]), name="result")
+    function = tvm.te.create_prim_func([x, packed, result])
+    module = scheduled(tvm.IRModule({"main": function}), Rules(vectors))
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
+    text = tvm.tirx.build(module, target=target, pipeline=ON_STACK).inspect_source("ll")
+    assert "fdiv <16 x float>" in text
+    assert "fdiv float" not in text
+    assert "call void @llvm.prefetch" in text
+    assert "AllocWorkspace" not in text

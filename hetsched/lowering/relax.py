@@ -410,16 +410,11 @@ def _taken(call: Any, array: np.ndarray, places: np.ndarray) -> np.ndarray | Non
     axis = call.attrs.axis
     if axis is None or places.min(initial=0) < 0 or places.max(initial=0) >= array.shape[axis]:
         return None
-    return array.take(places, int(axis))
+    return np.asarray(array.take(places, int(axis)))
 
 
 def _shape(call: Any) -> tuple[int, ...]:
     return tuple(int(dim) for dim in call.ty.shape)
-
-
-def _taken(call: Any, array: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-    axis = call.attrs.axis
-    return None if axis is None else np.asarray(np.take(array, index, int(axis), mode="clip"))
 
 
 def _elementwise(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -448,7 +443,6 @@ FOLDED: Mapping[str, Callable[..., np.ndarray | None]] = {
     "relax.less": _elementwise(np.less),
     "relax.negative": _elementwise(np.negative),
     "relax.sqrt": _elementwise(np.sqrt),
-    "relax.take": _taken,
 }
 # What only names elements differently.
 VIEWS = frozenset(
@@ -540,7 +534,6 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
         if result is None or result.dtype != dtype or result.shape != _shape(op):
             return call
         return relax.const(to_tvm(result, dtype))
-
 
     def _slice(self, call: Any) -> Any:
         """A take of one element of an axis, as a slice of its own copy of the views before it.

@@ -7,6 +7,7 @@ filled with zeros in memory, and be written to memory before its epilogue reads 
 Importing this file loads TVM's compiler.
 """
 
+from math import prod
 from typing import Any
 
 import tvm
@@ -20,7 +21,7 @@ LARGEST_NBYTES = 1 << 16
 AS_IT_IS = "disable_lower_builtin"
 
 
-@tvm.tirx.transform.prim_func_pass(opt_level=0, name="hetsched.OnStack")
+@tirx.transform.prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator]
 def _on_stack(function: Any, _: Any, __: Any) -> Any:
     return function.with_body(_annotated(function.body))
 
@@ -30,7 +31,9 @@ def _annotated(statement: Any) -> Any:
     match statement:
         case tirx.AllocBuffer() if _is_tile(statement.buffer):
             return tirx.AllocBuffer(
-                statement.buffer, {**statement.annotations, AS_IT_IS: tirx.IntImm("bool", 1)}, statement.span
+                statement.buffer,
+                {**statement.annotations, AS_IT_IS: tirx.IntImm("bool", 1)},
+                statement.span,
             )
         case tirx.SeqStmt():
             return tirx.SeqStmt([_annotated(item) for item in statement.seq])
@@ -55,10 +58,8 @@ def _annotated(statement: Any) -> Any:
 def _is_tile(buffer: Any) -> bool:
     if buffer.scope() != "local" or not all(isinstance(d, tirx.IntImm) for d in buffer.shape):
         return False
-    size = tvm.DataType(str(buffer.dtype)).itemsize
-    for dim in buffer.shape:
-        size *= int(dim)
-    return size <= LARGEST_NBYTES
+    itemsize: int = tvm.DataType(str(buffer.dtype)).itemsize
+    return prod(map(int, buffer.shape)) * itemsize <= LARGEST_NBYTES
 
 
 def _pipeline() -> tuple[Any, Any, Any]:

@@ -72,7 +72,8 @@ def packed_product(x: Any, packed: Any, columns: int, choice: Choice[Tile]) -> A
     return _product(
         x,
         lambda place, k, n: packed[n // lanes, k, n % lanes],
-        0, columns, int(packed.shape[0]) * lanes, {**choice.attributes, PACKED: 1}, choice.candidate,
+        0, columns, int(packed.shape[0]) * lanes,
+        {**choice.attributes, PACKED: 1}, choice.candidate,
     )  # fmt: skip
 
 
@@ -136,11 +137,14 @@ def _product(
 def _unravelled(row: Any, sizes: Sequence[int]) -> list[Any]:
     """The indices of a row in an array of `sizes`."""
     indices: list[Any] = []
-    behind = 1
-    for size in reversed(sizes):
-        inner = row // behind if behind > 1 else row
-        indices.insert(0, 0 if size == 1 else inner % size if prod(sizes) > behind * size else inner)
-        behind *= size
+    for place, size in enumerate(sizes):
+        before, behind = prod(sizes[:place]), prod(sizes[place + 1 :])
+        index = row // behind if behind > 1 else row
+        if size == 1:
+            index = 0
+        elif before > 1:
+            index = index % size
+        indices.append(index)
     return indices
 
 
@@ -216,9 +220,7 @@ def _flatten(schedule: Any, last: Any, batch: int) -> None:
         schedule.transform_block_layout(last, flat)
 
 
-def _fetch_ahead(
-    schedule: Any, main: Any, k: Any, panels: int, tiles: int, columns: int
-) -> None:
+def _fetch_ahead(schedule: Any, main: Any, k: Any, panels: int, tiles: int, columns: int) -> None:
     """Each of the `tiles` of a panel of columns fetches its share of the next panel's weights."""
     share = -(-columns // tiles)
     first = schedule.get_loops(main)[0]

@@ -47,9 +47,7 @@ def softmax(x: Any, lanes: int) -> Any:
     largest = _reduced(x.shape, lambda *i: x[i], te.max, tirx.max, lanes)
     power = te.compute(x.shape, lambda *i: tirx.exp(x[i] - largest(i[:-1])), name="power")
     total = _reduced(x.shape, lambda *i: power[i], te.sum, lambda a, b: a + b, lanes)
-    factor = te.compute(
-        x.shape[:-1], lambda *i: tirx.const(1, "float32") / total(i), name="factor"
-    )
+    factor = te.compute(x.shape[:-1], lambda *i: tirx.const(1, "float32") / total(i), name="factor")
     return te.compute(
         x.shape, lambda *i: power[i] * factor[i[:-1]], name="softmax", attrs={loops.FAMILY: FAMILY}
     )

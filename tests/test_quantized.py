@@ -275,6 +275,73 @@ def test_all_sums_of_two_bytes_are_those_of_onnx_runtime() -> None:
         np.testing.assert_array_equal(computed(isa, graph, a, b)[0], expected)
 
 
+def concatenation(
+    dtype: str, parts: dict[str, tuple[int, ...]], axis: int, pooled: bool, seed: int
+) -> Graph:
+    """Of dequantised bytes; those that are pooled before, by one pixel, come blocked.
+
+    The first part has the scale and zero point of the result, the second a ratio with many ties.
+    """
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    constants: dict[str, Array] = {}
+    scale, zero = rng.random() * 0.05 + 0.01, rng.integers(limits.min, limits.max + 1)
+    for index, name in enumerate(["y", *parts]):
+        factor = (1, 1, (0.5, 1.5, 2.5)[seed % 3], rng.random() * 2)[index]
+        constants[f"{name}s"] = np.array(np.float32(scale) * np.float32(factor), np.float32)
+        point = zero if index < 2 else rng.integers(limits.min, limits.max + 1)
+        constants[f"{name}z"] = np.array(point, dtype)
+    nodes = []
+    for name in parts:
+        read = name
+        if pooled:
+            read = f"{name}p"
+            nodes.append(helper.make_node("MaxPool", [name], [read], kernel_shape=[1, 1]))
+        factors = [f"{name}s", f"{name}z"]
+        nodes.append(helper.make_node("DequantizeLinear", [read, *factors], [f"{name}f"]))
+    nodes.append(helper.make_node("Concat", [f"{name}f" for name in parts], ["f"], axis=axis))
+    nodes.append(helper.make_node("QuantizeLinear", ["f", "ys", "yz"], ["y"]))
+    for index, node in enumerate(nodes):
+        node.name = f"n{index}"
+    shape = list(next(iter(parts.values())))
+    shape[axis] = sum(part[axis] for part in parts.values())
+    graph = helper.make_graph(
+        nodes, "part",
+        [helper.make_tensor_value_info(name, kind, part) for name, part in parts.items()],
+        [helper.make_tensor_value_info("y", kind, shape)],
+        initializer=[numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return from_onnx(onnx.shape_inference.infer_shapes(model))
+
+
+CONCATENATIONS = (
+    (1, (16, 32, 20), True),
+    (1, (20, 16, 16), True),
+    (1, (16, 16, 16), False),
+    (-1, (16, 16, 16), True),
+)
+
+
+@pytest.mark.parametrize(("seed", "case"), list(enumerate(CONCATENATIONS)))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_concatenations_are_those_of_onnx_runtime(
+    isa: str, dtype: str, seed: int, case: tuple[int, tuple[int, ...], bool]
+) -> None:
+    axis, channels, pooled = case
+    parts = {name: (2, count, 5, 7) for name, count in zip("abc", channels, strict=True)}
+    graph = concatenation(dtype, parts, axis, pooled, seed)
+    assert [op.kind for op in quantized(graph).ops][-1] == "QLinearConcat"
+    # All bytes, several times.
+    inputs = {
+        name: np.resize(np.arange(256, dtype=np.uint8), shape).view(dtype)
+        for name, shape in parts.items()
+    }
+    expected = _by_onnx_runtime(graph, inputs)
+    np.testing.assert_array_equal(computed(isa, graph, *inputs.values())[0], expected)
+
+
 @pytest.mark.parametrize("ceil_mode", [0, 1])
 def test_pools_are_exact(isa: str, ceil_mode: int) -> None:
     x = np.random.default_rng(0).integers(-128, 128, (1, 20, 14, 13)).astype(np.int8)
@@ -352,9 +419,11 @@ def residual_network() -> onnx.ModelProto:
     x = net.add("Relu", [net.add("Add", [x, y])])
     y = net.add("Conv", [x], (40, 24, 3, 3), (40,), strides=[2, 2])
     z = net.add("Conv", [x], (40, 24, 3, 3), (40,), strides=[2, 2])
-    x = net.add("GlobalAveragePool", [net.add("Add", [y, z])])
+    x = net.add("Conv", [x], (32, 24, 3, 3), (32,), strides=[2, 2])
+    x = net.add("Concat", [x, net.add("Add", [y, z])], axis=1)
+    x = net.add("GlobalAveragePool", [x])
     x = net.add("Flatten", [x])
-    x = net.add("Gemm", [x], (10, 40), (10,), transB=1)
+    x = net.add("Gemm", [x], (10, 72), (10,), transB=1)
     net.weights |= {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
     return net.model(x)
 
@@ -367,8 +436,9 @@ def quantised_model(request: pytest.FixtureRequest) -> onnx.ModelProto:
 
 
 KERNELS = {
-    "Clip": 0, "Conv": 0, "Gemm": 0, "Add": 0, "QLinearConv": 5, "QLinearAdd": 2, "QGemm": 1,
-    "QLinearGlobalAveragePool": 1, "MaxPool": 1, "QuantizeLinear": 1, "DequantizeLinear": 1,
+    "Clip": 0, "Conv": 0, "Gemm": 0, "Add": 0, "Concat": 0, "QLinearConv": 6, "QLinearAdd": 2,
+    "QLinearConcat": 1, "QGemm": 1, "QLinearGlobalAveragePool": 1, "MaxPool": 1,
+    "QuantizeLinear": 1, "DequantizeLinear": 1,
 }  # fmt: skip
 
 

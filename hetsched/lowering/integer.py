@@ -53,6 +53,7 @@ class Integers:
             "MaxPool": self._max_pool,
             "QGemm": self._linear,
             "QLinearAdd": self._sum,
+            "QLinearConcat": self._concatenation,
             "QLinearConv": self._convolution,
             "QLinearGlobalAveragePool": self._mean,
             "QLinearMatMul": self._product,
@@ -300,6 +301,49 @@ class Integers:
 
         return self._builder.emit_te(
             lambda a, b: te.compute(a.shape, lambda *i: element(a[i], b[i]), name="sum"), *whole
+        )
+
+    def _concatenation(self, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+        scalars = [_scalar(x) for index, x in enumerate(inputs) if index < 2 or index % 3 != 2]
+        if any(item is None for item in scalars):
+            raise NotImplementedError("QLinearConcat with scales that are no constants")
+        parts, (scale, point), own = inputs[2::3], scalars[:2], scalars[2:]
+        dtype = _dtype(inputs[1])
+        least = int(np.iinfo(dtype).min)
+        changes = [
+            integer.change((x_scale, x_point - least), (scale, point - least))
+            for x_scale, x_point in zip(own[::2], own[1::2], strict=True)
+        ]
+        rank = len(_shape(parts[0]))
+        axis = int(attributes["axis"]) % rank
+        joined = [_shape(x)[axis] for x in parts]
+        result = (*_shape(parts[0])[:axis], sum(joined), *_shape(parts[0])[axis + 1 :])
+        vectors = self._vectors
+        if vectors is not None:
+            sources = [
+                self._blocked.get((x, vectors.lanes)) if isinstance(x, relax.Var) else None
+                for x in parts
+            ]
+            whole = all(size % vectors.lanes == 0 for size in joined[:-1])
+            if axis == 1 and whole and None not in sources:
+                shapes = [_shape(source) for source in sources]
+                function = integer.concatenated(shapes, changes)
+                return self._plain(self._call(function, sources), result, dtype)
+        made = [
+            x if change is None else self._changed(x, change, least)
+            for x, change in zip(parts, changes, strict=True)
+        ]
+        return self._emit(relax.op.concat(made, axis))
+
+    def _changed(self, x: Any, change: integer.Change, least: int) -> Any:
+        """A tensor in its plain form, whose type has `least` for its least value, changed."""
+        dtype = _dtype(x)
+
+        def element(value: Any) -> Any:
+            return (change(value.astype("int32") - least, 1) + least).astype(dtype)
+
+        return self._builder.emit_te(
+            lambda x: te.compute(x.shape, lambda *i: element(x[i]), name="changed"), x
         )
 
     def _mean(self, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:

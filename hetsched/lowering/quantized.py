@@ -1,11 +1,11 @@
 """Operations between dequantised and quantised tensors as operations on the integers themselves.
 
-What is found becomes QLinearConv and QLinearMatMul of ONNX, and QGemm, QLinearAdd and
-QLinearGlobalAveragePool of ONNX Runtime, whose meaning they have: sums of products are int32, and a
-result is the sum in float32, times the scales of its factors over its own, rounded to the nearest,
-ties to even, moved by its zero point and kept within its type. Operations that only choose or move
-elements take the integers as they are where both sides agree in scale and zero point. Anything else
-stays in floating point.
+What is found becomes QLinearConv and QLinearMatMul of ONNX, and QGemm, QLinearAdd, QLinearConcat
+and QLinearGlobalAveragePool of ONNX Runtime, whose meaning they have: sums of products are int32,
+and a result is the sum in float32, times the scales of its factors over its own, rounded to the
+nearest, ties to even, moved by its zero point and kept within its type. Operations that only choose
+or move elements take the integers as they are where both sides agree in scale and zero point.
+Anything else stays in floating point.
 """
 
 from collections import Counter
@@ -22,7 +22,8 @@ CONTRIBUTED = "com.microsoft"
 # The operations that lowering has kernels for, with their domain.
 INTEGER = frozenset(
     [("", kind) for kind in ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")]
-    + [(CONTRIBUTED, kind) for kind in ("QGemm", "QLinearAdd", "QLinearGlobalAveragePool")]
+    + [(CONTRIBUTED, kind) for kind in ("QGemm", "QLinearAdd", "QLinearConcat")]
+    + [(CONTRIBUTED, "QLinearGlobalAveragePool")]
 )
 BYTES = ("int8", "uint8")
 # Functions that a range of integers replaces, as they grow with their argument.
@@ -89,11 +90,11 @@ class _Finder:
             last = self._sole(last.input(0)) if bounds is not None else None
         if last is None or last.domain or len(last.writes) != 1:
             return []
-        if last.kind in MOVING:
-            found = self._moved(last, end, result) if bounds is None else None
-        else:
-            pattern = PATTERNS.get(last.kind)
-            found = None if pattern is None else pattern(self, last, result)
+        found = None
+        if last.kind in MOVING and bounds is None:
+            found = self._moved(last, end, result)
+        if found is None and last.kind in PATTERNS:
+            found = PATTERNS[last.kind](self, last, result)
         if found is None:
             return []
         limits = np.iinfo(numpy_dtype(result.tensor.dtype))
@@ -287,6 +288,15 @@ def _sum(finder: _Finder, op: Op, result: Quantized) -> Op | None:
     return Op(op.name, "QLinearAdd", inputs, (), {}, CONTRIBUTED)
 
 
+def _concatenation(finder: _Finder, op: Op, result: Quantized) -> Op | None:
+    parts = [finder.single(finder.of(tensor)) for tensor in op.reads]
+    if any(part is None or part.tensor.dtype != result.tensor.dtype for part in parts):
+        return None
+    fields = tuple(field for part in parts if part for field in _fields(part))
+    inputs = (result.scale, result.zero_point, *fields)
+    return Op(op.name, "QLinearConcat", inputs, (), op.attributes, CONTRIBUTED)
+
+
 def _mean(finder: _Finder, op: Op, result: Quantized) -> Op | None:
     data = finder.single(finder.of(op.input(0)))
     if data is None or data.tensor.dtype != result.tensor.dtype:
@@ -301,6 +311,7 @@ def _fields(found: Quantized) -> tuple[Tensor, Tensor, Tensor]:
 
 PATTERNS: Mapping[str, Callable[[_Finder, Op, Quantized], Op | None]] = {
     "Add": _sum,
+    "Concat": _concatenation,
     "Conv": _convolution,
     "Gemm": _linear,
     "GlobalAveragePool": _mean,

@@ -7,11 +7,12 @@ from hetsched.operation import Operation
 
 
 class Quantized(Operation):
-    """Products, sums and means of quantised tensors."""
+    """Products, sums, concatenations and means of quantised tensors."""
 
     onnx_types = (
         "com.microsoft.QGemm",
         "com.microsoft.QLinearAdd",
+        "com.microsoft.QLinearConcat",
         "com.microsoft.QLinearGlobalAveragePool",
     )
 
@@ -20,4 +21,6 @@ class Quantized(Operation):
         if op.kind == "QGemm":
             depth = op.input(0).shape[0 if op.attributes.get("transA", 0) else 1]
             return size * (2 * depth + int(op.has_input(6)))
-        return size if op.kind == "QLinearAdd" else prod(op.input(0).shape) + size
+        if op.kind == "QLinearGlobalAveragePool":
+            return prod(op.input(0).shape) + size
+        return size

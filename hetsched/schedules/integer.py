@@ -13,6 +13,7 @@ Importing this file loads TVM's compiler.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -239,6 +240,73 @@ def added(
             T.buffer_store(y, element([a[index], b[index]], 1), [index])
 
     return _function("quantized_add", body, *[((size,), "uint8")] * 3)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Bytes of one scale and zero point as those of another: (byte - start) * scale / divisor."""
+
+    start: int
+    scale: float
+    divisor: float
+    zero_point: int
+
+    def __call__(self, value: Any, lanes: int) -> Any:
+        """The whole numbers that vectors `value` of int32 become."""
+        moved = value - _constant(self.start, lanes, "int32")
+        scaled = T.cast(moved, "float32" if lanes == 1 else f"float32x{lanes}")
+        scaled = scaled * _constant(self.scale, lanes)
+        if self.divisor != 1:
+            scaled = scaled / _constant(self.divisor, lanes)
+        return _whole(scaled, self.zero_point, lanes)
+
+
+def change(source: tuple[np.float32, int], result: tuple[np.float32, int]) -> Change | None:
+    """From one scale and zero point, as a distance from the least value, to another.
+
+    None where each byte stays the same. To multiply and then divide is what is defined; to
+    multiply by the ratio is faster, and is done where that gives the same for each byte.
+    """
+    (scale, start), (divisor, zero_point) = source, result
+    every = np.arange(LARGEST + 1)
+    distances = (every - start).astype(np.float32)
+
+    def bytes_of(values: np.ndarray) -> np.ndarray:
+        whole: np.ndarray = np.rint(values) + zero_point
+        return whole.clip(0, LARGEST)
+
+    defined = bytes_of(distances * scale / divisor)
+    if np.array_equal(defined, every):
+        return None
+    ratio = scale / divisor
+    if np.array_equal(defined, bytes_of(distances * ratio)):
+        scale, divisor = ratio, np.float32(1)
+    return Change(start, float(scale), float(divisor), zero_point)
+
+
+def concatenated(shapes: Sequence[Sequence[int]], changes: Sequence[Change | None]) -> Any:
+    """Blocked tensors of `shapes` behind each other, by channel, each with its change."""
+    batch, _, pixels, lanes = shapes[0]
+    blocks = [shape[1] for shape in shapes]
+
+    def body(*buffers: Any) -> None:
+        *sources, y = buffers
+        for index, (x, alter) in enumerate(zip(sources, changes, strict=True)):
+            before, count = sum(blocks[:index]), blocks[index]
+            with (
+                _Shared((batch, count), batch * count * pixels * STORING) as (n, o),
+                T.serial(0, pixels) as p,
+            ):
+                value = _vector(x, lanes, n, o, p, 0)
+                if alter is not None:
+                    wide = alter(T.cast(value, f"int32x{lanes}"), lanes)
+                    value = T.cast(wide, f"uint8x{lanes}")
+                _put(y, value, lanes, n, before + o, p, 0)
+
+    return _function(
+        "quantized_concat", body, *((tuple(shape), "uint8") for shape in shapes),
+        ((batch, sum(blocks), pixels, lanes), "uint8"),
+    )  # fmt: skip
 
 
 def mean(shape: Sequence[int], scale: float, zero_points: tuple[int, int], vectors: Vectors) -> Any:

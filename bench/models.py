@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,13 @@ def _family(make: Callable[[int], onnx.ModelProto], gmac: float, **known: Any) -
 
 def _quantised(name: str, gmac: float) -> Model:
     """A skeleton of an image network in 8 bits: QDQ, unsigned activations, calibrated on pixels."""
-
-    def make(seed: int) -> onnx.ModelProto:
-        graph = read_onnx(load(next(model for model in models() if model.name == name), seed))
-        return quantised(to_onnx(graph), seed=seed)
-
+    make = partial(_make_quantised, name)
     return Model(f"{name}_int8", DRAWN, gmac, Path(), pixels=("input",), make=make)
+
+
+def _make_quantised(name: str, seed: int) -> onnx.ModelProto:
+    graph = read_onnx(load(next(model for model in models() if model.name == name), seed))
+    return quantised(to_onnx(graph), seed=seed)
 
 
 CATALOGUE = (

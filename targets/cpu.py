@@ -176,6 +176,7 @@ class Cpu(Target):
         files: dict[str, bytes] = {}
         weights: dict[str, np.ndarray] = {}
         workspace = None
+        threads = 1
         if computed_outputs(graph):
             files[CODE], part = compile_part(
                 graph,
@@ -187,6 +188,8 @@ class Cpu(Target):
             if part.constants:
                 files[CONSTANTS] = part.constants
             workspace = part.workspace_nbytes
+            if device.threads > 1 and part.is_parallel:
+                threads = device.threads
         constants = [tensor.name for tensor in graph.outputs if tensor.name in graph.constants]
         layout = {
             "tvm": _tvm_version(),
@@ -195,6 +198,7 @@ class Cpu(Target):
             "outputs": constants,
             "constants_nbytes": len(files.get(CONSTANTS, b"")),
             "workspace_nbytes": workspace,
+            "threads": threads,
         }
         files[LAYOUT] = json.dumps(layout).encode()
         weights.update((name, graph.constants[name]) for name in constants)
@@ -219,10 +223,10 @@ class CpuKernel(Kernel):
 
         self._tvm = tvm_runtime
         self._name = graph.name
-        self._threads = threads
+        weights, self._constants, workspace_nbytes, used = _weights(artifact, graph)
+        self._threads = min(threads, used)
         # TVM's workers stay on the cores of the thread that first asked for them.
-        self.any_thread = threads == 1
-        weights, self._constants, workspace_nbytes = _weights(artifact, graph)
+        self.any_thread = self._threads == 1
         computed = computed_outputs(graph)
         passed = [*computed, *graph.inputs]
         names = [*(tensor.name for tensor in passed), *self._constants]
@@ -381,10 +385,11 @@ def computed_outputs(graph: Graph) -> tuple[Tensor, ...]:
 
 def _weights(
     artifact: Artifact, graph: Graph
-) -> tuple[list[np.ndarray], dict[str, np.ndarray], int | None]:
+) -> tuple[list[np.ndarray], dict[str, np.ndarray], int | None, int]:
     """The weights in the order of the code's parameters, and the outputs that are constants.
 
-    And the bytes of workspace, or None where TVM's virtual machine has its own.
+    And the bytes of workspace, or None where TVM's virtual machine has its own, and how many
+    threads the code has use for.
     """
     there = artifact.weights
     try:
@@ -395,6 +400,7 @@ def _weights(
         whole = len(artifact.files.get(CONSTANTS, b"")) == layout["constants_nbytes"]
         workspace = layout["workspace_nbytes"]
         workspace_nbytes = None if workspace is None else int(workspace)
+        threads = int(layout["threads"])
     except (KeyError, TypeError, ValueError) as error:
         raise PackageError(f"part '{graph.name}' is damaged: {LAYOUT}: {error!r}") from None
     if not whole:
@@ -404,7 +410,7 @@ def _weights(
             f"part '{graph.name}' was compiled by TVM {compiler}, and this is {_tvm_version()}: "
             "compile the model again"
         )
-    return weights, constants, workspace_nbytes
+    return weights, constants, workspace_nbytes, threads
 
 
 def _module(code: bytes, name: str) -> Any:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from hetsched.device import Device
 from hetsched.errors import PackageError
 from hetsched.graph import Graph, from_onnx
+from hetsched.host import cores
 from hetsched.plugin import load
 from hetsched.target import Artifact, Kernel, Target
 
@@ -164,3 +165,20 @@ def test_the_small_weights_must_be_whole(target: Target) -> None:
     cut = {**artifact.files, "constants.bin": artifact.files["constants.bin"][:-1]}
     with pytest.raises(PackageError, match=r"constants\.bin is cut short"):
         target.load(replace(artifact, files=cut), part, device)
+
+
+@pytest.mark.skipif(len(cores()) < 2, reason="one core has nothing to share")
+@pytest.mark.parametrize(("columns", "shared"), [(8, False), (4096, True)])
+def test_threads_are_used_where_a_loop_is_shared(
+    target: Target, columns: int, shared: bool
+) -> None:
+    """What is too small to be shared runs on the caller's thread, whatever the device has."""
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((SHAPE[-1], columns)).astype(np.float32)
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    part = graph([product], {"y": (*SHAPE[:-1], columns)}, w=weights)
+    device = target.device("cpu")
+    x = rng.standard_normal(SHAPE).astype(np.float32)
+    with target.load(target.compile(part, device), part, device) as kernel:
+        assert kernel.any_thread is not shared
+        np.testing.assert_allclose(kernel.run([x])[0], x @ weights, atol=1e-4)

@@ -62,6 +62,8 @@ MISSING_CONVERTER = re.compile(r"The following operators are not supported for f
 ANY_VECTORS = Vectors(lanes=4, registers=16)
 # A remainder in the text of a function.
 WRAPS = re.compile(r" % |T\.(bitwise_and|truncmod|floormod)\(")
+# A loop that threads share, in the text of a function.
+SHARED = "T.parallel("
 # What is folded is stored, and a repeated value is cheaper to make again.
 LARGEST_REPEATED_NBYTES = 4096
 # The most LLVM modules that the functions of a part are shared out to. Not the number of cores, so
@@ -93,6 +95,16 @@ class RelaxPart:
     weights: Mapping[str, np.ndarray]
     constants: bytes = b""
     workspace_nbytes: int | None = None
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether any loop is shared between threads."""
+        functions = self.module.functions.values()
+        return any(
+            SHARED in function.script()
+            for function in functions
+            if isinstance(function, tvm.tirx.PrimFunc)
+        )
 
 
 def refusal_of(graph: Graph) -> str | None:

@@ -25,6 +25,8 @@ TITLE = (
     "# Figures\n\n"
     "Tables of the benches, made from `bench/results` by `python -m bench.figures`.\n\n"
 )
+# Of the reference kernels, in the summary.
+CASES = ("matmul 512", "conv 3x3, 64 of 56")
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
@@ -203,6 +205,61 @@ def layers(result: Mapping[str, Any]) -> str:
     )
 
 
+def compiling(result: Mapping[str, Any]) -> str:
+    """A row a model: from nothing, again, and the package loaded."""
+    rows = [
+        [
+            row["model"],
+            f"{row['cold']['process']:.1f}",
+            f"{row['cached']['process']:.1f}",
+            _ms(row["load_seconds"]),
+            _ms(row["start_seconds"]),
+            f"{row['weight_nbytes'] / 1e6:.0f}",
+            f"{row['resident_share']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    heads = ["model", "from nothing s", "again s", "load ms", "code ms", "weights MB", "resident"]
+    return (
+        "## Compiling\n\n"
+        "A process that imports, measures prices, compiles and packages for one core, from nothing "
+        "and a second time, and one that loads the package, its weights mapped, then the code. "
+        "*Resident* is the memory that is in use after the first run over the bytes of the "
+        f"weights. Medians of {result['repeats']}. {_where(result)}\n\n" + _table(heads, rows)
+    )
+
+
+def reference(result: Mapping[str, Any]) -> str:
+    """A row a case and number of threads."""
+    rows = [
+        [
+            row["case"],
+            str(row["threads"]),
+            f"{row['seconds'] * 1e3:.2f}",
+            f"{row['onnxruntime_seconds'] * 1e3:.2f}",
+            f"{row['flops_per_second'] / 1e9:.0f}",
+            f"{row['share']:.0%}",
+        ]
+        for row in result["rows"]
+    ]
+    heads = ["case", "threads", "ms", "onnxruntime ms", "GFLOP/s", "of peak"]
+    return (
+        "## Reference kernels\n\n"
+        "The Numba loops that define the operations. "
+        f"Medians of {result['repeats']}. {_where(result)}\n\n" + _table(heads, rows) + "\n"
+    )
+
+
+def reference_summary(result: Mapping[str, Any]) -> str:
+    rows = [row for row in result["rows"] if row["threads"] == 1 and row["case"] in CASES]
+    told = ", ".join(f"{row['case']} {row['share']:.0%}" for row in rows)
+    return (
+        "## Reference kernels\n\n"
+        f"The Numba loops that define the operations, share of one core's peak: {told}. "
+        f"{_where(result)}\n"
+    )
+
+
 @dataclass(frozen=True)
 class Part:
     """What the documents say of a result."""
@@ -217,6 +274,8 @@ PARTS = {
     "peers": Part(peers_summary, peers),
     "peers2": Part(peers_summary, peers),
     "layers": Part(layers),
+    "compile": Part(compiling),
+    "reference": Part(reference_summary, reference),
 }
 
 

@@ -11,6 +11,8 @@ from tvm import relax, tirx
 
 # Fewer elements than these are computed sooner by one thread than handed to others.
 PARALLEL_ELEMENTS = 1 << 14
+# The same of multiply-adds, of which a vector unit does a hundred where it stores an element.
+PARALLEL_PRODUCTS = 1 << 18
 FAMILY = "family"
 TILE = "tile"
 
@@ -106,10 +108,12 @@ def fused_epilogue(schedule: Any, main: Any) -> Any:
     return after[-1]
 
 
-def parallel(schedule: Any, loops: Iterable[Any], work: int) -> None:
-    """The outermost `loops` as one parallel loop where `work` elements are worth it."""
+def parallel(
+    schedule: Any, loops: Iterable[Any], work: int, least: int = PARALLEL_ELEMENTS
+) -> None:
+    """The outermost `loops` as one parallel loop where there is so much `work`."""
     loops = list(loops)
-    if work >= PARALLEL_ELEMENTS and loops:
+    if work >= least and loops:
         fused = schedule.fuse(*loops) if len(loops) > 1 else loops[0]
         if extent(schedule, fused) > 1:
             schedule.parallel(fused)

@@ -191,7 +191,7 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
     schedule.vectorize(n_lane)
     for loop in (*places, n_inner):
         schedule.unroll(loop)
-    loops.parallel(schedule, outer, work)
+    loops.parallel(schedule, outer, work, loops.PARALLEL_PRODUCTS)
     start = schedule.get_loops(schedule.decompose_reduction(main, k))
     schedule.vectorize(start[-1])
     for loop in start[-2 - len(places) : -1]:

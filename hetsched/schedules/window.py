@@ -220,7 +220,7 @@ def apply(schedule: Any, main: Any, vectors: Vectors) -> Any:
     schedule.vectorize(u)
     for loop in (*p, o):
         schedule.unroll(loop)
-    loops.parallel(schedule, outer, work)
+    loops.parallel(schedule, outer, work, loops.PARALLEL_PRODUCTS)
     start = schedule.get_loops(schedule.decompose_reduction(main, reduced[0]))
     schedule.vectorize(start[-1])
     for loop in start[-2 - len(p) : -1]:

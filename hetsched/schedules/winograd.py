@@ -380,7 +380,10 @@ class _Kernel:
         self._tiles = layer.rows * self._across
 
     def write(self) -> None:
-        several = self._layer.threads > 1
+        layer = self._layer
+        pixels = self._batch * layer.result_height * layer.result_width
+        work = pixels * self._inputs * self._outputs * self._lanes**2 * 9
+        several = layer.threads > 1 and work >= loops.PARALLEL_PRODUCTS
         outer = several and self._batch * self._chunks >= MANY
         over_chunks = outer and self._chunks >= MANY
         with (

@@ -37,9 +37,12 @@ class Profiled(CostModel):
         known: dict[tuple[str, ...], float] = {}
         missing: dict[tuple[str, ...], tuple[Group, Graph, Device]] = {}
         keys: list[tuple[str, ...]] = []
+        # Once a device: what it is tuned to is asked of the store.
+        devices = dict.fromkeys(device for _, device in wanted)
+        compilers = {d: load(Target, d.target).configuration(d) for d in devices}
         for group, device in wanted:
             part = graph.part(group.ops, group.name)
-            compiler = load(Target, device.target).configuration(device)
+            compiler = compilers[device]
             keys.append((signature(part), device.fingerprint, compiler))
             key = keys[-1]
             if key in known or key in missing:

@@ -62,6 +62,8 @@ MISSING_CONVERTER = re.compile(r"The following operators are not supported for f
 ANY_VECTORS = Vectors(lanes=4, registers=16)
 # A remainder in the text of a function.
 WRAPS = re.compile(r" % |T\.(bitwise_and|truncmod|floormod)\(")
+# For functions that wrap: see `build`.
+CAREFUL = {"cl-opt": ["-vectorize-loops:bool=false"]}
 # A loop that threads share, in the text of a function.
 SHARED = "T.parallel("
 # What is folded is stored, and a repeated value is cheaper to make again.
@@ -212,7 +214,7 @@ def build(module: Any, llvm: Mapping[str, Any], folder: Path) -> list[Path]:
     are not concerned.
     """
     target = tvm.target.Target(dict(llvm))
-    careful = tvm.target.Target({**llvm, "cl-opt": ["-vectorize-loops:bool=false"]})
+    careful = tvm.target.Target({**llvm, **CAREFUL})
     builder = relax.ExecBuilder() if isinstance(module["main"], relax.Function) else None
     with _passes:
         if builder:

@@ -17,7 +17,7 @@ import tvm
 
 from hetsched.dtype import numpy_dtype
 from hetsched.graph import Graph
-from hetsched.lowering.relax import WRAPS, fuse, lowered
+from hetsched.lowering.relax import CAREFUL, WRAPS, fuse, lowered
 from hetsched.lowering.stack import ON_STACK
 from hetsched.schedules.apply import scheduled
 from hetsched.schedules.rules import CANDIDATE, CANDIDATES, WORKLOAD, Rules
@@ -111,10 +111,9 @@ def _entries(functions: Sequence[Any], llvm: Mapping[str, Any]) -> list[Any]:
     wrapping = [bool(WRAPS.search(function.script())) for function in functions]
     entries: list[Any] = [None] * len(functions)
     for kind in set(wrapping):
-        careful = {"cl-opt": ["-vectorize-loops:bool=false"]} if kind else {}
         own = {f"kernel{i}": f for i, f in enumerate(functions) if wrapping[i] == kind}
         module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in own.items()})
-        target = tvm.target.Target({**llvm, **careful})
+        target = tvm.target.Target({**llvm, **(CAREFUL if kind else {})})
         code = tvm.tirx.build(module, target=target, pipeline=ON_STACK)
         # One that is compiled in memory.
         code = code.jit() if hasattr(code, "jit") else code

@@ -1,9 +1,17 @@
 """Settings for all tests: examples are drawn from a fixed seed, so that a run repeats."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from hetsched.device import Device
+from hetsched.plugin import load
+from hetsched.target import Target
+
+# Of a core that schedules are tested for: its own, and one with fewer and narrower registers.
+ISAS = ("", "x86_64 avx2 fma f16c")
 
 settings.register_profile(
     "repeatable",
@@ -26,3 +34,21 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HETSCHED_STORE", str(tmp_path_factory.mktemp("store") / "profile.sqlite"))
         patch.setenv("HETSCHED_CACHE", "off")
         yield
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    found = load(Target, "cpu")
+    why = found.unavailable()
+    if why is not None:
+        pytest.skip(why)
+    return found
+
+
+@pytest.fixture(params=ISAS, scope="module")
+def device(target: Target, request: pytest.FixtureRequest) -> Device:
+    here = target.device("cpu:0")
+    isa = request.param or here.isa
+    if not set(isa.split()) <= set(here.isa.split()):
+        pytest.skip(f"this processor has no {isa}")
+    return replace(here, isa=isa)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,11 @@ from hetsched import oracle
 from hetsched.device import Device
 from hetsched.dtype import onnx_code
 from hetsched.graph import from_onnx
-from hetsched.plugin import load
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Target
 
 Array = np.ndarray
 RNG = np.random.default_rng(0)
-ISAS = ("", "x86_64 avx2 fma f16c")
 # Of the largest element; sums of a few thousand products in another order.
 TOLERANCE = 1e-5
 
@@ -225,24 +222,6 @@ def models() -> Iterator[Model]:
 
 
 MODELS = list(models())
-
-
-@pytest.fixture(scope="module")
-def target() -> Target:
-    found = load(Target, "cpu")
-    why = found.unavailable()
-    if why is not None:
-        pytest.skip(why)
-    return found
-
-
-@pytest.fixture(params=ISAS, scope="module")
-def device(target: Target, request: pytest.FixtureRequest) -> Device:
-    here = target.device("cpu:0")
-    isa = request.param or here.isa
-    if not set(isa.split()) <= set(here.isa.split()):
-        pytest.skip(f"this processor has no {isa}")
-    return replace(here, isa=isa)
 
 
 @pytest.mark.parametrize(("made", "inputs"), [m[1:] for m in MODELS], ids=[m[0] for m in MODELS])

@@ -23,7 +23,6 @@ from hetsched.system import System
 from hetsched.target import Artifact, Target
 
 Array = np.ndarray
-ISAS = ("", "x86_64 avx2 fma f16c")
 WIDE, NARROW = Vectors(16, 32), Vectors(8, 16)
 # What follows the convolution, of the result of which it is given `y`; and the same in float64.
 EPILOGUES: dict[str, tuple[list[tuple[str, list[str]]], Callable[[Array, Array], Array]]] = {
@@ -37,24 +36,6 @@ EPILOGUES: dict[str, tuple[list[tuple[str, list[str]]], Callable[[Array, Array],
         lambda y, r: np.tanh(np.where(y < 0, 0.01 * y, y) * r) + y,
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def target() -> Target:
-    found = load(Target, "cpu")
-    why = found.unavailable()
-    if why is not None:
-        pytest.skip(why)
-    return found
-
-
-@pytest.fixture(params=ISAS, scope="module")
-def device(target: Target, request: pytest.FixtureRequest) -> Device:
-    here = target.device("cpu:0")
-    isa = request.param or here.isa
-    if not set(isa.split()) <= set(here.isa.split()):
-        pytest.skip(f"this processor has no {isa}")
-    return replace(here, isa=isa)
 
 
 def layer(

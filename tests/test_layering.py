@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module imports from lines below its own; a folder is one name, whose files may
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
-errors  device  schedule  trial
+errors  device  schedule  trial  split
 plugin  dtype  files  host  store
 op  oracle  trace  tvm_runtime
 fusion  schedules
@@ -22,7 +22,8 @@ cache
 measure
 system
 tasks  cost
-plan
+problem
+scheduler  plan
 partitioner  compiler  executor
 package
 executable
@@ -32,11 +33,11 @@ __init__
 report
 cli
 __main__
-operations  targets  cost_models  partitioners
+operations  schedulers  targets  cost_models  partitioners
 """
 
 LEVELS = {name: level for level, row in enumerate(LAYERS.split("\n")) for name in row.split()}
-EXTENSIONS = frozenset("operations targets cost_models partitioners".split())
+EXTENSIONS = frozenset("operations schedulers targets cost_models partitioners".split())
 # Packages that take a second or a gigabyte to load, and the modules that are made to load them.
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = frozenset(
@@ -55,7 +56,7 @@ LOADERS = frozenset(
 def source_files() -> dict[str, Path]:
     """The modules by the name that they are imported by."""
     found = {}
-    for folder in ("hetsched", *sorted(EXTENSIONS - {"operations"})):
+    for folder in ("hetsched", *sorted(EXTENSIONS - {"operations", "schedulers"})):
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = list(path.relative_to(ROOT).with_suffix("").parts)
             parts = parts if parts[0] == "hetsched" else ["hetsched", *parts]

@@ -1,0 +1,187 @@
+"""The scheduling problem as arrays, which loops run over: 100,000 tasks and more."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from hetsched.device import Device
+from hetsched.schedule import Schedule, Slot
+from hetsched.tasks import TaskGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Tasks 0..n-1 in topological order, on devices 0..p-1.
+
+    A task starts when its device's unit is free, and when all that it reads has arrived: `entry`
+    for what comes from the host, and for an edge from another device the finish of its source, the
+    latency of the pair and the time of its bytes. The end of the run is the last finish, with
+    `exit` for results on their way to the host.
+
+    Raises
+    ------
+    ValueError
+        The arrays do not fit each other, or an edge goes back in the order.
+    """
+
+    # (n, p) seconds; infinite where a task cannot run.
+    seconds: np.ndarray
+    # (m) the task at each end of each edge, and its bytes; sorted by sink, then source.
+    source: np.ndarray
+    sink: np.ndarray
+    nbytes: np.ndarray
+    # (p, p) seconds, and seconds for each byte, from the device of the row to that of the column;
+    # 0 on the diagonal, infinite latency where no link leads.
+    latency: np.ndarray
+    per_byte: np.ndarray
+    # (n, p) seconds from the start of the run until inputs are there, and behind the finish until
+    # results are back.
+    entry: np.ndarray
+    exit: np.ndarray
+    # (p) the unit of each device, 0..u-1: devices of one unit take turns.
+    unit: np.ndarray
+    # (n) bytes that stay on the task's device for the whole run, and (p) what a device can hold.
+    memory: np.ndarray
+    limit: np.ndarray
+    names: tuple[str, ...] = field(default=(), repr=False)
+    devices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        tasks, devices = self.seconds.shape
+        edges = len(self.source)
+        shapes = {
+            "sink": (edges,),
+            "nbytes": (edges,),
+            "latency": (devices, devices),
+            "per_byte": (devices, devices),
+            "entry": (tasks, devices),
+            "exit": (tasks, devices),
+            "unit": (devices,),
+            "memory": (tasks,),
+            "limit": (devices,),
+        }
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, not {shape}")
+        if edges and not (self.source < self.sink).all():
+            raise ValueError("an edge leads back in the order of the tasks")
+
+    @property
+    def tasks(self) -> int:
+        return int(self.seconds.shape[0])
+
+    @cached_property
+    def incoming(self) -> np.ndarray:
+        """(n + 1) where the edges into each task begin in `source`, `sink` and `nbytes`."""
+        return np.searchsorted(self.sink, np.arange(self.tasks + 1)).astype(np.int64)
+
+    @cached_property
+    def outgoing(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n + 1) where the edges out of each task begin in the second array, of edge numbers."""
+        edges = np.argsort(self.source, kind="stable").astype(np.int64)
+        begins = np.searchsorted(self.source[edges], np.arange(self.tasks + 1)).astype(np.int64)
+        return begins, edges
+
+    @classmethod
+    def of(cls, tasks: TaskGraph) -> "Problem":
+        """The arrays of a task graph. Linear in tasks and edges, times devices.
+
+        Several tensors between the same two tasks stay several edges.
+        """
+        system = tasks.system
+        devices = [device.name for device in system.devices]
+        column = {name: index for index, name in enumerate(devices)}
+        number = {task.name: index for index, task in enumerate(tasks.tasks)}
+        seconds = np.full((len(number), len(devices)), np.inf)
+        for row, task in enumerate(tasks.tasks):
+            for name, value in task.seconds.items():
+                seconds[row, column[name]] = value
+        entry, exit_ = np.zeros_like(seconds), np.zeros_like(seconds)
+        inner = []
+        for edge in tasks.edges:
+            if edge.source is None and edge.sink is not None:
+                row = entry[number[edge.sink]]
+                arrival = [tasks.transfer_seconds(edge.nbytes, None, name) for name in devices]
+                np.maximum(row, arrival, out=row)
+            elif edge.sink is None and edge.source is not None:
+                row = exit_[number[edge.source]]
+                way = [tasks.transfer_seconds(edge.nbytes, name, None) for name in devices]
+                np.maximum(row, way, out=row)
+            elif edge.source is not None and edge.sink is not None:
+                inner.append((number[edge.sink], number[edge.source], edge.nbytes))
+        inner.sort(key=lambda item: item[:2])
+        ends = np.array(inner, dtype=np.float64).reshape(-1, 3)
+        # What cannot be reached, or cannot return its results, cannot run there.
+        seconds[np.isinf(entry) | np.isinf(exit_)] = np.inf
+        latency, per_byte = links(system.devices, tasks)
+        units = list(dict.fromkeys(device.unit for device in system.devices))
+        return cls(
+            seconds=seconds,
+            source=ends[:, 1].astype(np.int64),
+            sink=ends[:, 0].astype(np.int64),
+            nbytes=ends[:, 2].copy(),
+            latency=latency,
+            per_byte=per_byte,
+            entry=np.where(np.isinf(entry), 0.0, entry),
+            exit=np.where(np.isinf(exit_), 0.0, exit_),
+            unit=np.array([units.index(device.unit) for device in system.devices], np.int64),
+            memory=np.array([task.memory_bytes for task in tasks.tasks], np.float64),
+            limit=np.array([device.memory_bytes for device in system.devices], np.float64),
+            names=tuple(number),
+            devices=tuple(devices),
+        )
+
+
+def links(devices: tuple[Device, ...], tasks: TaskGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Latency and seconds for each byte between each ordered pair of devices."""
+    latency = np.zeros((len(devices), len(devices)))
+    per_byte = np.zeros_like(latency)
+    for i, one in enumerate(devices):
+        for j, other in enumerate(devices):
+            if i == j:
+                continue
+            link = tasks.system.link(one.name, other.name)
+            latency[i, j] = link.seconds if link else np.inf
+            per_byte[i, j] = 1.0 / link.bytes_per_second if link else 0.0
+    return latency, per_byte
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A device and a start, in seconds, for each task of a problem, and what is known of it.
+
+    `lower_bound` is in seconds, and no schedule is shorter; `solver` names what found this one.
+    """
+
+    device: np.ndarray
+    start: np.ndarray
+    makespan: float
+    lower_bound: float = 0.0
+    solver: str = ""
+
+    @property
+    def optimal(self) -> bool:
+        """Whether the bound proves that nothing is shorter, but for rounding."""
+        return self.makespan <= self.lower_bound * (1 + 1e-9)
+
+    @property
+    def gap(self) -> float:
+        """How much shorter a schedule could be at most, as a share of this one."""
+        return 1 - self.lower_bound / self.makespan if self.makespan > 0 else 0.0
+
+    def schedule(self, problem: Problem) -> Schedule:
+        """Its slots, by start; a task without work comes before the one that it starts with."""
+        rows = np.arange(problem.tasks)
+        finish = self.start + problem.seconds[rows, self.device]
+        order = np.lexsort((rows, finish, self.start))
+        slots = tuple(
+            Slot(
+                problem.names[i],
+                problem.devices[self.device[i]],
+                float(self.start[i]),
+                float(finish[i]),
+            )
+            for i in order
+        )
+        return Schedule(slots)

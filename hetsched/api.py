@@ -335,12 +335,12 @@ def never_worse(executable: Executable, progress: Progress | None = None) -> Exe
         return executable
     try:
         chooser = load_plugin(Partitioner, "single")
-        single = chooser.partition(plan.graph, plan.system, plan.prices)
+        single = chooser.partition(plan.original, plan.system, plan.prices)
     except InfeasiblePlan:
         return executable
     alone = Executable(single, compile_parts(single, progress))
     (hybrid_seconds, alone_seconds), runs = median_latencies(
-        [executable, alone], seeded_inputs(plan.graph)
+        [executable, alone], seeded_inputs(plan.original)
     )
     (device,) = single.devices
     told = (

@@ -47,6 +47,11 @@ class Group:
         return next((op for op in self.ops if op.kind != HEAD), self.ops[0]).name
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """The names of its operations."""
+        return tuple(op.name for op in self.ops)
+
+    @property
     def kinds(self) -> str:
         """The op types, as in `Conv+Add+Relu`."""
         return "+".join(op.kind for op in self.ops)

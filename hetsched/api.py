@@ -25,8 +25,9 @@ from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
 from hetsched.instance import read_instance
 from hetsched.measure import measure_kernel
+from hetsched.objective import objective as known_objective
 from hetsched.operation import group_flops
-from hetsched.partitioner import Partitioner, check_objective
+from hetsched.partitioner import Partitioner
 from hetsched.plan import Plan, Recipe
 from hetsched.plugin import load as load_plugin
 from hetsched.plugin import names
@@ -356,7 +357,7 @@ def partitioner_for(spec: str, objective: str | None) -> Partitioner:
     partitioner = load_plugin(Partitioner, spec)
     if objective is None:
         return partitioner
-    check_objective(objective)
+    known_objective(objective)
     if any(f.name == "objective" for f in _options(partitioner)):
         return replace(partitioner, objective=objective)  # type: ignore[type-var]
     if objective != "latency":

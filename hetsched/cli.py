@@ -178,7 +178,10 @@ CostModelName = Annotated[
 Objective = Annotated[
     str | None,
     typer.Option(
-        "--objective", metavar="WHAT", help="What to minimise for: latency or throughput."
+        "--objective",
+        metavar="WHAT",
+        help="What to plan for: latency (the default), throughput, energy (by the watts of a "
+        "machine file) or memory.",
     ),
 ]
 Shapes = Annotated[

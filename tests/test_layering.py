@@ -24,7 +24,7 @@ system
 tasks  cost
 problem  instance
 scheduler  plan
-partitioner  compiler  executor  explain
+partitioner  compiler  executor  explain  objective
 package
 executable
 verify  contest

@@ -114,12 +114,14 @@ class Sharing:
         for first in range(last - 1, max(-1, last - 1 - LONGEST_RUN), -1):
             group = self.layout.graph.groups[first]
             row = self.prices.seconds[group.name]
+            if not all(device.name in row for device in self.devices):
+                return
             try:
                 shares = walk.take(first)
             except SplitRefused:
                 return
             factor = self.factors.get((group.name, way), 1.0)
-            prices = [row.get(device.name, float("inf")) for device in self.devices]
+            prices = [row[device.name] for device in self.devices]
             work[group.name] = sum(p * share for p, share in zip(prices, shares, strict=True))
             for place, seconds_alone in enumerate(prices):
                 seconds[place] += seconds_alone * shares[place] * factor

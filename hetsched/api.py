@@ -427,7 +427,9 @@ def _before_splits(plan: Plan, groups: Sequence[str]) -> tuple[str, ...]:
     """
     if not plan.splits:
         return tuple(groups)
-    pieces = {op.partition("#")[0] for g in plan.graph.groups if g.name in groups for op in g.members}
+    pieces = {
+        op.partition("#")[0] for g in plan.graph.groups if g.name in groups for op in g.members
+    }
     split = {op for item in plan.splits for op in item.ops}
     for wanted in (pieces, split):
         found = [g.name for g in plan.original.groups if wanted.intersection(g.members)]

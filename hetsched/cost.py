@@ -154,9 +154,7 @@ def _asked(
     return Prices(costs.name, seconds, reasons, members, costs)
 
 
-def _answers(
-    graph: Graph, groups: Sequence[Group], system: System
-) -> list[tuple[str | None, ...]]:
+def _answers(graph: Graph, groups: Sequence[Group], system: System) -> list[tuple[str | None, ...]]:
     """Why each device cannot run each group, or None; asked once for devices of one kind."""
     parts = [graph.part(group.ops, group.name) for group in groups]
     asked: dict[tuple[str, str], list[str | None]] = {}

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from hetsched.cost import CostModel, price
 from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner
-from hetsched.partitioners._pieces import Way
-from hetsched.partitioners._search import Search
 from hetsched.plan import Plan
+from hetsched.sharing.pieces import Way
+from hetsched.sharing.search import Search
 from hetsched.system import System
 
 
@@ -23,7 +23,11 @@ class Hybrid(Partitioner):
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
         grain = self.grain
         ways = (
-            Way((2,), 4), Way((3,), 4), Way((1,), 3), Way((2,), 3), Way((0,)),
+            Way((2,), 4),
+            Way((3,), 4),
+            Way((1,), 3),
+            Way((2,), 3),
+            Way((0,)),
             Way((1,), 4, grain=grain),
             Way((2,), 3, grain=grain),
             Way((1,), 3, grain=grain),

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from hetsched.cost import CostModel, price
 from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner
-from hetsched.partitioners._pieces import Way
-from hetsched.partitioners._search import Search
 from hetsched.plan import Plan
+from hetsched.sharing.pieces import Way
+from hetsched.sharing.search import Search
 from hetsched.system import System
 
 

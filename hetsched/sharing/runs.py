@@ -9,8 +9,8 @@ from functools import cached_property
 from hetsched.cost import Prices
 from hetsched.device import Device, Link
 from hetsched.errors import SplitRefused
-from hetsched.partitioners._pieces import Layout, Walk, Way, nbytes_of
 from hetsched.region import Region
+from hetsched.sharing.pieces import Layout, Walk, Way, nbytes_of
 from hetsched.split import Split
 from hetsched.system import System
 
@@ -201,7 +201,10 @@ class Sharing:
     def _link(self, place: int, nbytes: int) -> float:
         """The slowest way to bring so much to a device from any other."""
         return max(
-            (link.transfer_seconds(nbytes) if link else float("inf") for link in self._links[place]),
+            (
+                link.transfer_seconds(nbytes) if link else float("inf")
+                for link in self._links[place]
+            ),
             default=0.0,
         )
 

@@ -9,10 +9,10 @@ from hetsched.device import Device
 from hetsched.errors import InfeasiblePlan, SplitRefused, UnsupportedOperation
 from hetsched.graph import Graph
 from hetsched.partitioner import arrange
-from hetsched.partitioners._pieces import Layout, Way
-from hetsched.partitioners._sharing import Run, Sharing
 from hetsched.plan import Plan, group_tasks, make_plan, simulate
 from hetsched.rewrite import Rewritten, rewrite
+from hetsched.sharing.pieces import Layout, Way
+from hetsched.sharing.runs import Run, Sharing
 from hetsched.split import Split
 from hetsched.system import System
 from hetsched.tasks import Task, TaskGraph, Timeline, upward_rank
@@ -124,9 +124,7 @@ class Search:
         try:
             rewritten = rewrite(self.graph, splits)
             prices = price(rewritten.graph, self.system, self.prices)
-            pins = {
-                name: devices[piece].name for name, (_, piece) in rewritten.places.items()
-            }
+            pins = {name: devices[piece].name for name, (_, piece) in rewritten.places.items()}
             return scheduled(
                 rewritten.graph, self.system, prices, pins, self.spec, splits, self.graph
             ), rewritten

@@ -61,6 +61,10 @@ class Network:
     def relu(self) -> "Network":
         return self._add("Relu", [self.value])
 
+    def pool(self) -> "Network":
+        """The largest of each 2 x 2."""
+        return self._add("MaxPool", [self.value], kernel_shape=[2, 2], strides=[2, 2])
+
     def add(self, other: str) -> "Network":
         return self._add("Add", [self.value, other])
 
@@ -148,6 +152,25 @@ def regnet_x_400mf(seed: int) -> onnx.ModelProto:
 def regnet_y_400mf(seed: int) -> onnx.ModelProto:
     """Groups of 8 channels, numbers of channels that no vector divides, squeeze and excitation."""
     return regnet("regnet_y_400mf", (48, 104, 208, 440), (1, 3, 6, 6), 8, True, seed)
+
+
+def yolo_stem(seed: int) -> onnx.ModelProto:
+    """The first 16 layers of YOLOv2 on 608 x 608 pixels, with ReLU: 12 convolutions, 4 poolings.
+
+    References
+    ----------
+    Redmon and Farhadi, "YOLO9000: better, faster, stronger", CVPR 2017,
+    https://doi.org/10.1109/CVPR.2017.690
+    """
+    network = Network("yolo_stem", (1, 3, 608, 608), seed)
+    stages = (((32, 3),), ((64, 3),), ((128, 3), (64, 1), (128, 3)), ((256, 3), (128, 1), (256, 3)))
+    for stage in stages:
+        for channels, kernel in stage:
+            network.conv(channels, kernel).relu()
+        network.pool()
+    for channels, kernel in ((512, 3), (256, 1), (512, 3), (256, 1)):
+        network.conv(channels, kernel).relu()
+    return network.classifier().model()
 
 
 def width_71(seed: int) -> onnx.ModelProto:

@@ -19,6 +19,15 @@ from hetsched.tasks import Task, TaskGraph, Timeline, upward_rank
 
 # How often the estimates are corrected by the prices of what they led to.
 ROUNDS = 3
+# Rows or columns of images, rows of matrices and steps in time, or the batch.
+TILES = (Way((2,), 4), Way((3,), 4), Way((1,), 3), Way((2,), 3), Way((0,)))
+
+
+def channels(grain: int) -> tuple[Way, ...]:
+    """Output channels of images, matrices and sequences, or the terms of a contraction."""
+    places = ((1, 4), (2, 3), (1, 3), (1, 2))
+    cuts = tuple(Way((axis,), rank, grain=grain) for axis, rank in places)
+    return (*cuts, Way(sum=True, grain=grain))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ measure
 system
 tasks  cost
 problem
-scheduler  plan
+scheduler  plan  bounds
 partitioner  compiler  executor
 package
 executable

@@ -66,7 +66,8 @@ def plan_bound(tasks: TaskGraph, objective: str = "latency", upper: float = np.i
     """
     problem = Problem.of(tasks)
     if objective == "throughput":
-        return throughput_bound(problem)
+        values = throughput_bound(problem).values
+        return Bound({name: min(value, upper) for name, value in values.items()})
     launch = np.array([device.launch_seconds for device in tasks.system.devices])
     moved = launch * (1.0 - np.eye(len(launch)))
     return lower_bound(

@@ -23,7 +23,7 @@ measure
 system
 tasks  cost
 problem  instance
-scheduler  plan
+scheduler  plan  bounds
 partitioner  compiler  executor  explain  objective
 package
 executable

@@ -1,7 +1,7 @@
 """Exact schedules against brute force, and windows against the whole."""
 
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from math import inf
 
 import numpy as np
@@ -94,6 +94,84 @@ def test_nothing_is_shorter(first: int) -> None:
         assert found.makespan == pytest.approx(best, rel=1e-12), seed
         assert found.lower_bound <= best
         assert found.optimal, seed
+
+
+def contended(seed: int) -> Problem:
+    """Up to four tasks and four edges on two devices, whose links serve one transfer at a time."""
+    rng = np.random.default_rng(seed)
+    tasks = int(rng.integers(2, 5))
+    pairs = [(i, j) for j in range(tasks) for i in range(j)]
+    pairs = [pairs[k] for k in sorted(rng.permutation(len(pairs))[:4])]
+    source, sink = np.array(pairs, np.int64).T
+    made = problem(
+        rng.uniform(0.1, 1, (tasks, 2)), source, sink, rng.choice([0.0, 0.5, 1.0], len(pairs))
+    )
+    # Edges of one task with as many bytes have one tensor, or each its own.
+    own = np.arange(len(pairs))
+    same = [
+        next(e for e in own if pairs[e][0] == i and made.nbytes[e] == made.nbytes[k])
+        for k, (i, _) in enumerate(pairs)
+    ]
+    return replace(made, contention=True, tensor=np.array(same) if seed % 2 else own)
+
+
+def shortest_with_contention(given: Problem) -> float:
+    """The least makespan over devices and orders of tasks and transfers."""
+    edges = list(zip(given.source.tolist(), given.sink.tolist(), strict=True))
+    best = inf
+    for device in product(range(2), repeat=given.tasks):
+        moves = {
+            (int(given.tensor[k]), device[j]): k
+            for k, (i, j) in enumerate(edges)
+            if device[i] != device[j]
+        }
+        for order in permutations([*range(given.tasks), *((key,) for key in moves)]):
+            finish, there, free = {}, {}, {}
+            for event in order:
+                if isinstance(event, tuple):
+                    k = moves[event[0]]
+                    if edges[k][0] not in finish:
+                        break
+                    q, seconds = device[edges[k][0]], float(given.nbytes[k])
+                    begin = max(finish[edges[k][0]], free.get((q, "link"), 0.0) if seconds else 0)
+                    there[event[0]] = begin + seconds
+                    if seconds:
+                        free[q, "link"] = begin + seconds
+                    continue
+                q, begin = device[event], free.get(device[event], 0.0)
+                for k, (i, j) in enumerate(edges):
+                    if j == event:
+                        key = int(given.tensor[k]), q
+                        come = there.get(key, inf) if device[i] != q else finish.get(i, inf)
+                        begin = max(begin, come)
+                if begin == inf:
+                    break
+                finish[event] = free[q] = begin + given.seconds[event, q]
+            else:
+                best = min(best, max(finish.values()))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_is_shorter_where_links_contend(seed: int) -> None:
+    given = contended(seed)
+    found = load(Scheduler, "exact").schedule(given)
+    assert found.makespan == pytest.approx(shortest_with_contention(given), rel=1e-12)
+    assert found.optimal
+    held: dict[int, set[tuple[float, float]]] = {0: set(), 1: set()}
+    for k, (i, j) in enumerate(zip(given.source, given.sink, strict=True)):
+        finish = found.start[i] + given.seconds[i, found.device[i]]
+        if found.device[i] == found.device[j]:
+            assert np.isnan(found.sent[k])
+            assert found.start[j] >= finish
+            continue
+        assert found.sent[k] >= finish
+        assert found.start[j] >= found.sent[k] + given.nbytes[k]
+        if given.nbytes[k]:
+            held[found.device[i]].add((found.sent[k], found.sent[k] + given.nbytes[k]))
+    for slots in held.values():
+        ordered = sorted(slots)
+        assert all(a[1] <= b[0] for a, b in pairwise(ordered))
 
 
 def sequential(given: Problem) -> Solution:

@@ -546,8 +546,7 @@ def list_schedule(
                 home = find_home(reduced)
             except InfeasiblePlan:
                 continue
-            a = reduced.arrays
-            device, start, sent, failed = place(a, order, bias, ahead, insertion, home)
+            device, start, sent, failed = place(reduced.arrays, order, bias, ahead, insertion, home)
             if failed < 0:
                 found.append((makespan(a, device, start), device, start, sent))
         if not found:

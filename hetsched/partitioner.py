@@ -160,7 +160,7 @@ class _Runs:
         """The edges of each run: 0 for those out of it, 1 for those into it."""
         found: list[list[tuple[int, int, float]]] = [[] for _ in self.members]
         for edge in self.edges:
-            found[edge[end]].append(edge)
+            found[edge[:2][end]].append(edge)
         return found
 
     def joined(self) -> "_Runs":

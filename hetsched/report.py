@@ -6,6 +6,7 @@ that both have the same numbers.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from math import isfinite
 from statistics import median
 from typing import Any
@@ -19,9 +20,11 @@ from hetsched.api import Found, Profiled, Scheduled, Tuning
 from hetsched.bounds import plan_bound
 from hetsched.device import Device
 from hetsched.explain import Border, Difference, Explanation
+from hetsched.graph import Graph
 from hetsched.objective import seconds_a_request
 from hetsched.plan import Plan, Recipe, simulate
 from hetsched.schedule import Schedule, bars, gantt
+from hetsched.split import Split
 from hetsched.system import System
 from hetsched.verify import Verification
 
@@ -204,18 +207,19 @@ def tuning_view(document: Document) -> Iterator[RenderableType]:
 
 
 def plan_document(plan: Plan) -> Document:
-    """Parts, transfers, memory and prediction of a plan, and what was refused."""
+    """Splits, parts, transfers, memory and prediction of a plan, and what was refused."""
     schedule = simulate(plan)
     steady = plan.objective == "throughput"
     cost = seconds_a_request(schedule, plan.system) if steady else schedule.makespan
     bound = plan_bound(plan.recipe.tasks, plan.objective, cost)
     held = plan.memory_bytes()
     return {
-        "model": plan.graph.name,
+        "model": plan.original.name,
         "system": plan.system.name,
         "partitioner": plan.partitioner,
         "objective": plan.objective,
         "cost_model": plan.prices.model,
+        "splits": [_split_document(item, plan.original) for item in plan.splits],
         "parts": [
             {
                 "name": part.name,
@@ -253,6 +257,21 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
         f"partitioner {document['partitioner']}, objective {document['objective']}, "
         f"cost model {document['cost_model']}"
     )
+    if document["splits"]:
+        yield ""
+        yield _table(
+            "Splits",
+            ("operations", ">ops", ">pieces", "cut"),
+            (
+                (
+                    " .. ".join(map(shortened, dict.fromkeys((row["first"], row["last"])))),
+                    str(row["operations"]),
+                    str(row["pieces"]),
+                    row["cut"],
+                )
+                for row in document["splits"]
+            ),
+        )
     yield ""
     yield _table(
         "Parts",
@@ -745,6 +764,42 @@ def _columns(schedule: Schedule, width: int) -> int:
     """The columns that are left for the bars of a chart."""
     widest = max((len(device) for device in schedule.devices), default=0)
     return max(20, min(72, width - widest - GANTT_MARGIN))
+
+
+def _split_document(item: Split, graph: Graph) -> Document:
+    """What is split, and how the last of its results is cut, also in words."""
+    last = item.exits[-1]
+    written = graph.producers[last.tensor].writes
+    rank = next(len(tensor.shape) for tensor in written if tensor.name == last.tensor)
+    axes = [
+        {
+            "axis": "sum" if last.sum else axis_name(axis, rank),
+            "sizes": [end - start for start, end in pairwise(bounds)],
+        }
+        for axis, bounds in last.axes
+    ]
+    return {
+        "first": item.ops[0],
+        "last": item.ops[-1],
+        "operations": len(item.ops),
+        "pieces": item.pieces,
+        "axes": axes,
+        "cut": " by ".join(f"{cut['axis']} {' | '.join(map(str, cut['sizes']))}" for cut in axes),
+    }
+
+
+def axis_name(axis: int, rank: int) -> str:
+    """What an axis is called: the last two are rows and columns, the first is the batch.
+
+    Examples
+    --------
+    >>> [axis_name(axis, 4) for axis in range(4)]
+    ['batch', 'channels', 'rows', 'columns']
+    """
+    names = ("rows", "columns") if rank > 1 else ("columns",)
+    known = {2: (), 3: ("batch",), 4: ("batch", "channels")}.get(rank, ())
+    every = (*known, *names)
+    return every[axis] if len(every) == rank else f"axis {axis}"
 
 
 def _refusals(plan: Plan) -> list[Document]:

@@ -25,6 +25,7 @@ tasks  cost
 problem  instance
 scheduler  plan  bounds
 partitioner  compiler  executor  explain  objective
+sharing
 package
 executable
 verify  contest

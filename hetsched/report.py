@@ -17,14 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from hetsched.api import Found, Profiled, Scheduled, Tuning
+from hetsched.bounds import plan_bound
 from hetsched.device import Device
 from hetsched.explain import Border, Difference, Explanation
 from hetsched.graph import Graph
+from hetsched.objective import seconds_a_request
 from hetsched.plan import Plan, Recipe, simulate
 from hetsched.schedule import Schedule, bars, gantt
 from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import lower_bound
 from hetsched.verify import Verification
 
 Document = dict[str, Any]
@@ -208,7 +209,9 @@ def tuning_view(document: Document) -> Iterator[RenderableType]:
 def plan_document(plan: Plan) -> Document:
     """Splits, parts, transfers, memory and prediction of a plan, and what was refused."""
     schedule = simulate(plan)
-    bound = lower_bound(plan.recipe.tasks)
+    steady = plan.objective == "throughput"
+    cost = seconds_a_request(schedule, plan.system) if steady else schedule.makespan
+    bound = plan_bound(plan.recipe.tasks, plan.objective, cost)
     held = plan.memory_bytes()
     return {
         "model": plan.original.name,
@@ -239,8 +242,10 @@ def plan_document(plan: Plan) -> Document:
         ],
         "predicted": schedule.to_dict(),
         "makespan_seconds": schedule.makespan,
-        "lower_bound_seconds": bound,
-        "gap": schedule.makespan / bound - 1 if bound else None,
+        "cost_seconds": cost,
+        "lower_bound_seconds": bound.seconds,
+        "lower_bounds_seconds": dict(bound.values),
+        "gap": cost / bound.seconds - 1 if bound.seconds else None,
         "notes": list(plan.notes),
         "refusals": _refusals(plan),
     }
@@ -301,13 +306,20 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
     yield from _gantt(schedule, width)
     yield ""
     gap = document["gap"]
+    steady = document["objective"] == "throughput"
+    predicted = f"{_number(document['makespan_seconds'], 1e-3, 3)} ms"
+    if steady:
+        predicted += f", {_number(document['cost_seconds'], 1e-3, 3)} ms a request in steady state"
     yield (
-        f"predicted    {_number(document['makespan_seconds'], 1e-3, 3)} ms"
+        f"predicted    {predicted}"
         + (f", {gap * 100:.1f} % above the lower bound" if gap is not None else "")
     )
+    values = document["lower_bounds_seconds"]
     yield (
-        f"lower bound  {_number(document['lower_bound_seconds'], 1e-3, 3)} ms, the longer of the "
-        "critical path and an even share of the work:"
+        f"lower bound  {_number(document['lower_bound_seconds'], 1e-3, 3)} ms"
+        f"{' a request' if steady else ''}, the best of "
+        + ", ".join(f"{name} {_number(value, 1e-3, 3)}" for name, value in values.items())
+        + ":"
     )
     yield "             no placement of these kernel groups at these prices is faster"
     if "package" in document:

@@ -1,50 +1,19 @@
 """Exact schedules against brute force, and windows against the whole."""
 
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from math import inf
 
 import numpy as np
 import pytest
 
-from bench.instances import layered, problem
+from bench.instances import layered, odd, problem
 from hetsched.errors import InfeasiblePlan
 from hetsched.plugin import load
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
 from hetsched.schedulers._cpsat import Limit, decode, order_of, solve
 from hetsched.schedulers._lns import improve, window
-
-
-def tiny(seed: int) -> Problem:
-    """Up to four tasks with all that a problem can have."""
-    rng = np.random.default_rng(seed)
-    tasks, devices = int(rng.integers(1, 5)), int(rng.integers(1, 4))
-    seconds = rng.choice([0.0, 1e-6, 0.1, 0.25, 0.3, 0.7], (tasks, devices)) * rng.uniform(0.5, 2)
-    cannot = rng.random(seconds.shape) < 0.2
-    cannot[np.arange(tasks), rng.integers(0, devices, tasks)] = False
-    pairs = [(i, j) for j in range(tasks) for i in range(j) if rng.random() < 0.5]
-    source, sink = np.array(pairs, np.int64).reshape(-1, 2).T
-    latency = rng.choice([0.0, 0.05, 0.4, inf], (devices, devices), p=[0.3, 0.3, 0.3, 0.1])
-    per_byte = rng.choice([0.0, 0.1, 0.3], (devices, devices))
-    for pair in latency, per_byte:
-        np.fill_diagonal(pair, 0.0)
-    made = problem(
-        np.where(cannot, inf, seconds),
-        source,
-        sink,
-        rng.choice([0.0, 0.5, 1.0, 2.5], len(pairs)),
-        rng.choice([0.0, 0.1, 1.0], tasks),
-        np.where(rng.random(devices) < 0.3, rng.choice([0.3, 1.2, 2.0], devices), inf),
-    )
-    return replace(
-        made,
-        latency=latency,
-        per_byte=per_byte,
-        entry=rng.choice([0.0, 0.0, 0.2], seconds.shape),
-        exit=rng.choice([0.0, 0.0, 0.2], seconds.shape),
-        unit=np.zeros(devices, np.int64) if rng.random() < 0.2 else np.arange(devices),
-    )
 
 
 def shortest(given: Problem) -> float:
@@ -84,7 +53,7 @@ def shortest(given: Problem) -> float:
 def test_nothing_is_shorter(first: int) -> None:
     exact = load(Scheduler, "exact")
     for seed in range(first, first + 40):
-        given = tiny(seed)
+        given = odd(seed, 4)
         best = shortest(given)
         if best == inf:
             with pytest.raises(InfeasiblePlan):
@@ -94,6 +63,84 @@ def test_nothing_is_shorter(first: int) -> None:
         assert found.makespan == pytest.approx(best, rel=1e-12), seed
         assert found.lower_bound <= best
         assert found.optimal, seed
+
+
+def contended(seed: int) -> Problem:
+    """Up to four tasks and four edges on two devices, whose links serve one transfer at a time."""
+    rng = np.random.default_rng(seed)
+    tasks = int(rng.integers(2, 5))
+    pairs = [(i, j) for j in range(tasks) for i in range(j)]
+    pairs = [pairs[k] for k in sorted(rng.permutation(len(pairs))[:4])]
+    source, sink = np.array(pairs, np.int64).T
+    made = problem(
+        rng.uniform(0.1, 1, (tasks, 2)), source, sink, rng.choice([0.0, 0.5, 1.0], len(pairs))
+    )
+    # Edges of one task with as many bytes have one tensor, or each its own.
+    own = np.arange(len(pairs))
+    same = [
+        next(e for e in own if pairs[e][0] == i and made.nbytes[e] == made.nbytes[k])
+        for k, (i, _) in enumerate(pairs)
+    ]
+    return replace(made, contention=True, tensor=np.array(same) if seed % 2 else own)
+
+
+def shortest_with_contention(given: Problem) -> float:
+    """The least makespan over devices and orders of tasks and transfers."""
+    edges = list(zip(given.source.tolist(), given.sink.tolist(), strict=True))
+    best = inf
+    for device in product(range(2), repeat=given.tasks):
+        moves = {
+            (int(given.tensor[k]), device[j]): k
+            for k, (i, j) in enumerate(edges)
+            if device[i] != device[j]
+        }
+        for order in permutations([*range(given.tasks), *((key,) for key in moves)]):
+            finish, there, free = {}, {}, {}
+            for event in order:
+                if isinstance(event, tuple):
+                    k = moves[event[0]]
+                    if edges[k][0] not in finish:
+                        break
+                    q, seconds = device[edges[k][0]], float(given.nbytes[k])
+                    begin = max(finish[edges[k][0]], free.get((q, "link"), 0.0) if seconds else 0)
+                    there[event[0]] = begin + seconds
+                    if seconds:
+                        free[q, "link"] = begin + seconds
+                    continue
+                q, begin = device[event], free.get(device[event], 0.0)
+                for k, (i, j) in enumerate(edges):
+                    if j == event:
+                        key = int(given.tensor[k]), q
+                        come = there.get(key, inf) if device[i] != q else finish.get(i, inf)
+                        begin = max(begin, come)
+                if begin == inf:
+                    break
+                finish[event] = free[q] = begin + given.seconds[event, q]
+            else:
+                best = min(best, max(finish.values()))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_is_shorter_where_links_contend(seed: int) -> None:
+    given = contended(seed)
+    found = load(Scheduler, "exact").schedule(given)
+    assert found.makespan == pytest.approx(shortest_with_contention(given), rel=1e-12)
+    assert found.optimal
+    held: dict[int, set[tuple[float, float]]] = {0: set(), 1: set()}
+    for k, (i, j) in enumerate(zip(given.source, given.sink, strict=True)):
+        finish = found.start[i] + given.seconds[i, found.device[i]]
+        if found.device[i] == found.device[j]:
+            assert np.isnan(found.sent[k])
+            assert found.start[j] >= finish
+            continue
+        assert found.sent[k] >= finish
+        assert found.start[j] >= found.sent[k] + given.nbytes[k]
+        if given.nbytes[k]:
+            held[found.device[i]].add((found.sent[k], found.sent[k] + given.nbytes[k]))
+    for slots in held.values():
+        ordered = sorted(slots)
+        assert all(a[1] <= b[0] for a, b in pairwise(ordered))
 
 
 def sequential(given: Problem) -> Solution:

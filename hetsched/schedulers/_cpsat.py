@@ -1,6 +1,5 @@
 """The scheduling problem as a constraint program, for OR-Tools' CP-SAT."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import frexp, inf, isfinite
 
@@ -9,6 +8,7 @@ from ortools.sat.python import cp_model
 
 from hetsched.errors import InfeasiblePlan
 from hetsched.problem import Problem, Solution
+from hetsched.schedulers import _list
 
 # Ticks of the longest schedule that is considered, as a power of two: fine enough that what
 # rounding takes from a bound is far below what `Solution.optimal` allows.
@@ -32,29 +32,31 @@ class Limit:
 
 
 def solve(
-    problem: Problem,
-    limit: Limit,
-    known: Solution | None = None,
-    seed: int = 0,
-    chains: Sequence[tuple[int, int]] = (),
+    problem: Problem, limit: Limit, known: Solution | None = None, seed: int = 0
 ) -> Solution | None:
     """The best schedule within `limit`, and a bound; None if nothing was found.
 
-    `known` is where the search starts, and nothing longer is looked for. `chains` are pairs of
-    tasks of which the first finishes before the second starts, whatever their devices.
-    A bound of infinity says that there is no schedule, which is then `known` or None.
+    `known`, which holds all limits of memory, is where the search starts, and nothing longer is
+    looked for.
 
     Time is counted in ticks of a power of two of a second, and all times are rounded down: what is
     minimised is never above the real makespan, so the bound holds for the real problem, and
     the rounding costs it less than a tick for each task and transfer on a path. The schedule
-    that is returned is not the rounded one: `decode` runs its order and devices in floats.
+    that is returned is not the rounded one: its order and devices are run in floats.
+
+    Raises
+    ------
+    InfeasiblePlan
+        There is no schedule.
     """
-    for rounding in (np.floor, np.ceil):
-        found = _Model(problem, known, chains, rounding).solve(limit, seed)
-        if found is None or holds(problem, found.device):
-            break
+    found = _Model(problem, known, np.floor).solve(limit, seed)
+    if found and not holds(problem, found.device):
+        # Only what is rounded up is sure to fit, but only what is rounded down is a bound.
+        bound = found.lower_bound
+        found = _Model(problem, known, np.ceil).solve(limit, seed)
+        found = replace(found, lower_bound=bound) if found else None
     if found and not known and found.makespan < COARSE * serial_seconds(problem):
-        return solve(problem, limit, found, seed, chains)
+        return solve(problem, limit, found, seed)
     return found
 
 
@@ -68,23 +70,12 @@ def decode(
     problem: Problem, device: np.ndarray, order: np.ndarray, solver: str, bound: float = 0.0
 ) -> Solution:
     """Tasks on their devices in `order`, which is topological, each as soon as it can."""
-    start = np.zeros(problem.tasks)
-    finish = np.zeros(problem.tasks)
-    end = 0.0
-    free = [0.0] * (int(problem.unit.max()) + 1)
-    begins = problem.incoming.tolist()
-    for i in order.tolist():
-        q = int(device[i])
-        edges = slice(begins[i], begins[i + 1])
-        begin = max(free[problem.unit[q]], float(problem.entry[i, q]))
-        sources = problem.source[edges]
-        if len(sources):
-            way = transfer_seconds(problem, problem.nbytes[edges], device[sources], q)
-            begin = max(begin, float((finish[sources] + way).max()))
-        start[i] = begin
-        finish[i] = free[problem.unit[q]] = begin + problem.seconds[i, q]
-        end = max(end, float(finish[i] + problem.exit[i, q]))
-    return Solution(np.array(device, np.int64), start, end, min(bound, end), solver)
+    device = np.asarray(device, np.int64)
+    start, sent = _list.decode(problem.arrays, order, device, False)
+    end = _list.makespan(problem.arrays, device, start)
+    return Solution(
+        device, start, end, min(bound, end), solver, sent if problem.contention else None
+    )
 
 
 def order_of(problem: Problem, solution: Solution) -> np.ndarray:
@@ -123,7 +114,6 @@ class _Model:
         self,
         problem: Problem,
         known: Solution | None,
-        chains: Sequence[tuple[int, int]],
         rounding: np.ufunc,
     ) -> None:
         self.problem = problem
@@ -160,12 +150,9 @@ class _Model:
             self.start.append(start)
         for intervals in busy:
             self.model.add_no_overlap(intervals)
+        self.moves: dict[tuple[int, int, int], tuple[cp_model.IntVar, cp_model.IntVar]] = {}
+        self.links: dict[tuple[int, int], list[cp_model.IntervalVar]] = {}
         self._edges()
-        for i, j in chains:
-            for q, here in self.on[i].items():
-                self.model.add(
-                    self.start[j] >= self.start[i] + int(self.seconds[i, q])
-                ).only_enforce_if(here)
         self._work()
         self._memory(rounding)
         self.model.minimize(self.makespan)
@@ -179,21 +166,49 @@ class _Model:
 
     def _edges(self) -> None:
         problem = self.problem
-        devices = len(problem.limit)
-        pairs = np.indices((devices, devices))
+        devices = np.indices((len(problem.limit), len(problem.limit)))
         for edge in range(len(problem.source)):
             i, j = int(problem.source[edge]), int(problem.sink[edge])
-            way = transfer_seconds(problem, problem.nbytes[edge], pairs[0], pairs[1])
+            way = transfer_seconds(problem, problem.nbytes[edge], devices[0], devices[1])
             ticks = self._in_ticks(way)
+            least = None
             for q, here in self.on[i].items():
                 for r, there in self.on[j].items():
-                    if isfinite(way[q, r]):
-                        delay = int(self.seconds[i, q]) + int(ticks[q, r])
-                        self.model.add(self.start[j] >= self.start[i] + delay).only_enforce_if(
-                            here, there
-                        )
-                    else:
+                    if not isfinite(way[q, r]):
                         self.model.add_bool_or(~here, ~there)
+                        continue
+                    length, delay = int(self.seconds[i, q]), int(ticks[q, r])
+                    least = length + delay if least is None else min(least, length + delay)
+                    if problem.contention and way[q, r] > 0:
+                        self._sent(edge, q, r, delay)
+                        continue
+                    self.model.add(self.start[j] >= self.start[i] + length + delay).only_enforce_if(
+                        here, there
+                    )
+            if least is not None:
+                # Redundant, but known before any device is.
+                self.model.add(self.start[j] >= self.start[i] + least)
+        for intervals in self.links.values():
+            self.model.add_no_overlap(intervals)
+
+    def _sent(self, edge: int, source: int, sink: int, ticks: int) -> None:
+        """A transfer that holds its link, one for all edges with the tensor that go there."""
+        i, j = int(self.problem.source[edge]), int(self.problem.sink[edge])
+        here, there = self.on[i][source], self.on[j][sink]
+        key = int(self.problem.tensor[edge]), source, sink
+        if key not in self.moves:
+            moved, begin = self.model.new_bool_var(""), self.model.new_int_var(0, self.horizon, "")
+            self.moves[key] = moved, begin
+            self.links.setdefault((source, sink), []).append(
+                self.model.new_optional_fixed_size_interval_var(begin, ticks, moved, "")
+            )
+            self.model.add_implication(moved, here)
+            self.model.add(begin >= self.start[i] + int(self.seconds[i, source])).only_enforce_if(
+                moved
+            )
+        moved, begin = self.moves[key]
+        self.model.add_bool_or(~here, ~there, moved)
+        self.model.add(self.start[j] >= begin + ticks).only_enforce_if(moved, there)
 
     def _work(self) -> None:
         """Redundant: the work of a unit fits in the makespan."""
@@ -249,8 +264,62 @@ class _Model:
         )
         start = np.array([solver.value(start) for start in self.start])
         rows = np.arange(len(start))
-        order = np.lexsort((rows, start + self.seconds[rows, device], start))
-        found = decode(self.problem, device, order, "cp-sat", bound)
+        finish = start + self.seconds[rows, device]
+        if self.problem.contention:
+            found = self._replayed(solver, device, start, finish, bound)
+        else:
+            order = np.lexsort((rows, finish, start))
+            found = decode(self.problem, device, order, "cp-sat", bound)
         if self.known and self.known.makespan <= found.makespan:
             return replace(self.known, lower_bound=min(bound, self.known.makespan))
         return found
+
+    def _replayed(
+        self,
+        solver: cp_model.CpSolver,
+        device: np.ndarray,
+        start: np.ndarray,
+        finish: np.ndarray,
+        bound: float,
+    ) -> Solution:
+        """What the solver found in floats: tasks and transfers in its order, each when it can."""
+        problem = self.problem
+        edges = range(len(problem.source))
+        carried: dict[tuple[int, int, int], list[int]] = {}
+        for edge in edges:
+            i, j = problem.source[edge], problem.sink[edge]
+            key = int(problem.tensor[edge]), int(device[i]), int(device[j])
+            if key in self.moves:
+                carried.setdefault(key, []).append(edge)
+        # By start, end and task: what starts an event has come before it.
+        events = [(int(start[i]), int(finish[i]), i, -1) for i in range(problem.tasks)]
+        for key, served in carried.items():
+            begin = solver.value(self.moves[key][1])
+            way = self._in_ticks(transfer_seconds(problem, problem.nbytes[served[0]], *key[1:]))
+            events.append((begin, begin + int(way), int(problem.source[served[0]]), served[0]))
+        begins, ends = np.zeros(problem.tasks), np.zeros(problem.tasks)
+        sent, there = np.full(len(edges), np.nan), np.zeros(len(edges))
+        free: dict[tuple[int, ...], float] = {}
+        for _, _, i, edge in sorted(events):
+            q = int(device[i])
+            if edge >= 0:
+                r = int(device[problem.sink[edge]])
+                leaves = max(ends[i], free.get((q, r), 0.0))
+                way = transfer_seconds(problem, problem.nbytes[edge], q, r)
+                free[q, r] = leaves + float(way)
+                served = carried[int(problem.tensor[edge]), q, r]
+                sent[served], there[served] = leaves, free[q, r]
+                continue
+            begin = max(problem.entry[i, q], free.get((problem.unit[q],), 0.0))
+            for into in range(problem.incoming[i], problem.incoming[i + 1]):
+                source = problem.source[into]
+                if np.isnan(sent[into]):
+                    way = transfer_seconds(problem, problem.nbytes[into], device[source], q)
+                    there[into] = ends[source] + way
+                    if device[source] != q:
+                        sent[into] = ends[source]
+                begin = max(begin, there[into])
+            begins[i], ends[i] = begin, begin + problem.seconds[i, q]
+            free[(problem.unit[q],)] = ends[i]
+        end = _list.makespan(problem.arrays, device, begins)
+        return Solution(device, begins, end, min(bound, end), "cp-sat", sent)

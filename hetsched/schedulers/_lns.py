@@ -26,13 +26,16 @@ def improve(
     may take at most, asked before each. Tasks between two moments are free, what runs before and
     behind stays where it is, in its order. Every longest path crosses the window, so what is won in
     it is won as a whole. A window that cannot be improved is not tried again before something in
-    it has changed; when none is left, larger ones are tried, up to the whole problem.
+    it has changed; when none is left, larger ones are tried, up to the whole problem. Where links
+    contend, what runs before and behind cannot be told apart, and nothing is done.
 
     References
     ----------
     Shaw, "Using constraint programming and local search methods to solve vehicle routing
     problems", CP 1998, https://doi.org/10.1007/3-540-49481-2_30
     """
+    if problem.contention:
+        return solution
     rng = np.random.default_rng(seed)
     size, solved = WINDOW, 0
     failed: set[bytes] = set()

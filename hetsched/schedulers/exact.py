@@ -7,6 +7,8 @@ from hetsched.errors import InfeasiblePlan
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
 from hetsched.schedulers._cpsat import Limit, solve
+from hetsched.schedulers._list import list_schedule
+from hetsched.schedulers._rank import upward_rank
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,18 @@ class Exact(Scheduler):
 
     def schedule(self, problem: Problem) -> Solution:
         limit = Limit(self.seconds or inf, self.iterations / 1000 or inf, self.workers)
-        found = solve(problem, limit, seed=self.seed)
+        try:
+            known = list_schedule(problem, self.name, upward_rank(problem.arrays))
+        except InfeasiblePlan as error:
+            # It says what is short, should there be none.
+            known, reason = None, error
+        try:
+            found = solve(problem, limit, known, self.seed)
+        except InfeasiblePlan:
+            raise reason from None
         if found is None:
-            raise InfeasiblePlan("no schedule")
+            raise InfeasiblePlan(
+                f"no schedule was found in {self.seconds} seconds, nor that there is none; "
+                "give it more, or use another scheduler"
+            )
         return found

@@ -10,12 +10,15 @@ from hetsched.errors import InfeasiblePlan, SplitRefused, UnsupportedOperation
 from hetsched.graph import Graph
 from hetsched.partitioner import arrange
 from hetsched.plan import Plan, group_tasks, make_plan, simulate
+from hetsched.plugin import load
+from hetsched.problem import Problem
 from hetsched.rewrite import Rewritten, rewrite
+from hetsched.scheduler import Scheduler
 from hetsched.sharing.pieces import Layout, Way
 from hetsched.sharing.runs import Run, Sharing
 from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import Task, TaskGraph, Timeline, upward_rank
+from hetsched.tasks import Task, TaskGraph
 
 # How often the estimates are corrected by the prices of what they led to.
 ROUNDS = 3
@@ -177,45 +180,28 @@ def scheduled(
     splits: Sequence[Split] = (),
     original: Graph | None = None,
 ) -> Plan:
-    """Each group, by upward rank, where it finishes first; `pins` say where an operation has to be.
+    """Each group where the scheduler `heft` says; `pins` are devices of operations, by name.
 
     Raises
     ------
     InfeasiblePlan
         A device cannot hold what is on it, or cannot run what is pinned to it.
     """
-    tasks = group_tasks(graph, system, prices)
-    members = {group.name: group for group in graph.groups}
-    free = {device.name: device.memory_bytes for device in system.devices}
-    pinned = []
-    for task in tasks.tasks:
-        ops = members[task.name].ops
-        pin = next((pins[op.name] for op in ops if op.name in pins), None)
-        row = {n: s for n, s in task.seconds.items() if pin in (None, n)}
-        pinned.append(Task(task.name, row, task.memory_bytes))
-    tasks = TaskGraph(system, tuple(pinned), tasks.edges)
-    rank = upward_rank(tasks)
-    timeline = Timeline(tasks)
-    # Stable, so that tasks of equal rank stay in topological order.
-    for task in sorted(tasks.tasks, key=lambda task: -rank[task.name]):
-        fitting = [name for name in task.seconds if task.memory_bytes <= free[name]]
-        slots = [timeline.earliest(task.name, name) for name in fitting]
-        slots = [slot for slot in slots if slot.finish < float("inf")]
-        if not slots:
-            raise InfeasiblePlan(
-                f"no device that can run '{task.name}' has {task.memory_bytes / 2**20:.1f} MiB "
-                "left for it and a link to its inputs; add a device, raise memory_bytes of one, "
-                "or use another partitioner"
-            )
-        best = min(slots, key=lambda slot: slot.finish)
-        free[best.device] -= task.memory_bytes
-        timeline.place(best)
-    runs = arrange(timeline)
+    free = group_tasks(graph, system, prices)
+    tasks = []
+    for task, group in zip(free.tasks, graph.groups, strict=True):
+        pin = next((pins[name] for name in group.members if name in pins), None)
+        seconds = {name: value for name, value in task.seconds.items() if pin in (None, name)}
+        tasks.append(Task(task.name, seconds, task.memory_bytes))
+    pinned = TaskGraph(system, tuple(tasks), free.edges)
+    problem = Problem.of(pinned)
+    schedule = load(Scheduler, "heft").schedule(problem).schedule(problem)
+    runs = arrange(pinned, schedule)
     return make_plan(
         graph,
         system,
         prices,
-        {name: slot.device for name, slot in timeline.slots.items()},
+        {slot.task: slot.device for slot in schedule.slots},
         [name for run in runs for name in run],
         spec,
         [run[0] for run in runs],

@@ -1,6 +1,6 @@
 """From shared runs to a plan: candidates are priced as they are, and the simulator judges."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -8,17 +8,13 @@ from hetsched.cost import Prices, price
 from hetsched.device import Device
 from hetsched.errors import InfeasiblePlan, SplitRefused, UnsupportedOperation
 from hetsched.graph import Graph
-from hetsched.partitioner import arrange
-from hetsched.plan import Plan, group_tasks, make_plan, simulate
-from hetsched.plugin import load
-from hetsched.problem import Problem
+from hetsched.partitioner import scheduled
+from hetsched.plan import Plan, make_plan, simulate
 from hetsched.rewrite import Rewritten, rewrite
-from hetsched.scheduler import Scheduler
 from hetsched.sharing.pieces import Layout, Way
 from hetsched.sharing.runs import Run, Sharing
 from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import Task, TaskGraph
 
 # How often the estimates are corrected by the prices of what they led to.
 ROUNDS = 3
@@ -138,7 +134,13 @@ class Search:
             prices = price(rewritten.graph, self.system, self.prices)
             pins = {name: devices[piece].name for name, (_, piece) in rewritten.places.items()}
             return scheduled(
-                rewritten.graph, self.system, prices, pins, self.spec, splits, self.graph
+                rewritten.graph,
+                self.system,
+                prices,
+                self.spec,
+                pins=pins,
+                splits=splits,
+                original=self.graph,
             ), rewritten
         except (SplitRefused, UnsupportedOperation, InfeasiblePlan):
             return None
@@ -163,51 +165,12 @@ def unsplit(graph: Graph, system: System, prices: Prices, spec: str) -> Plan:
             except InfeasiblePlan as error:
                 refused.append(str(error))
     try:
-        plans.append(scheduled(graph, system, prices, {}, spec))
+        plans.append(scheduled(graph, system, prices, spec))
     except InfeasiblePlan as error:
         refused.append(str(error))
     if not plans:
         raise InfeasiblePlan("; ".join(dict.fromkeys(refused)))
     return min(plans, key=lambda plan: simulate(plan).makespan)
-
-
-def scheduled(
-    graph: Graph,
-    system: System,
-    prices: Prices,
-    pins: Mapping[str, str],
-    spec: str,
-    splits: Sequence[Split] = (),
-    original: Graph | None = None,
-) -> Plan:
-    """Each group where the scheduler `heft` says; `pins` are devices of operations, by name.
-
-    Raises
-    ------
-    InfeasiblePlan
-        A device cannot hold what is on it, or cannot run what is pinned to it.
-    """
-    free = group_tasks(graph, system, prices)
-    tasks = []
-    for task, group in zip(free.tasks, graph.groups, strict=True):
-        pin = next((pins[name] for name in group.members if name in pins), None)
-        seconds = {name: value for name, value in task.seconds.items() if pin in (None, name)}
-        tasks.append(Task(task.name, seconds, task.memory_bytes))
-    pinned = TaskGraph(system, tuple(tasks), free.edges)
-    problem = Problem.of(pinned)
-    schedule = load(Scheduler, "heft").schedule(problem).schedule(problem)
-    runs = arrange(pinned, schedule)
-    return make_plan(
-        graph,
-        system,
-        prices,
-        {slot.task: slot.device for slot in schedule.slots},
-        [name for run in runs for name in run],
-        spec,
-        [run[0] for run in runs],
-        splits,
-        original,
-    )
 
 
 def one_of_each_unit(graph: Graph, system: System, prices: Prices) -> tuple[Device, ...]:

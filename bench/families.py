@@ -27,6 +27,7 @@ class Network:
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
         self._input = helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)
+        self._batch = shape[0]
         self._spatial = len(shape) - 2
         self.value = "input"
         self.channels = shape[1]
@@ -83,7 +84,7 @@ class Network:
         return self._add("Gemm", [self.value, weight, self._bias(CLASSES)], transB=1)
 
     def model(self) -> onnx.ModelProto:
-        output = helper.make_tensor_value_info("output", TensorProto.FLOAT, (1, CLASSES))
+        output = helper.make_tensor_value_info("output", TensorProto.FLOAT, (self._batch, CLASSES))
         self._nodes[-1].output[0] = "output"
         graph = helper.make_graph(
             self._nodes, self._name, [self._input], [output], initializer=self._weights
@@ -170,6 +171,16 @@ def yolo_stem(seed: int) -> onnx.ModelProto:
         network.pool()
     for channels, kernel in ((512, 3), (256, 1), (512, 3), (256, 1)):
         network.conv(channels, kernel).relu()
+    return network.classifier().model()
+
+
+def batch_of_4(seed: int) -> onnx.ModelProto:
+    """Four images through residual blocks of 3x3, as at the beginning of ResNet-18."""
+    network = Network("batch_of_4", (4, 3, 112, 112), seed).conv(64, 7, 2).relu().pool()
+    for _ in range(3):
+        value = network.value
+        network.conv(64, 3).relu().conv(64, 3, gain=0.5).add(value).relu()
+    network.conv(128, 3, 2).relu()
     return network.classifier().model()
 
 

@@ -317,6 +317,7 @@ class _Rewriting:
     ops: list[Op] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+    joins: set[str] = field(default_factory=set)
     # By name of the old tensor: its pieces, and how they were cut.
     _tiles: dict[str, list[_Tile]] = field(default_factory=dict)
     _exits: dict[str, Exit] = field(default_factory=dict)
@@ -409,6 +410,7 @@ class _Rewriting:
             self.graph.outputs,
             {name: array for name, array in self.constants.items() if name in read},
             self.graph.opsets,
+            self.graph.joins | self.joins,
         )
         return Rewritten(graph, self.places)
 
@@ -547,6 +549,7 @@ class _Rewriting:
         for source in sources[1:-1]:
             result = Tensor(self._fresh(f"{tensor.name}#sum"), region.shape, tensor.dtype)
             op = Op(self._fresh(f"join {result.name}"), "Add", (total, source), (result,))
+            self.joins.add(op.name)
             total = self._add(op, place).output()
         return self._join("Add", tensor, region, [total, sources[-1]], place)
 
@@ -565,6 +568,7 @@ class _Rewriting:
             name = self._fresh(name + _label(region, tensor.shape))
         result = Tensor(name, region.shape, tensor.dtype)
         name = self._fresh(f"join {name}")
+        self.joins.add(name)
         return self._add(Op(name, kind, tuple(sources), (result,), attributes), place).output()
 
     def _weights(self, tensor: Tensor, region: Region) -> Tensor:

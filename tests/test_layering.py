@@ -40,17 +40,21 @@ LEVELS = {name: level for level, row in enumerate(LAYERS.split("\n")) for name i
 EXTENSIONS = frozenset("operations schedulers targets cost_models partitioners".split())
 # Packages that take a second or a gigabyte to load, and the modules that are made to load them.
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
-LOADERS = frozenset(
-    ["hetsched.tvm_runtime"]
-    + [
-        f"hetsched.lowering.{name}"
-        for name in "entry integer metaschedule recurrent relax stack trials".split()
-    ]
-) | {
-    f"hetsched.schedules.{name}"
-    for name in "apply blocks convolution elementwise integer layout legal loops matmul "
-    "polynomials pooling recurrent rows window winograd".split()
-}
+LOADERS = (
+    frozenset(
+        ["hetsched.tvm_runtime"]
+        + [
+            f"hetsched.lowering.{name}"
+            for name in "entry integer metaschedule recurrent relax stack trials".split()
+        ]
+    )
+    | {
+        f"hetsched.schedules.{name}"
+        for name in "apply blocks convolution elementwise integer layout legal loops matmul "
+        "polynomials pooling recurrent rows window winograd".split()
+    }
+    | {f"hetsched.partitioners.{name}" for name in "_pipeline _stages layerwise".split()}
+)
 
 
 def source_files() -> dict[str, Path]:

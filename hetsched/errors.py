@@ -31,8 +31,16 @@ class PlanError(HetschedError):
     """A plan that does not fit its graph or its system."""
 
 
+class SplitRefused(PlanError):
+    """A split that its operations do not allow; the message has the operation and the axis."""
+
+
 class InfeasiblePlan(PlanError):
     """No plan satisfies the limits of the devices."""
+
+
+class InstanceError(HetschedError):
+    """A scheduling instance that does not say what an instance says."""
 
 
 class PackageError(HetschedError):
@@ -49,6 +57,15 @@ class OutputFileError(HetschedError):
 
 class CompileError(HetschedError):
     """A target refused a part; the message has the part's name."""
+
+
+class RefusedPart(CompileError):
+    """A part that a target did not compile, by its name in the plan."""
+
+    def __init__(self, part: str, device: str, reason: str) -> None:
+        super().__init__(f"{part} on '{device}': {reason}")
+        self.part = part
+        self.reason = reason
 
 
 class PartError(HetschedError):

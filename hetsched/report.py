@@ -6,6 +6,7 @@ that both have the same numbers.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from math import isfinite
 from statistics import median
 from typing import Any
@@ -15,12 +16,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hetsched.api import Found, Profiled, Tuning
+from hetsched.api import Found, Profiled, Scheduled, Tuning
+from hetsched.bounds import plan_bound
 from hetsched.device import Device
+from hetsched.explain import Border, Difference, Explanation
+from hetsched.graph import Graph
+from hetsched.objective import seconds_a_request
 from hetsched.plan import Plan, Recipe, simulate
 from hetsched.schedule import Schedule, bars, gantt
+from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import lower_bound
 from hetsched.verify import Verification
 
 Document = dict[str, Any]
@@ -202,16 +207,19 @@ def tuning_view(document: Document) -> Iterator[RenderableType]:
 
 
 def plan_document(plan: Plan) -> Document:
-    """Parts, transfers, memory and prediction of a plan, and what was refused."""
+    """Splits, parts, transfers, memory and prediction of a plan, and what was refused."""
     schedule = simulate(plan)
-    bound = lower_bound(plan.recipe.tasks)
+    steady = plan.objective == "throughput"
+    cost = seconds_a_request(schedule, plan.system) if steady else schedule.makespan
+    bound = plan_bound(plan.recipe.tasks, plan.objective, cost)
     held = plan.memory_bytes()
     return {
-        "model": plan.graph.name,
+        "model": plan.original.name,
         "system": plan.system.name,
         "partitioner": plan.partitioner,
         "objective": plan.objective,
         "cost_model": plan.prices.model,
+        "splits": [_split_document(item, plan.original) for item in plan.splits],
         "parts": [
             {
                 "name": part.name,
@@ -234,8 +242,10 @@ def plan_document(plan: Plan) -> Document:
         ],
         "predicted": schedule.to_dict(),
         "makespan_seconds": schedule.makespan,
-        "lower_bound_seconds": bound,
-        "gap": schedule.makespan / bound - 1 if bound else None,
+        "cost_seconds": cost,
+        "lower_bound_seconds": bound.seconds,
+        "lower_bounds_seconds": dict(bound.values),
+        "gap": cost / bound.seconds - 1 if bound.seconds else None,
         "notes": list(plan.notes),
         "refusals": _refusals(plan),
     }
@@ -247,6 +257,21 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
         f"partitioner {document['partitioner']}, objective {document['objective']}, "
         f"cost model {document['cost_model']}"
     )
+    if document["splits"]:
+        yield ""
+        yield _table(
+            "Splits",
+            ("operations", ">ops", ">pieces", "cut"),
+            (
+                (
+                    " .. ".join(map(shortened, dict.fromkeys((row["first"], row["last"])))),
+                    str(row["operations"]),
+                    str(row["pieces"]),
+                    row["cut"],
+                )
+                for row in document["splits"]
+            ),
+        )
     yield ""
     yield _table(
         "Parts",
@@ -281,13 +306,20 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
     yield from _gantt(schedule, width)
     yield ""
     gap = document["gap"]
+    steady = document["objective"] == "throughput"
+    predicted = f"{_number(document['makespan_seconds'], 1e-3, 3)} ms"
+    if steady:
+        predicted += f", {_number(document['cost_seconds'], 1e-3, 3)} ms a request in steady state"
     yield (
-        f"predicted    {_number(document['makespan_seconds'], 1e-3, 3)} ms"
+        f"predicted    {predicted}"
         + (f", {gap * 100:.1f} % above the lower bound" if gap is not None else "")
     )
+    values = document["lower_bounds_seconds"]
     yield (
-        f"lower bound  {_number(document['lower_bound_seconds'], 1e-3, 3)} ms, the longer of the "
-        "critical path and an even share of the work:"
+        f"lower bound  {_number(document['lower_bound_seconds'], 1e-3, 3)} ms"
+        f"{' a request' if steady else ''}, the best of "
+        + ", ".join(f"{name} {_number(value, 1e-3, 3)}" for name, value in values.items())
+        + ":"
     )
     yield "             no placement of these kernel groups at these prices is faster"
     if "package" in document:
@@ -351,6 +383,182 @@ def simulation_view(document: Document, schedule: Schedule, width: int) -> Itera
         f"predicted {_number(document['makespan_seconds'], 1e-3, 3)} ms; "
         f"as planned {_number(document['planned_seconds'], 1e-3, 3)} ms"
     )
+
+
+def schedule_document(found: Scheduled) -> Document:
+    """What a scheduler found for an instance."""
+    solution = found.solution
+    return {
+        "makespan": solution.makespan,
+        "lower_bound": solution.lower_bound,
+        "optimal": solution.optimal,
+        "slots": [vars(slot) | {} for slot in solution.schedule(found.problem).slots],
+        "solver": solution.solver,
+        "wall_seconds": found.wall_seconds,
+    }
+
+
+def schedule_view(document: Document, schedule: Schedule, width: int) -> Iterator[RenderableType]:
+    yield Text(gantt(schedule, _columns(schedule, width)))
+    yield ""
+    gap = 1 - document["lower_bound"] / document["makespan"] if document["makespan"] else 0.0
+    proof = "proved optimal" if document["optimal"] else f"gap {gap * 100:.2f} %"
+    yield f"makespan     {document['makespan']:.9g} s"
+    yield f"lower bound  {document['lower_bound']:.9g} s, {proof}"
+    yield f"found by     {document['solver']} in {document['wall_seconds']:.3f} s"
+
+
+def explanation_document(
+    found: Sequence[Explanation], borders: Sequence[Border], makespan: float
+) -> Document:
+    """Nodes with their alternatives, and why each part is a part."""
+    return {
+        "makespan_seconds": makespan,
+        "nodes": [
+            {
+                "node": item.node,
+                "part": item.part,
+                "device": item.device,
+                "reason": item.reason,
+                "alternatives": [vars(other) | {} for other in item.alternatives],
+            }
+            for item in found
+        ],
+        "parts": [vars(border) | {} for border in borders],
+    }
+
+
+def explanation_view(document: Document) -> Iterator[RenderableType]:
+    if len(document["nodes"]) == 1:
+        (node,) = document["nodes"]
+        yield Text(node["node"], "bold")
+        yield f"in {node['part']} on {node['device']}: {node['reason']}"
+        yield ""
+        yield _alternatives(node)
+        return
+    yield _table(
+        "Nodes",
+        ("node", "part", "device", ">there us", ">transfers us", "why"),
+        (
+            (
+                shortened(node["node"]),
+                node["part"],
+                node["device"],
+                _number(chosen["seconds"], 1e-6, 1),
+                _number(chosen["transfer_seconds"], 1e-6, 1),
+                node["reason"],
+            )
+            for node in document["nodes"]
+            for chosen in node["alternatives"]
+            if chosen["device"] == node["device"]
+        ),
+    )
+    yield ""
+    yield _table(
+        "Parts, and why each begins where it does",
+        ("part", "device", "first", "why"),
+        (
+            (part["part"], part["device"], shortened(part["first"]), part["reason"])
+            for part in document["parts"]
+        ),
+    )
+    yield ""
+    yield (
+        f"predicted {_number(document['makespan_seconds'], 1e-3, 3)} ms; "
+        "name a node to see what it would cost on each device"
+    )
+
+
+def _alternatives(node: Document) -> RenderableType:
+    return _table(
+        "Alternatives",
+        ("device", ">alone us", ">transfers us", ">whole run us", ""),
+        (
+            (
+                item["device"],
+                _number(item["seconds"], 1e-6, 1),
+                _number(item["transfer_seconds"], 1e-6, 1),
+                "-" if item["change"] is None else f"{item['change'] * 1e6:+.1f}",
+                "chosen"
+                if item["device"] == node["device"]
+                else item["refusal"] or item["obstacle"],
+            )
+            for item in node["alternatives"]
+        ),
+    )
+
+
+def difference_document(found: Difference) -> Document:
+    """What two plans do not have in common."""
+    return {
+        "same": found.empty,
+        "makespan_seconds": list(found.makespans),
+        "parts": list(found.parts),
+        "facts": {name: list(pair) for name, pair in found.facts.items()},
+        "moves": [vars(move) | {} for move in found.moves],
+        "only_before": list(found.only_before),
+        "only_after": list(found.only_after),
+        "repriced": [
+            {"node": node, "device": device, "before_seconds": old, "after_seconds": new}
+            for node, device, old, new in found.repriced
+        ],
+        "order_changed": found.order_changed,
+    }
+
+
+def difference_view(document: Document) -> Iterator[RenderableType]:
+    before, after = document["makespan_seconds"]
+    if document["same"]:
+        yield "the plans are the same"
+    elif facts := {
+        **document["facts"],
+        "parts": list(map(str, document["parts"])),
+        "predicted ms": [_number(before, 1e-3, 3), _number(after, 1e-3, 3)],
+    }:
+        rows = ((name, *pair) for name, pair in facts.items() if pair[0] != pair[1])
+        yield _table("Plans", ("", "before", "after"), rows)
+    if moves := document["moves"]:
+        yield ""
+        yield _table(
+            "Nodes that moved",
+            ("node", "from", "to", ">before us", ">after us"),
+            (
+                (
+                    shortened(move["node"]),
+                    move["before"],
+                    move["after"],
+                    _number(move["before_seconds"], 1e-6, 1),
+                    _number(move["after_seconds"], 1e-6, 1),
+                )
+                for move in moves
+            ),
+        )
+    for title, key in (("Only before", "only_before"), ("Only after", "only_after")):
+        if document[key]:
+            yield ""
+            yield _table(title, ("",), ((shortened(name, 90),) for name in document[key]))
+    if rows := document["repriced"]:
+        yield ""
+        yield _table(
+            "Prices that changed",
+            ("node", "device", ">before us", ">after us"),
+            (
+                (
+                    shortened(row["node"]),
+                    row["device"],
+                    _number(row["before_seconds"], 1e-6, 1),
+                    _number(row["after_seconds"], 1e-6, 1),
+                )
+                for row in sorted(
+                    rows, key=lambda row: -abs(row["after_seconds"] - row["before_seconds"])
+                )[:MOST_ROWS]
+            ),
+        )
+        if len(rows) > MOST_ROWS:
+            yield f"and {len(rows) - MOST_ROWS} with smaller changes"
+    if document["order_changed"]:
+        yield ""
+        yield "the nodes that both have come in another order"
 
 
 def run_document(
@@ -556,6 +764,42 @@ def _columns(schedule: Schedule, width: int) -> int:
     """The columns that are left for the bars of a chart."""
     widest = max((len(device) for device in schedule.devices), default=0)
     return max(20, min(72, width - widest - GANTT_MARGIN))
+
+
+def _split_document(item: Split, graph: Graph) -> Document:
+    """What is split, and how the last of its results is cut, also in words."""
+    last = item.exits[-1]
+    written = graph.producers[last.tensor].writes
+    rank = next(len(tensor.shape) for tensor in written if tensor.name == last.tensor)
+    axes = [
+        {
+            "axis": "sum" if last.sum else axis_name(axis, rank),
+            "sizes": [end - start for start, end in pairwise(bounds)],
+        }
+        for axis, bounds in last.axes
+    ]
+    return {
+        "first": item.ops[0],
+        "last": item.ops[-1],
+        "operations": len(item.ops),
+        "pieces": item.pieces,
+        "axes": axes,
+        "cut": " by ".join(f"{cut['axis']} {' | '.join(map(str, cut['sizes']))}" for cut in axes),
+    }
+
+
+def axis_name(axis: int, rank: int) -> str:
+    """What an axis is called: the last two are rows and columns, the first is the batch.
+
+    Examples
+    --------
+    >>> [axis_name(axis, 4) for axis in range(4)]
+    ['batch', 'channels', 'rows', 'columns']
+    """
+    names = ("rows", "columns") if rank > 1 else ("columns",)
+    known = {2: (), 3: ("batch",), 4: ("batch", "channels")}.get(rank, ())
+    every = (*known, *names)
+    return every[axis] if len(every) == rank else f"axis {axis}"
 
 
 def _refusals(plan: Plan) -> list[Document]:

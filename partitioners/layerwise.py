@@ -8,11 +8,12 @@ import numpy as np
 from hetsched.cost import CostModel
 from hetsched.errors import InfeasiblePlan
 from hetsched.graph import Graph
-from hetsched.partitioner import Partitioner, check_objective
-from hetsched.partitioners._pipeline import Pipeline, fastest
-from hetsched.partitioners._serial import cheapest, fits, in_runs
-from hetsched.partitioners._traffic import Traffic
+from hetsched.objective import objective
+from hetsched.partitioner import Partitioner
 from hetsched.plan import Plan, group_tasks, make_plan
+from hetsched.stages.pipeline import Pipeline, fastest
+from hetsched.stages.serial import cheapest, fits, in_runs
+from hetsched.stages.traffic import Traffic
 from hetsched.system import System
 from hetsched.tasks import TaskGraph
 
@@ -41,7 +42,7 @@ class Layerwise(Partitioner):
     gain: float = 0.0
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        check_objective(self.objective)
+        objective(self.objective)
         tasks = group_tasks(graph, system, costs)
         notes: tuple[str, ...] = ()
         if self.objective == "throughput":
@@ -63,7 +64,7 @@ class Layerwise(Partitioner):
 def fastest_pipeline(
     tasks: TaskGraph, most: int = 0, least_seconds: float = 0.0, gain: float = 0.0
 ) -> Pipeline:
-    """The pipeline of least bottleneck; see `_pipeline.fastest`.
+    """The pipeline of least bottleneck; see `pipeline.fastest`.
 
     With a `gain`, of more stages only if each further one makes it shorter by that share.
 
@@ -203,10 +204,11 @@ def _total(traffic: Traffic, device: np.ndarray) -> float:
 def _crossing(traffic: Traffic) -> tuple[np.ndarray, np.ndarray]:
     """(n) the tensors, and their bytes, that are written before each task and read from it on."""
     tensors, nbytes = np.zeros(traffic.count + 1), np.zeros(traffic.count + 1)
-    last = np.maximum.reduceat(traffic.readers, traffic.first[:-1]) if len(traffic.readers) else []
-    for change, size in ((tensors, np.ones_like(traffic.nbytes)), (nbytes, traffic.nbytes)):
-        np.add.at(change, traffic.producer + 1, size)
-        np.add.at(change, np.asarray(last, np.int64) + 1, -size)
+    if len(traffic.readers):
+        last = np.maximum.reduceat(traffic.readers, traffic.first[:-1])
+        for change, size in ((tensors, np.ones_like(traffic.nbytes)), (nbytes, traffic.nbytes)):
+            np.add.at(change, traffic.producer + 1, size)
+            np.add.at(change, last + 1, -size)
     return np.cumsum(tensors)[:-1], np.cumsum(nbytes)[:-1]
 
 

@@ -8,9 +8,9 @@ from hetsched.cost import CostModel
 from hetsched.errors import PluginError
 from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner
-from hetsched.partitioners._serial import Serial, cheapest, in_runs
-from hetsched.partitioners._traffic import Traffic
 from hetsched.plan import Plan, group_tasks, make_plan
+from hetsched.stages.serial import Serial, cheapest, in_runs
+from hetsched.stages.traffic import Traffic
 from hetsched.system import System
 
 

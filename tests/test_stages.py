@@ -12,12 +12,12 @@ from test_schedule import INFINITY, random_tasks
 
 from hetsched.device import Device, Link
 from hetsched.errors import InfeasiblePlan
-from hetsched.partitioner import cost_of
-from hetsched.partitioners import _pipeline
-from hetsched.partitioners._pipeline import fastest
-from hetsched.partitioners._serial import cheapest, fits, in_runs, minimum_cut, serial_seconds
-from hetsched.partitioners._traffic import Traffic
+from hetsched.objective import seconds_a_request
 from hetsched.partitioners.layerwise import fastest_pipeline, named, shortest_run
+from hetsched.stages import pipeline
+from hetsched.stages.pipeline import fastest
+from hetsched.stages.serial import cheapest, fits, in_runs, minimum_cut, serial_seconds
+from hetsched.stages.traffic import Traffic
 from hetsched.system import System
 from hetsched.tasks import Edge, Task, TaskGraph, contract, replay
 
@@ -93,7 +93,7 @@ def bottleneck(tasks: TaskGraph, stages: Placed) -> float:
         schedule = replay(parts, placement, [members[0] for _, members in stages])
     except InfeasiblePlan:
         return INFINITY
-    return cost_of(schedule, tasks.system, "throughput")
+    return seconds_a_request(schedule, tasks.system)
 
 
 def placed(tasks: TaskGraph, stages: list[tuple[str, tuple[str, ...]]]) -> Placed:
@@ -230,7 +230,7 @@ def test_with_too_many_borders_the_bound_holds_and_is_near(
         tasks = grid(random.Random(seed), 16, 4)
         traffic = Traffic.of(tasks)
         exact = fastest(traffic)
-        monkeypatch.setattr(_pipeline._Solver, "all_borders", lambda _: np.zeros((0, 1)))
+        monkeypatch.setattr(pipeline._Solver, "all_borders", lambda _: np.zeros((0, 1)))
         rough = fastest(traffic)
         monkeypatch.undo()
         assert exact is not None

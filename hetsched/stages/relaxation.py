@@ -7,8 +7,8 @@ import numpy as np
 from ortools.graph.python import max_flow
 from ortools.linear_solver import pywraplp
 
-from hetsched.partitioners._serial import CAPACITY, UNCUTTABLE
-from hetsched.partitioners._traffic import Traffic
+from hetsched.stages.serial import CAPACITY, UNCUTTABLE
+from hetsched.stages.traffic import Traffic
 
 # Ways to set the devices in a row, and minimum cuts of all of them together.
 MOST_ROWS = 60
@@ -167,4 +167,5 @@ def _cut(traffic: Traffic, row: _Row) -> np.ndarray | None:
     side = np.zeros(sink + 1, bool)
     side[flow.get_source_side_min_cut()] = True
     # Stage k: behind the first k borders.
-    return side[:source].reshape(stages - 1, count).sum(axis=0)
+    found: np.ndarray = side[:source].reshape(stages - 1, count).sum(axis=0)
+    return found

@@ -2,7 +2,7 @@
 
 A border is a set of tasks that holds, with each task, all that it reads from (an ideal of the
 graph). Stages lie between borders that contain each other. Everything here is loops over arrays;
-`_pipeline.py` says what they are for.
+`pipeline.py` says what they are for.
 """
 
 from typing import NamedTuple
@@ -73,7 +73,7 @@ class Flow(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _has(bits: np.ndarray, border: int, task: int) -> bool:
-    return (bits[border, task >> 6] >> (np.uint64(task) & WORD)) & ONE == ONE
+    return bool((bits[border, task >> 6] >> (np.uint64(task) & WORD)) & ONE)
 
 
 @njit(cache=True, nogil=True)
@@ -81,7 +81,7 @@ def _within(bits: np.ndarray, one: int, other: int) -> bool:
     word = 0
     while word < bits.shape[1] and not bits[one, word] & ~bits[other, word]:
         word += 1
-    return word == bits.shape[1]
+    return bool(word == bits.shape[1])
 
 
 @njit(cache=True, nogil=True)
@@ -190,14 +190,14 @@ def _stage(family: Family, machine: Machine, one: int, other: int, kind: int) ->
     if seconds < machine.least and (one > 0 or other < len(family.bits) - 1):
         return np.inf
     seconds = max(seconds, family.enter[kind, other] - family.enter[kind, one])
-    return max(seconds, family.leave[kind, other] - family.leave[kind, one])
+    return float(max(seconds, family.leave[kind, other] - family.leave[kind, one]))
 
 
 @njit(cache=True, nogil=True)
 def _link(machine: Machine, source: int, sink: int, tensors: float, nbytes: float) -> float:
     if tensors == 0:
         return 0.0
-    return tensors * machine.latency[source, sink] + nbytes * machine.per_byte[source, sink]
+    return float(tensors * machine.latency[source, sink] + nbytes * machine.per_byte[source, sink])
 
 
 @njit(cache=True, nogil=True)
@@ -205,7 +205,7 @@ def _free(machine: Machine, used: int, kind: int) -> int:
     """`used` with one more unit of the kind; -1 if there is none or all stages have been made."""
     if used // machine.stride[kind] % machine.digits[kind] == machine.digits[kind] - 1:
         return -1
-    return used + machine.stride[kind]
+    return int(used + machine.stride[kind])
 
 
 @njit(cache=True, nogil=True)

@@ -6,8 +6,9 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from hetsched.partitioners._relaxation import NEAR, relaxed
-from hetsched.partitioners._stages import (
+from hetsched.bounds import throughput_bound
+from hetsched.problem import Problem
+from hetsched.stages.borders import (
     Family,
     Flow,
     Machine,
@@ -17,7 +18,8 @@ from hetsched.partitioners._stages import (
     search,
     table,
 )
-from hetsched.partitioners._traffic import Traffic
+from hetsched.stages.relaxation import NEAR, relaxed
+from hetsched.stages.traffic import Traffic
 
 # Looks at tasks and borders in the exact search: about a second.
 BUDGET = 200_000_000
@@ -97,7 +99,8 @@ class _Solver:
         first = np.zeros(len(predecessors) + 1, np.int64)
         np.cumsum([len(row) for row in predecessors], out=first[1:])
         flat = np.array([task for row in predecessors for task in row], np.int64)
-        return ideals(first, flat, self.limit)
+        found: np.ndarray = ideals(first, flat, self.limit)
+        return found
 
     def solve(self, bits: np.ndarray, complete: bool) -> Pipeline | None:
         """The best stages between these borders; with all of them there, the best of all."""
@@ -222,6 +225,7 @@ class _Solver:
         best = self.solve(_prefixes(orders, (), self.limit), complete=False)
         enough = best.seconds if best else np.inf
         bound, mixed = relaxed(traffic, self.machine.most, enough)
+        bound = max(bound, throughput_bound(Problem.of(traffic.tasks)).seconds)
         # A mixture of cuts is an order too: none of them has a task before what it reads from.
         orders = [
             *(
@@ -237,7 +241,7 @@ class _Solver:
             assert best is not None
             if best.seconds <= bound * NEAR:
                 break
-            ends = np.cumsum([len(tasks) for _, tasks in best.stages])[:-1]
+            ends = np.cumsum([len(tasks) for _, tasks in best.stages])[:-1].tolist()
             stage = np.zeros(traffic.count, np.int64)
             for index, (_, tasks) in enumerate(best.stages):
                 stage[list(tasks)] = index
@@ -366,7 +370,9 @@ def _ordered(traffic: Traffic, key: np.ndarray, deep: bool) -> np.ndarray:
     return np.array(order, np.int64)
 
 
-def _prefixes(orders: Sequence[np.ndarray], near: Sequence[int], limit: int) -> np.ndarray:
+def _prefixes(
+    orders: Sequence[np.ndarray], near: Sequence[int] | np.ndarray, limit: int
+) -> np.ndarray:
     """Borders by size, each once: beginnings of the orders, all if they are few enough.
 
     Else those next to the sizes `near`, or spread evenly.

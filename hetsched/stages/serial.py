@@ -7,7 +7,7 @@ from ortools.graph.python import max_flow
 from ortools.sat.python import cp_model
 
 from hetsched.errors import InfeasiblePlan
-from hetsched.partitioners._traffic import Traffic
+from hetsched.stages.traffic import Traffic
 
 # Integer capacities: of all arcs that may be cut together, and of one that must not be; a sum of
 # 100,000 of these stays below 2^63.
@@ -164,7 +164,7 @@ def minimum_cut(
             producer = traffic.producer[tensor : tensor + 1]
             for ends, start in (((source, producer[0]), there), ((producer[0], sink), here)):
                 cost = move_seconds(traffic, tensor, start, int(other))
-                arcs.append(tuple(np.array([value]) for value in (*ends, cost)))
+                arcs.append((np.array([ends[0]]), np.array([ends[1]]), np.array([cost])))
     tails, heads, values = (np.concatenate(column) for column in zip(*arcs, strict=True))
     finite = np.isfinite(values)
     total = float(values[finite].sum()) or 1.0
@@ -291,7 +291,7 @@ def _integer_program(
                 model.add_bool_or(on[producer][sink], ~on[reader][sink], *sent)
     for tensor, row in enumerate(traffic.entry):
         begin, end = traffic.entry_first[tensor : tensor + 2]
-        for sink in np.flatnonzero(row):
+        for sink in map(int, np.flatnonzero(row)):
             flag = model.new_bool_var("")
             terms.append((flag, whole(row[sink])))
             for reader in traffic.entry_readers[begin:end]:
@@ -312,13 +312,13 @@ def _integer_program(
     status = solver.solve(model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None
-    device = np.array(
+    found = np.array(
         [next(d for d in range(devices) if solver.value(row[d])) for row in on], np.int64
     )
-    total = serial_seconds(traffic, device)
+    total = serial_seconds(traffic, found)
     if status == cp_model.OPTIMAL:
-        return Serial(device, total, total)
-    return Serial(device, total, min(total, solver.best_objective_bound / scale * (1 - 1e-6)))
+        return Serial(found, total, total)
+    return Serial(found, total, min(total, solver.best_objective_bound / scale * (1 - 1e-6)))
 
 
 def _short(traffic: Traffic) -> str:

@@ -25,7 +25,7 @@ tasks  cost
 problem  instance
 scheduler  plan  bounds
 partitioner  compiler  executor  explain  objective
-sharing
+sharing  stages
 package
 executable
 verify  contest
@@ -54,6 +54,7 @@ LOADERS = (
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
         "polynomials pooling recurrent rows window winograd".split()
     }
+    | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"

@@ -18,8 +18,8 @@ op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache
-measure
+cache  request
+measure  crew
 system
 tasks  cost
 problem  instance

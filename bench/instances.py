@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hetsched.problem import Problem
+from hetsched.problem import Problem, Solution
 
 
 def layered(tasks: int, devices: int, ratio: float, seed: int, unsupported: float = 0.1) -> Problem:
@@ -58,3 +58,79 @@ def problem(
         names=tuple(f"t{i}" for i in range(tasks)),
         devices=tuple(f"d{i}" for i in range(devices)),
     )
+
+
+def planted(
+    tasks: int, devices: int, ratio: float, seed: int, unsupported: float = 0.1
+) -> tuple[Problem, Solution]:
+    """A graph on unrelated devices with a schedule that is known to be shortest, at any size.
+
+    The schedule comes first: every device is packed without a gap from 0 to T, and edges are drawn
+    only where data arrive in time, many of them at the very last moment. Each device has a
+    price y, and a task costs nowhere less, in seconds times price, than at its home; so the work
+    of any schedule, at these prices, is worth T at least, and no schedule ends before T. A task's
+    home need not be where it is fastest.
+
+    `ratio` is the mean transfer of an edge over the mean work, `unsupported` the probability that
+    a task cannot run on a device that is not its home. All times of the schedule are multiples of
+    2**-20, so that sums of floats are exact. The order of the tasks does not tell the schedule:
+    it is random but for the depth in the graph. Linear but for sorting; at least a task a device.
+    """
+    rng = np.random.default_rng(seed)
+    home = rng.permutation(np.arange(tasks) % devices)
+    length = round(tasks / devices * 2**20)
+    start, end = np.empty(tasks, np.int64), np.empty(tasks, np.int64)
+    for device in range(devices):
+        (own,) = np.nonzero(home == device)
+        until = np.cumsum(rng.uniform(0.2, 1.8, len(own)))
+        end[own] = np.rint(until / until[-1] * length)
+        start[own[1:]], start[own[0]] = end[own[:-1]], 0
+    source, sink, delay = _timely_edges(rng, home, start, end, ratio)
+    # Deeper tasks behind, any order among those of one depth.
+    depth = [0] * tasks
+    by_start = np.argsort(start[sink], kind="stable")
+    for i, j in zip(source[by_start].tolist(), sink[by_start].tolist(), strict=True):
+        depth[j] = max(depth[j], depth[i] + 1)
+    order = np.lexsort((rng.random(tasks), depth))
+    place = np.argsort(order)
+    source, sink = place[source], place[sink]
+    home, start, end = home[order], start[order], end[order]
+    edges = np.lexsort((source, sink))
+
+    price = rng.uniform(0.5, 1.5, devices)
+    work = (end - start) / 2**20
+    seconds = (work * price[home])[:, None] / price * rng.uniform(1, 2, (tasks, devices))
+    seconds[rng.random((tasks, devices)) < unsupported] = np.inf
+    seconds[np.arange(tasks), home] = work
+    made = problem(seconds, source[edges], sink[edges], delay[edges] / 2**20)
+    makespan = length / 2**20
+    return made, Solution(home, start / 2**20, makespan, makespan, "planted")
+
+
+def _timely_edges(
+    rng: np.random.Generator, home: np.ndarray, start: np.ndarray, end: np.ndarray, ratio: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source, sink and ticks of transfer of up to three edges into each task, all in time."""
+    tasks = len(home)
+    sink = np.repeat(np.arange(tasks), rng.integers(1, 4, tasks))
+    delay = np.rint(rng.uniform(0.1, 1.9, len(sink)) * ratio * 2**20).astype(np.int64)
+    ended = np.argsort(end, kind="stable")
+    # One of the last that had finished when the transfer had to begin.
+    latest = np.searchsorted(end[ended], start[sink] - delay, "right") - rng.geometric(
+        0.3, len(sink)
+    )
+    source = ended[np.maximum(latest, 0)]
+    kept = latest >= 0
+    # A third of the edges stay on the device, from the task right before.
+    before = np.full(tasks, -1)
+    packed = np.lexsort((start, home))
+    same = home[packed[1:]] == home[packed[:-1]]
+    before[packed[1:][same]] = packed[:-1][same]
+    stays = (rng.random(len(sink)) < 1 / 3) & (before[sink] >= 0)
+    source, kept = np.where(stays, before[sink], source), kept | stays
+    slack = start[sink] - end[source]
+    tight = (home[source] != home[sink]) & (slack <= 2 * ratio * 2**20)
+    delay = np.where(tight & (rng.random(len(sink)) < 2 / 3), slack, delay)
+    _, first = np.unique(sink * tasks + source, return_index=True)
+    first = first[kept[first]]
+    return source[first], sink[first], delay[first]

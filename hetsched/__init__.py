@@ -5,13 +5,14 @@
 (0,)
 """
 
-from hetsched.api import compile, devices, partition, priced, profile, tune
+from hetsched.api import compile, devices, explain, partition, priced, profile, schedule, tune
 from hetsched.device import Device, Link
 from hetsched.errors import HetschedError
 from hetsched.executable import Executable
 from hetsched.executable import load_executable as load
 from hetsched.frontend.reader import read_onnx
 from hetsched.graph import Graph
+from hetsched.instance import read_instance
 from hetsched.op import Op, Tensor
 from hetsched.plan import Plan, simulate
 from hetsched.schedule import Schedule, Slot, Transfer
@@ -35,11 +36,14 @@ __all__ = [
     "Transfer",
     "compile",
     "devices",
+    "explain",
     "load",
     "partition",
     "priced",
     "profile",
+    "read_instance",
     "read_onnx",
+    "schedule",
     "simulate",
     "tune",
     "verify",

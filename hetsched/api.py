@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from hetsched.compiler import compile_parts
+from hetsched.compiler import compile_parts, culprits
 from hetsched.contest import median_latencies
 from hetsched.cost import CostModel, Prices, price, refusals, signature
 from hetsched.device import Device
@@ -14,22 +14,29 @@ from hetsched.errors import (
     DeviceError,
     InfeasiblePlan,
     PluginError,
+    RefusedPart,
     UnsupportedOperation,
 )
 from hetsched.executable import Executable
+from hetsched.explain import Account, Explanation
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
+from hetsched.instance import read_instance
 from hetsched.measure import measure_kernel
+from hetsched.objective import objective as known_objective
 from hetsched.operation import group_flops
-from hetsched.partitioner import Partitioner, check_objective
-from hetsched.plan import Plan
+from hetsched.partitioner import Partitioner
+from hetsched.plan import Plan, Recipe
 from hetsched.plugin import load as load_plugin
 from hetsched.plugin import names
+from hetsched.problem import Problem, Solution
+from hetsched.scheduler import Scheduler
 from hetsched.store import Sample, Store, default_path
 from hetsched.system import System
 from hetsched.target import Target
+from hetsched.tasks import TaskGraph
 from hetsched.trial import Trial, choices
 
 Progress = Callable[[str, int, int], None]
@@ -63,7 +70,7 @@ def partition(
     """
     if isinstance(system, str):
         system = System.local(system, Store(Path(store)) if store else None)
-    chosen = with_objective(load_plugin(Partitioner, partitioner), objective)
+    chosen = partitioner_for(partitioner, objective)
     prices = priced(graph, system, cost_model, store, progress)
     if strict:
         for name, refusals in prices.refusals.items():
@@ -268,6 +275,61 @@ def tune(
     return Tuning(tuple(rows), whole)
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """A schedule of an instance, what is known of it, and the seconds that it took to find."""
+
+    problem: Problem
+    solution: Solution
+    wall_seconds: float
+
+
+def schedule(
+    instance: TaskGraph | str | Path, scheduler: str = "portfolio", contention: bool = False
+) -> Scheduled:
+    """A schedule for any task graph, or the file of an instance, without model or machine.
+
+    `scheduler` names an extension, with options: `portfolio:seconds=10`. With `contention` each
+    link serves one transfer at a time.
+
+    Raises
+    ------
+    InstanceError
+        The file is missing, or does not say what an instance says.
+    InfeasiblePlan
+        The devices cannot run or hold the tasks.
+    PluginError
+        There is no such scheduler or option.
+    """
+    tasks = instance if isinstance(instance, TaskGraph) else read_instance(instance)
+    problem = Problem.of(tasks)
+    chosen = load_plugin(Scheduler, scheduler)
+    begin = perf_counter()
+    solution = chosen.schedule(problem)
+    return Scheduled(problem, solution, perf_counter() - begin)
+
+
+def explain(plan: Plan | Recipe, node: str | None = None) -> tuple[Explanation, ...]:
+    """Why each node of the plan, or `node` alone, is where it is, and what else there was.
+
+    A node is a kernel group, by its name or, for a plan with its graph, that of any operation in
+    it.
+
+    Raises
+    ------
+    PlanError
+        There is no such node.
+    """
+    recipe = plan if isinstance(plan, Recipe) else plan.recipe
+    account = Account(recipe)
+    if node is None:
+        return tuple(map(account.explanation, account.nodes()))
+    if isinstance(plan, Plan):
+        groups = {op.name: group.name for group in plan.graph.groups for op in group.ops}
+        node = groups.get(node, node)
+    return (account.explanation(node),)
+
+
 def is_here(system: System) -> bool:
     """Whether each device of `system` is one of this machine, by its fingerprint."""
     for device in system.devices:
@@ -284,17 +346,18 @@ def is_here(system: System) -> bool:
     return True
 
 
-def with_objective(partitioner: Partitioner, objective: str | None) -> Partitioner:
+def partitioner_for(spec: str, objective: str | None) -> Partitioner:
     """The partitioner with its `objective` set; latency is what one without the option serves.
 
     Raises
     ------
     PluginError
-        There is no such objective, or the partitioner does not serve it.
+        There is no such partitioner or objective, or the one does not serve the other.
     """
+    partitioner = load_plugin(Partitioner, spec)
     if objective is None:
         return partitioner
-    check_objective(objective)
+    known_objective(objective)
     if any(f.name == "objective" for f in _options(partitioner)):
         return replace(partitioner, objective=objective)  # type: ignore[type-var]
     if objective != "latency":
@@ -308,11 +371,14 @@ def compile(
     partitioner: str = "auto",
     measure: bool = False,
     progress: Progress | None = None,
+    replan: Partitioner | None = None,
 ) -> Executable:
     """The plan's parts, compiled; for a graph, first a plan for `devices` by `partitioner`.
 
-    With `measure`, a plan for several devices runs beside the best single device, and what is
-    faster is returned; the plan's notes have both times.
+    What a target refuses only when it compiles becomes a constraint, and `replan` plans again,
+    which the notes tell; for a graph that is `partitioner`, and a plan is by default compiled as it
+    stands. With `measure`, a plan for several devices runs beside the best single device, and what
+    is faster is returned; the plan's notes have both times.
 
     Raises
     ------
@@ -320,9 +386,37 @@ def compile(
         A target refuses a part.
     """
     if isinstance(plan, Graph):
+        replan = replan or load_plugin(Partitioner, partitioner)
         plan = partition(plan, devices, partitioner)
-    executable = Executable(plan, compile_parts(plan, progress))
+    while True:
+        try:
+            executable = Executable(plan, compile_parts(plan, progress))
+            break
+        except RefusedPart as refused:
+            if replan is None:
+                raise
+            plan = _without(plan, refused, replan)
     return never_worse(executable, progress) if measure else executable
+
+
+def _without(plan: Plan, refused: RefusedPart, partitioner: Partitioner) -> Plan:
+    """Another plan, in which the device of the refused part does not run what it refused.
+
+    Raises
+    ------
+    RefusedPart
+        Nothing else can run it.
+    """
+    device = next(part.device.name for part in plan.parts if part.name == refused.part)
+    groups = culprits(plan, refused)
+    prices = plan.prices.without(groups, device, refused.reason)
+    told = f"'{device}' refused {', '.join(groups)}: {refused.reason}; planned again without"
+    try:
+        found = partitioner.partition(plan.graph, plan.system, prices)
+    except (InfeasiblePlan, UnsupportedOperation):
+        raise refused from None
+    earlier = tuple(note for note in plan.notes if note.endswith("; planned again without"))
+    return replace(found, notes=(*found.notes, *earlier, told))
 
 
 def never_worse(executable: Executable, progress: Progress | None = None) -> Executable:

@@ -30,10 +30,11 @@ import hetsched
 from hetsched import api, report
 from hetsched.errors import DeviceError, HetschedError, LimitExceeded, OutputFileError, PlanError
 from hetsched.executable import Executable
+from hetsched.explain import Account, difference
 from hetsched.files import write_text
 from hetsched.graph import Graph
 from hetsched.inputs import read_inputs, seeded_inputs, write_outputs
-from hetsched.plan import Plan, read_recipe, simulate
+from hetsched.plan import Plan, Recipe, plan_facts, read_recipe, simulate
 from hetsched.schedule import Schedule
 from hetsched.store import Store, default_path
 from hetsched.system import System
@@ -177,7 +178,10 @@ CostModelName = Annotated[
 Objective = Annotated[
     str | None,
     typer.Option(
-        "--objective", metavar="WHAT", help="What to minimise for: latency or throughput."
+        "--objective",
+        metavar="WHAT",
+        help="What to plan for: latency (the default), throughput, energy (by the watts of a "
+        "machine file) or memory.",
     ),
 ]
 Shapes = Annotated[
@@ -432,6 +436,106 @@ def simulate_(
     _show(document, json_, report.simulation_view(document, schedule, _width()))
 
 
+@app.command()
+def explain(
+    plan: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLAN|PACKAGE", help="A plan file, or a package.", show_default=False
+        ),
+    ],
+    node: Annotated[
+        str | None,
+        typer.Argument(metavar="NODE", help="An operation or kernel group.", show_default=False),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Says why each node runs where it does, and what it would cost on the other devices.
+
+    Every alternative is the same plan with that one node moved, by the plan's own prices.
+
+    Example: hetsched explain model.hsp /layer1/conv1/Conv
+    """
+    chosen = _plan_of(plan)
+    account = Account(chosen if isinstance(chosen, Recipe) else chosen.recipe)
+    with _of_file(plan):
+        found = api.explain(chosen, node)
+    borders = () if node else account.borders()
+    document = report.explanation_document(found, borders, account.makespan)
+    _show(document, json_, report.explanation_view(document))
+
+
+@app.command()
+def diff(
+    before: Annotated[
+        Path, typer.Argument(metavar="A", help="A plan file, or a package.", show_default=False)
+    ],
+    after: Annotated[
+        Path, typer.Argument(metavar="B", help="A plan file, or a package.", show_default=False)
+    ],
+    json_: Json = False,
+) -> None:
+    """Shows what two plans do not have in common: places, prices, order and prediction.
+
+    Example: hetsched diff a.plan.json b.plan.json
+    """
+    one, other = _plan_text(before), _plan_text(after)
+    with _of_file(before):
+        old, facts = read_recipe(one), plan_facts(one)
+    with _of_file(after):
+        new, later = read_recipe(other), plan_facts(other)
+    both = {name: (value, later[name]) for name, value in facts.items()}
+    document = report.difference_document(difference(old, new, both))
+    _show(document, json_, report.difference_view(document))
+
+
+@app.command()
+def schedule(
+    instance: Annotated[
+        Path,
+        typer.Argument(metavar="INSTANCE", help="A task graph, in JSON.", show_default=False),
+    ],
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            "--scheduler",
+            metavar="NAME",
+            help="portfolio (the default) is all of the others and a search; heft, cpop, peft, "
+            "lookahead, ippts, exact.",
+            show_default=False,
+        ),
+    ] = "portfolio",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            parser=seconds_of,
+            help="How long to look for something better, such as 2s or 1m.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the search.")] = None,
+    contention: Annotated[
+        bool,
+        typer.Option("--contention", help="Each link serves one transfer at a time."),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Schedules any task graph, with a lower bound: no model and no machine is needed.
+
+    docs/files.md has the form of the file.
+
+    Example: hetsched schedule instance.json --budget 10s
+    """
+    options = {"seconds": budget, "seed": seed}
+    given = ",".join(f"{name}={value}" for name, value in options.items() if value is not None)
+    spec = scheduler + ("," if ":" in scheduler else ":") + given if given else scheduler
+    found = api.schedule(instance, spec, contention)
+    document = report.schedule_document(found)
+    drawn = found.solution.schedule(found.problem)
+    _show(document, json_, report.schedule_view(document, drawn, _width()))
+
+
 @app.command(name="compile")
 def compile_(
     model: Model,
@@ -503,7 +607,10 @@ def compile_(
         if measure is None:
             measure = not plan and (partitioner or "auto") == "auto" and api.is_here(chosen.system)
         compiling = steps.begin("compiling")
-        with api.compile(chosen, measure=measure, progress=compiling) as executable:
+        # A plan that was given is compiled as it stands.
+        settled = plan or strict
+        replan = None if settled else api.partitioner_for(partitioner or "auto", objective)
+        with api.compile(chosen, measure=measure, progress=compiling, replan=replan) as executable:
             steps.begin("writing the package")
             executable.save(output)
             chosen = executable.plan
@@ -760,6 +867,21 @@ def _run(
         if turn < repeat:
             waiting.append((perf_counter(), executable.submit(inputs)))
     return outputs, latencies, measured
+
+
+def _plan_of(path: Path) -> Plan | Recipe:
+    """The plan of a package, or what a plan file has of one."""
+    if _is_package(path):
+        return hetsched.load(path).plan
+    with _of_file(path):
+        return read_recipe(_text(path))
+
+
+def _plan_text(path: Path) -> str:
+    if _is_package(path):
+        return hetsched.load(path).plan.to_json()
+    with _of_file(path):
+        return _text(path)
 
 
 def _is_package(path: Path) -> bool:

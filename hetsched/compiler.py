@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hetsched.cache import compiled
-from hetsched.errors import CompileError, DeviceError
+from hetsched.errors import CompileError, DeviceError, RefusedPart
 from hetsched.graph import Graph
 from hetsched.host import cores
 from hetsched.plan import Part, Plan
@@ -33,7 +33,7 @@ def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[Compile
     ------
     DeviceError
         A target cannot compile here; the message says why.
-    CompileError
+    RefusedPart
         A target refuses a part; the message has the part, its device and the reason.
     """
     for device in plan.devices:
@@ -53,10 +53,28 @@ def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[Compile
     return tuple(done)
 
 
+def culprits(plan: Plan, refused: RefusedPart) -> tuple[str, ...]:
+    """The kernel groups of a refused part that its target does not compile alone either.
+
+    All of the part's groups where each one alone compiles.
+    """
+    part = next(part for part in plan.parts if part.name == refused.part)
+    if len(part.groups) == 1:
+        return (part.groups[0].name,)
+    target = load(Target, part.device.target)
+    found = []
+    for group in part.groups:
+        try:
+            compiled(target, plan.graph.part(group.ops, group.name), part.device)
+        except CompileError:
+            found.append(group.name)
+    return tuple(found) or tuple(group.name for group in part.groups)
+
+
 def _compiled(plan: Plan, part: Part) -> CompiledPart:
     graph = plan.graph.part(part.ops, part.name)
     try:
         artifact = compiled(load(Target, part.device.target), graph, part.device)
     except CompileError as error:
-        raise CompileError(f"{part.name} on '{part.device.name}': {error}") from error
+        raise RefusedPart(part.name, part.device.name, str(error)) from error
     return CompiledPart(part, graph, artifact)

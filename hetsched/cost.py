@@ -1,8 +1,8 @@
 """What a kernel group costs on a device: the one input of every partitioner."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
@@ -67,6 +67,15 @@ class Prices(CostModel):
 
     def compute_seconds(self, graph: Graph, group: Group, device: Device) -> float:
         return self.seconds[group.name].get(device.name, float("inf"))
+
+    def without(self, groups: Iterable[str], device: str, reason: str) -> "Prices":
+        """The same prices, but that `device` cannot run `groups`, for this reason."""
+        seconds = {name: dict(row) for name, row in self.seconds.items()}
+        refusals = {name: dict(row) for name, row in self.refusals.items()}
+        for name in groups:
+            seconds[name].pop(device, None)
+            refusals.setdefault(name, {})[device] = reason
+        return replace(self, seconds=seconds, refusals=refusals)
 
 
 def price(

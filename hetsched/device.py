@@ -11,7 +11,8 @@ class Device:
     with its options: `cpu`, or `cpu:winograd=off`. `cores` are the
     host's cores that it occupies; devices with the same cores take turns. Devices of one
     `memory_space` hand tensors over without a copy. `fingerprint` says what measured times belong
-    to: two devices with the same one are the same kind of hardware under the same settings.
+    to: two devices with the same one are the same kind of hardware under the same settings. Watts
+    are 0 where nobody has said them.
     """
 
     name: str
@@ -27,6 +28,8 @@ class Device:
     flops_per_second: float = 1e9
     bytes_per_second: float = 1e9
     launch_seconds: float = 0.0
+    idle_watts: float = 0.0
+    active_watts: float = 0.0
     fingerprint: str = ""
     modelled: bool = False
 
@@ -48,6 +51,7 @@ class Link:
     sink: str
     seconds: float
     bytes_per_second: float
+    joules_per_byte: float = 0.0
 
     def transfer_seconds(self, nbytes: int) -> float:
         """The time that `nbytes` need from device to device."""

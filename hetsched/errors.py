@@ -35,6 +35,10 @@ class InfeasiblePlan(PlanError):
     """No plan satisfies the limits of the devices."""
 
 
+class InstanceError(HetschedError):
+    """A scheduling instance that does not say what an instance says."""
+
+
 class PackageError(HetschedError):
     """A package that is damaged, foreign or too new."""
 
@@ -49,6 +53,15 @@ class OutputFileError(HetschedError):
 
 class CompileError(HetschedError):
     """A target refused a part; the message has the part's name."""
+
+
+class RefusedPart(CompileError):
+    """A part that a target did not compile, by its name in the plan."""
+
+    def __init__(self, part: str, device: str, reason: str) -> None:
+        super().__init__(f"{part} on '{device}': {reason}")
+        self.part = part
+        self.reason = reason
 
 
 class PartError(HetschedError):

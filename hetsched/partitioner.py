@@ -4,15 +4,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 from hetsched.cost import CostModel
-from hetsched.errors import PluginError
 from hetsched.graph import Graph
 from hetsched.plan import Plan
 from hetsched.plugin import Plugin
-from hetsched.schedule import Schedule
 from hetsched.system import System
 from hetsched.tasks import Edge, TaskGraph, Timeline, contract, replay
-
-OBJECTIVES = ("latency", "throughput")
 
 
 class Partitioner(Plugin):
@@ -29,34 +25,6 @@ class Partitioner(Plugin):
         InfeasiblePlan
             The devices cannot run or hold the graph; the message names what is short.
         """
-
-
-def check_objective(objective: str) -> None:
-    """
-    Raises
-    ------
-    PluginError
-        There is no such objective.
-    """
-    if objective not in OBJECTIVES:
-        raise PluginError(f"no objective '{objective}'; there are {', '.join(OBJECTIVES)}")
-
-
-def cost_of(schedule: Schedule, system: System, objective: str) -> float:
-    """What an objective minimises: the makespan, or the seconds a request in steady state.
-
-    In steady state requests overlap, and the busiest unit or link sets the pace.
-    """
-    if objective == "latency":
-        return schedule.makespan
-    load: dict[object, float] = {}
-    for slot in schedule.slots:
-        unit = system.device(slot.device).unit
-        load[unit] = load.get(unit, 0.0) + slot.seconds
-    for move in schedule.transfers:
-        pair = (move.source, move.sink)
-        load[pair] = load.get(pair, 0.0) + move.seconds
-    return max(load.values(), default=0.0)
 
 
 def arrange(timeline: Timeline) -> tuple[tuple[str, ...], ...]:

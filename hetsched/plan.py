@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import NoneType
 from typing import Any
 
 from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
+from hetsched.document import NUMBER, check, parse
 from hetsched.errors import DeviceError, PlanError
 from hetsched.fusion import Group, gather
 from hetsched.graph import Graph
@@ -24,7 +25,6 @@ VERSION = 1
 
 # What a plan file holds: a type, a list of one shape, a record of named shapes, or, under `str`, a
 # map from any name. The system's own reader checks `system`.
-NUMBER = (int, float)
 SHAPE = {
     "version": int,
     "graph": {"name": str, "sha256": str},
@@ -160,6 +160,7 @@ class Plan:
                 for part in self.parts
             ),
             labels={part.name: part.label for part in self.parts},
+            refusals=self.prices.refusals,
         )
 
     def memory_bytes(self) -> dict[str, float]:
@@ -223,13 +224,15 @@ class Plan:
 class Recipe:
     """A plan without its graph: tasks with their prices, and which of them run together where.
 
-    `parts` are name, device and tasks; `work` is the FLOPs and bytes of each task.
+    `parts` are name, device and tasks; `work` is the FLOPs and bytes of each task; `refusals` are
+    why a task cannot run on a device, by task and device.
     """
 
     tasks: TaskGraph
     work: Mapping[str, tuple[int, int]]
     parts: tuple[tuple[str, str, tuple[str, ...]], ...]
     labels: Mapping[str, str]
+    refusals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def placement(self) -> Mapping[str, str]:
@@ -343,6 +346,7 @@ class Recipe:
             },
             parts=parts,
             labels={str(part["name"]): str(part["label"]) for part in content["parts"]},
+            refusals={name: dict(row) for name, row in content["refusals"].items()},
         )
 
 
@@ -387,43 +391,15 @@ def parse_plan(text: str) -> Mapping[str, Any]:
     PlanError
         The text is no plan, or of another version.
     """
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise PlanError(f"the plan is no JSON: {error}") from None
+    content = parse(text, PlanError, "the plan")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PlanError(f'this is no plan: it lacks "format": "{FORMAT}"')
     if content.get("version") != VERSION:
         raise PlanError(
             f"the plan has version {content.get('version')}; this hetsched reads {VERSION}"
         )
-    _check_shape(content, SHAPE, "plan")
+    check(content, SHAPE, "plan", PlanError, "the plan is damaged: ")
     return content
-
-
-def _check_shape(value: Any, shape: Any, where: str) -> None:
-    """
-    Raises
-    ------
-    PlanError
-        Something in `value` is missing or of the wrong kind; the message has the way to it.
-    """
-    if isinstance(shape, dict | list):
-        fits = isinstance(value, type(shape))
-    else:
-        kinds = shape if isinstance(shape, tuple) else (shape,)
-        # Python counts a truth value as an integer.
-        fits = isinstance(value, kinds) and not isinstance(value, bool)
-    if not fits:
-        raise PlanError(f"the plan is damaged: {where} is {value!r:.40}")
-    if isinstance(shape, list):
-        for index, item in enumerate(value):
-            _check_shape(item, shape[0], f"{where}[{index}]")
-    elif isinstance(shape, dict):
-        for key in value if str in shape else shape:
-            if key not in value:
-                raise PlanError(f"the plan is damaged: {where} lacks '{key}'")
-            _check_shape(value[key], shape.get(key, shape.get(str)), f"{where}.{key}")
 
 
 def read_recipe(text: str) -> Recipe:
@@ -437,6 +413,25 @@ def read_recipe(text: str) -> Recipe:
     content = parse_plan(text)
     with _described():
         return Recipe.from_dict(content, System.from_dict(content["system"]))
+
+
+def plan_facts(text: str) -> dict[str, str]:
+    """What a plan file says of itself, by name: model, system, partitioner and the like.
+
+    Raises
+    ------
+    PlanError
+        The text is no plan, or is damaged.
+    """
+    content = parse_plan(text)
+    return {
+        "model": content["graph"]["name"],
+        "graph": content["graph"]["sha256"][:12],
+        "system": str(content["system"].get("name", "")),
+        "partitioner": content["partitioner"],
+        "objective": content["objective"],
+        "cost model": content["cost_model"],
+    }
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hetsched.api import Found, Profiled, Tuning
+from hetsched.api import Found, Profiled, Scheduled, Tuning
 from hetsched.device import Device
+from hetsched.explain import Border, Difference, Explanation
 from hetsched.plan import Plan, Recipe, simulate
 from hetsched.schedule import Schedule, bars, gantt
 from hetsched.system import System
@@ -351,6 +352,182 @@ def simulation_view(document: Document, schedule: Schedule, width: int) -> Itera
         f"predicted {_number(document['makespan_seconds'], 1e-3, 3)} ms; "
         f"as planned {_number(document['planned_seconds'], 1e-3, 3)} ms"
     )
+
+
+def schedule_document(found: Scheduled) -> Document:
+    """What a scheduler found for an instance."""
+    solution = found.solution
+    return {
+        "makespan": solution.makespan,
+        "lower_bound": solution.lower_bound,
+        "optimal": solution.optimal,
+        "slots": [vars(slot) | {} for slot in solution.schedule(found.problem).slots],
+        "solver": solution.solver,
+        "wall_seconds": found.wall_seconds,
+    }
+
+
+def schedule_view(document: Document, schedule: Schedule, width: int) -> Iterator[RenderableType]:
+    yield Text(gantt(schedule, _columns(schedule, width)))
+    yield ""
+    gap = 1 - document["lower_bound"] / document["makespan"] if document["makespan"] else 0.0
+    proof = "proved optimal" if document["optimal"] else f"gap {gap * 100:.2f} %"
+    yield f"makespan     {document['makespan']:.9g} s"
+    yield f"lower bound  {document['lower_bound']:.9g} s, {proof}"
+    yield f"found by     {document['solver']} in {document['wall_seconds']:.3f} s"
+
+
+def explanation_document(
+    found: Sequence[Explanation], borders: Sequence[Border], makespan: float
+) -> Document:
+    """Nodes with their alternatives, and why each part is a part."""
+    return {
+        "makespan_seconds": makespan,
+        "nodes": [
+            {
+                "node": item.node,
+                "part": item.part,
+                "device": item.device,
+                "reason": item.reason,
+                "alternatives": [vars(other) | {} for other in item.alternatives],
+            }
+            for item in found
+        ],
+        "parts": [vars(border) | {} for border in borders],
+    }
+
+
+def explanation_view(document: Document) -> Iterator[RenderableType]:
+    if len(document["nodes"]) == 1:
+        (node,) = document["nodes"]
+        yield Text(node["node"], "bold")
+        yield f"in {node['part']} on {node['device']}: {node['reason']}"
+        yield ""
+        yield _alternatives(node)
+        return
+    yield _table(
+        "Nodes",
+        ("node", "part", "device", ">there us", ">transfers us", "why"),
+        (
+            (
+                shortened(node["node"]),
+                node["part"],
+                node["device"],
+                _number(chosen["seconds"], 1e-6, 1),
+                _number(chosen["transfer_seconds"], 1e-6, 1),
+                node["reason"],
+            )
+            for node in document["nodes"]
+            for chosen in node["alternatives"]
+            if chosen["device"] == node["device"]
+        ),
+    )
+    yield ""
+    yield _table(
+        "Parts, and why each begins where it does",
+        ("part", "device", "first", "why"),
+        (
+            (part["part"], part["device"], shortened(part["first"]), part["reason"])
+            for part in document["parts"]
+        ),
+    )
+    yield ""
+    yield (
+        f"predicted {_number(document['makespan_seconds'], 1e-3, 3)} ms; "
+        "name a node to see what it would cost on each device"
+    )
+
+
+def _alternatives(node: Document) -> RenderableType:
+    return _table(
+        "Alternatives",
+        ("device", ">alone us", ">transfers us", ">whole run us", ""),
+        (
+            (
+                item["device"],
+                _number(item["seconds"], 1e-6, 1),
+                _number(item["transfer_seconds"], 1e-6, 1),
+                "-" if item["change"] is None else f"{item['change'] * 1e6:+.1f}",
+                "chosen"
+                if item["device"] == node["device"]
+                else item["refusal"] or item["obstacle"],
+            )
+            for item in node["alternatives"]
+        ),
+    )
+
+
+def difference_document(found: Difference) -> Document:
+    """What two plans do not have in common."""
+    return {
+        "same": found.empty,
+        "makespan_seconds": list(found.makespans),
+        "parts": list(found.parts),
+        "facts": {name: list(pair) for name, pair in found.facts.items()},
+        "moves": [vars(move) | {} for move in found.moves],
+        "only_before": list(found.only_before),
+        "only_after": list(found.only_after),
+        "repriced": [
+            {"node": node, "device": device, "before_seconds": old, "after_seconds": new}
+            for node, device, old, new in found.repriced
+        ],
+        "order_changed": found.order_changed,
+    }
+
+
+def difference_view(document: Document) -> Iterator[RenderableType]:
+    before, after = document["makespan_seconds"]
+    if document["same"]:
+        yield "the plans are the same"
+    elif facts := {
+        **document["facts"],
+        "parts": list(map(str, document["parts"])),
+        "predicted ms": [_number(before, 1e-3, 3), _number(after, 1e-3, 3)],
+    }:
+        rows = ((name, *pair) for name, pair in facts.items() if pair[0] != pair[1])
+        yield _table("Plans", ("", "before", "after"), rows)
+    if moves := document["moves"]:
+        yield ""
+        yield _table(
+            "Nodes that moved",
+            ("node", "from", "to", ">before us", ">after us"),
+            (
+                (
+                    shortened(move["node"]),
+                    move["before"],
+                    move["after"],
+                    _number(move["before_seconds"], 1e-6, 1),
+                    _number(move["after_seconds"], 1e-6, 1),
+                )
+                for move in moves
+            ),
+        )
+    for title, key in (("Only before", "only_before"), ("Only after", "only_after")):
+        if document[key]:
+            yield ""
+            yield _table(title, ("",), ((shortened(name, 90),) for name in document[key]))
+    if rows := document["repriced"]:
+        yield ""
+        yield _table(
+            "Prices that changed",
+            ("node", "device", ">before us", ">after us"),
+            (
+                (
+                    shortened(row["node"]),
+                    row["device"],
+                    _number(row["before_seconds"], 1e-6, 1),
+                    _number(row["after_seconds"], 1e-6, 1),
+                )
+                for row in sorted(
+                    rows, key=lambda row: -abs(row["after_seconds"] - row["before_seconds"])
+                )[:MOST_ROWS]
+            ),
+        )
+        if len(rows) > MOST_ROWS:
+            yield f"and {len(rows) - MOST_ROWS} with smaller changes"
+    if document["order_changed"]:
+        yield ""
+        yield "the nodes that both have come in another order"
 
 
 def run_document(

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from hetsched.cost import CostModel, price
 from hetsched.errors import InfeasiblePlan
 from hetsched.graph import Graph
-from hetsched.partitioner import Partitioner, check_objective, cost_of
-from hetsched.plan import Plan, simulate
+from hetsched.objective import objective
+from hetsched.partitioner import Partitioner
+from hetsched.plan import Plan
 from hetsched.plugin import load, names
 from hetsched.system import System
 
@@ -21,7 +22,7 @@ class Auto(Partitioner):
     objective: str = "latency"
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        check_objective(self.objective)
+        goal = objective(self.objective)
         prices = price(graph, system, costs)
         singles = [f"single:device={device.name}" for device in system.devices]
         others = [name for name in names(Partitioner) if name not in ("auto", "single")]
@@ -33,9 +34,8 @@ class Auto(Partitioner):
             except InfeasiblePlan as error:
                 notes.append(f"{spec}: no plan, {error}")
                 continue
-            cost = cost_of(simulate(plan), system, self.objective)
-            found.append((cost, plan))
-            notes.append(f"{spec}: {cost * 1e3:.3f} ms predicted, parts: {len(plan.parts)}")
+            found.append((goal.value(plan), plan))
+            notes.append(f"{spec}: {goal.text(plan)} predicted, parts: {len(plan.parts)}")
         if not found:
             raise InfeasiblePlan("; ".join(notes))
         best = min(found, key=lambda item: item[0])[1]

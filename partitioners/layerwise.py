@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from hetsched.cost import CostModel
 from hetsched.errors import InfeasiblePlan
 from hetsched.graph import Graph
-from hetsched.partitioner import Partitioner, check_objective
+from hetsched.objective import objective
+from hetsched.partitioner import Partitioner
 from hetsched.plan import Plan, group_tasks, make_plan
 from hetsched.system import System
 from hetsched.tasks import TaskGraph
@@ -31,7 +32,7 @@ class Layerwise(Partitioner):
     objective: str = "throughput"
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        check_objective(self.objective)
+        objective(self.objective)
         tasks = group_tasks(graph, system, costs)
         stages = fastest_pipeline(tasks) if self.objective == "throughput" else shortest_run(tasks)
         order = [task.name for task in tasks.tasks]

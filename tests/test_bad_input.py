@@ -400,6 +400,36 @@ def test_edited_plan(name: str, whole: Path, refused: Callable[..., str], tmp_pa
     assert str(path) in refused("compile", BRANCH, "-o", out, "--plan", path)
 
 
+def test_plans_to_explain_and_compare(
+    whole: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    good, bad = whole.parent / "plan.json", tmp_path / "bad.json"
+    bad.write_text("{}")
+    for other in (bad, tmp_path / "missing.json"):
+        assert str(other) in refused("explain", other)
+        assert str(other) in refused("diff", good, other)
+        assert str(other) in refused("diff", other, good)
+    (tmp_path / "bad.hsp").write_bytes(b"PK")
+    assert "bad.hsp" in refused("explain", tmp_path / "bad.hsp")
+    assert "no node 'nothing' in the plan; there are" in refused("explain", good, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no JSON"),
+        ('{"devices": []}', "instance lacks 'tasks'"),
+        ('{"devices": ["a"], "tasks": [{"name": "t", "seconds": {}}]}', "no device can run 't'"),
+    ],
+)
+def test_instances(text: str, message: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "instance.json"
+    path.write_text(text)
+    line = refused("schedule", path)
+    assert str(path) in line
+    assert message in line
+
+
 def test_no_plan_there(whole: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     good = (whole.parent / "plan.json").read_bytes()

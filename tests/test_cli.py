@@ -125,6 +125,44 @@ def test_a_plan_is_simulated_on_another_machine(tmp_path: Path) -> None:
     )
 
 
+def test_a_plan_and_its_nodes_are_explained(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    hetsched_("partition", BRANCH, "--system", TWO_CORES, "--partitioner", "task", "-o", plan)
+    whole = document("explain", plan)
+    text = hetsched_("explain", plan).stdout
+    assert len(whole["nodes"]) == 6
+    for node in whole["nodes"]:
+        assert node["node"] in text
+        one = document("explain", plan, node["node"])
+        assert one["nodes"] == [node]
+        assert {item["device"] for item in node["alternatives"]} == {"cpu:0", "cpu:1"}
+        drawn = hetsched_("explain", plan, node["node"]).stdout
+        (elsewhere,) = (a for a in node["alternatives"] if a["device"] != node["device"])
+        assert f"{elsewhere['change'] * 1e6:+.1f}" in drawn
+    assert whole["makespan_seconds"] == document("simulate", plan)["makespan_seconds"]
+
+
+def test_a_package_is_explained_by_any_operation_in_it(package: Path) -> None:
+    # The activation behind a convolution, which is part of its group.
+    (node,) = document("explain", package, "/Relu")["nodes"]
+    assert node["node"] == "/c/Conv"
+
+
+def test_two_plans_are_compared(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    for path, partitioner in ((a, "task"), (b, "single:device=cpu:0")):
+        options = ("--system", TWO_CORES, "--partitioner", partitioner)
+        hetsched_("partition", BRANCH, *options, "-o", path)
+    found = document("diff", a, b)
+    text = hetsched_("diff", a, b).stdout
+    assert found["facts"] == {"partitioner": ["task", "single:device=cpu:0"]}
+    assert found["moves"]
+    for move in found["moves"]:
+        assert re.search(rf"{re.escape(move['node'])} +cpu:1 +cpu:0", text)
+    assert "the plans are the same" in hetsched_("diff", a, a).stdout
+    assert document("diff", a, a)["same"]
+
+
 def test_a_plan_is_compiled_as_it_stands(tmp_path: Path) -> None:
     plan, path = tmp_path / "plan.json", tmp_path / "m.hsp"
     options = ("--devices", two_devices(), "--partitioner", "task")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
 errors  device  schedule  trial  split
-plugin  dtype  files  host  store
+plugin  dtype  files  host  store  document
 op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
@@ -22,9 +22,9 @@ cache
 measure
 system
 tasks  cost
-problem
+problem  instance
 scheduler  plan
-partitioner  compiler  executor
+partitioner  compiler  executor  explain  objective
 package
 executable
 verify  contest

@@ -1,0 +1,117 @@
+"""What a plan is chosen for: one number of a plan, the smaller the better."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hetsched.errors import DeviceError, PluginError
+from hetsched.plan import Plan, simulate
+from hetsched.schedule import Schedule
+from hetsched.system import System
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A number of a plan, and how to print it: in `unit`s of `scale`."""
+
+    name: str
+    value: Callable[[Plan], float]
+    unit: str
+    scale: float
+
+    def text(self, plan: Plan) -> str:
+        """The number with its unit, as in `1.250 ms`."""
+        return f"{self.value(plan) / self.scale:.3f} {self.unit}"
+
+
+def objective(name: str) -> Objective:
+    """
+    Raises
+    ------
+    PluginError
+        There is no such objective.
+    """
+    if name not in OBJECTIVES:
+        raise PluginError(f"no objective '{name}'; there are {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def seconds_a_request(schedule: Schedule, system: System) -> float:
+    """The time from result to result in steady state, with requests behind each other.
+
+    The busiest unit or link sets the pace.
+    """
+    load: dict[object, float] = {}
+    for slot in schedule.slots:
+        unit = system.device(slot.device).unit
+        load[unit] = load.get(unit, 0.0) + slot.seconds
+    for move in schedule.transfers:
+        pair = (move.source, move.sink)
+        load[pair] = load.get(pair, 0.0) + move.seconds
+    return max(load.values(), default=0.0)
+
+
+def joules(schedule: Schedule, system: System) -> float:
+    """The energy of one run by the watts of the devices: active while they work, else idle.
+
+    All devices of the system count until the run ends; a link counts by its bytes.
+
+    Raises
+    ------
+    DeviceError
+        A device that works has no watts.
+    """
+    total = 0.0
+    for device in system.devices:
+        busy = schedule.busy_seconds(device.name)
+        if busy and not device.active_watts:
+            raise DeviceError(
+                f"'{device.name}' has no active_watts, so that energy is not known; "
+                "give it in a machine file"
+            )
+        total += device.active_watts * busy
+        total += device.idle_watts * max(0.0, schedule.makespan - busy)
+    for move in schedule.transfers:
+        link = system.link(move.source, move.sink) if move.source and move.sink else None
+        total += link.joules_per_byte * move.nbytes if link else 0.0
+    return total
+
+
+def held_bytes(plan: Plan) -> float:
+    """What the fullest device holds, weights and activations."""
+    return max(plan.memory_bytes().values(), default=0.0)
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    item.name: item
+    for item in (
+        Objective("latency", lambda plan: simulate(plan).makespan, "ms", 1e-3),
+        Objective(
+            "throughput",
+            lambda plan: seconds_a_request(simulate(plan), plan.system),
+            "ms a request",
+            1e-3,
+        ),
+        Objective("energy", lambda plan: joules(simulate(plan), plan.system), "mJ", 1e-3),
+        Objective("memory", held_bytes, "MB", 1e6),
+    )
+}
+
+
+def front(items: Iterable[tuple[tuple[float, ...], Item]]) -> list[tuple[tuple[float, ...], Item]]:
+    """The items that no other is at least as good as in every number and better in one.
+
+    Of equal ones the first stays; the order is that of the numbers.
+
+    Examples
+    --------
+    >>> [name for _, name in front([((2, 2), "c"), ((1, 3), "a"), ((1, 4), "b"), ((3, 1), "d")])]
+    ['a', 'c', 'd']
+    """
+    kept: list[tuple[tuple[float, ...], Item]] = []
+    for values, item in sorted(items, key=lambda pair: pair[0]):
+        if not any(all(a <= b for a, b in zip(other, values, strict=True)) for other, _ in kept):
+            kept.append((values, item))
+    return kept

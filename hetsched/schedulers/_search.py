@@ -433,3 +433,120 @@ def climb(a, order, device, best_order, best_device, iterations, heat, bound, we
                 for k in range(n):
                     position[order[k]] = k
     return best
+
+
+@njit(cache=True, nogil=True)
+def sweep(a, order, device, size, stride, iterations, heat, weights, state):
+    """Climbs windows of `size` tasks of the order, one after another; returns the end of the run.
+
+    What stands before and behind a window keeps its place, as arrivals and tails.
+    """
+    n, devices = len(order), len(a.unit) - 1
+    units = a.unit[-1]
+    finish, tail = np.zeros(n), np.zeros(n)
+    below, above = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    row, count = np.zeros((units, n), np.int64), np.zeros(units, np.int64)
+    end = forward(a, order, device, -1, finish, below, row, count)
+    backward(a, order, device, -1, tail, above)
+    number = np.full(n, -1)
+    free = np.zeros(units)
+    used = np.zeros(devices + 1)
+    for i in range(n):
+        used[device[i]] += a.memory[i]
+    first = 0
+    while first < n:
+        last = min(first + size, n)
+        m = last - first
+        rest = np.zeros(units)
+        missing = units
+        seen = np.zeros(units, np.bool_)
+        for k in range(last, n):
+            i = order[k]
+            u = a.unit[device[i]]
+            if not seen[u]:
+                seen[u] = True
+                rest[u] = tail[i] + a.seconds[i, device[i]]
+                missing -= 1
+                if not missing:
+                    break
+        inner = 0
+        for k in range(first, last):
+            number[order[k]] = k - first
+        for k in range(first, last):
+            i = order[k]
+            for e in range(a.into[i], a.into[i + 1]):
+                if number[a.source[e]] >= 0:
+                    inner += 1
+        seconds = np.empty((m, devices + 1))
+        entry, exit = np.empty((m, devices + 1)), np.empty((m, devices + 1))
+        memory = np.empty(m)
+        into, out = np.zeros(m + 1, np.int64), np.zeros(m + 1, np.int64)
+        source, sink = np.empty(inner, np.int64), np.empty(inner, np.int64)
+        into_nbytes, out_nbytes = np.empty(inner), np.empty(inner)
+        for k in range(m):
+            i = order[first + k]
+            seconds[k] = a.seconds[i]
+            entry[k] = a.entry[i]
+            exit[k] = a.exit[i]
+            memory[k] = a.memory[i]
+            used[device[i]] -= a.memory[i]
+            for d in range(devices):
+                entry[k, d] = max(entry[k, d], free[a.unit[d]])
+                exit[k, d] = max(exit[k, d], rest[a.unit[d]])
+            into[k + 1], out[k + 1] = into[k], out[k]
+            for e in range(a.into[i], a.into[i + 1]):
+                j = a.source[e]
+                if number[j] >= 0:
+                    source[into[k + 1]] = number[j]
+                    into_nbytes[into[k + 1]] = a.into_nbytes[e]
+                    into[k + 1] += 1
+                    continue
+                f = device[j]
+                for d in range(devices):
+                    there = finish[j] + a.latency[f, d] + a.into_nbytes[e] * a.per_byte[f, d]
+                    entry[k, d] = max(entry[k, d], there)
+            for e in range(a.out[i], a.out[i + 1]):
+                j = a.sink[e]
+                if number[j] >= 0:
+                    sink[out[k + 1]] = number[j]
+                    out_nbytes[out[k + 1]] = a.out_nbytes[e]
+                    out[k + 1] += 1
+                    continue
+                f = device[j]
+                for d in range(devices):
+                    way = tail[j] + a.seconds[j, f] + a.latency[d, f] + a.out_nbytes[e] * a.per_byte[d, f]
+                    exit[k, d] = max(exit[k, d], way)
+        for k in range(m):
+            for d in range(devices):
+                # Nothing may go where its data cannot come from or go to.
+                if entry[k, d] == np.inf or exit[k, d] == np.inf:
+                    seconds[k, d] = np.inf
+        part = Arrays(
+            seconds, into, source, into_nbytes, out, sink, out_nbytes, a.latency, a.per_byte, entry,
+            exit, a.unit, memory, a.limit - used,
+        )
+        inner_order = np.arange(m)
+        inner_device = device[order[first:last]]
+        best_order, best_device = inner_order.copy(), inner_device.copy()
+        climb(part, inner_order, inner_device, best_order, best_device, iterations, heat, 0.0, weights, state)
+        old = order[first:last].copy()
+        for k in range(m):
+            number[old[k]] = -1
+            order[first + k] = old[best_order[k]]
+            device[old[k]] = best_device[k]
+        for k in range(m):
+            used[device[old[k]]] += a.memory[old[k]]
+        # The finishes of the tasks that stay, and when they leave their units.
+        for k in range(first, min(first + stride, n)):
+            i = order[k]
+            d = device[i]
+            start = max(a.entry[i, d], free[a.unit[d]])
+            for e in range(a.into[i], a.into[i + 1]):
+                j = a.source[e]
+                there = finish[j] + a.latency[device[j], d] + a.into_nbytes[e] * a.per_byte[device[j], d]
+                if there > start:
+                    start = there
+            finish[i] = start + a.seconds[i, d]
+            free[a.unit[d]] = finish[i]
+        first += stride
+    return forward(a, order, device, -1, finish, below, row, count)

@@ -1,36 +1,99 @@
-"""Task graphs to schedule, made anew from a seed."""
+"""Task graphs to schedule, made anew from a seed: families of shapes, times and bytes drawn."""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from hetsched.problem import Problem, Solution
 
+# The number of tasks, and the two ends of each edge.
+Shape = tuple[int, np.ndarray, np.ndarray]
 
-def layered(tasks: int, devices: int, ratio: float, seed: int, unsupported: float = 0.1) -> Problem:
-    """A random layered graph on unrelated devices.
 
-    `ratio` is the mean transfer over the mean work (CCR); a task cannot run on a device with
-    probability `unsupported`, but on one at least. Work is uniform in [0.2, 1.8] of a task's own
-    mean on each device (beta 1 of the literature, with a floor).
+def layered(
+    tasks: int,
+    devices: int,
+    ratio: float,
+    seed: int,
+    unsupported: float = 0.1,
+    layers: float = 0.5,
+    room: float = 0.0,
+) -> Problem:
+    """A random layered graph, of tasks ** layers layers; the rest as `instance` has it.
+
+    A task reads from one to three of the two layers before its own.
     """
     rng = np.random.default_rng(seed)
-    layer = np.sort(rng.integers(0, max(2, round(tasks**0.5)), tasks))
-    ends = set()
-    for sink in range(tasks):
-        earlier = np.flatnonzero(layer < layer[sink])
-        if not len(earlier):
-            continue
-        near = earlier[layer[earlier] >= layer[sink] - 2]
-        pool = near if len(near) else earlier
-        count = min(len(pool), int(rng.integers(1, 4)))
-        ends |= {(sink, int(source)) for source in rng.choice(pool, count, replace=False)}
-    pairs = np.array(sorted(ends), np.int64).reshape(-1, 2)
+    layer = np.sort(rng.integers(0, max(2, round(tasks**layers)), tasks))
+    # Of each task: the first that it may read from, and the first that it may not.
+    until = np.searchsorted(layer, layer)
+    since = np.searchsorted(layer, layer - 2)
+    since[since == until] = 0
+    reads = np.minimum(rng.integers(1, 4, tasks), until - since)
+    sink = np.repeat(np.arange(tasks), reads)
+    source = since[sink] + (rng.random(len(sink)) * (until - since)[sink]).astype(np.int64)
+    return drawn((tasks, source, sink), devices, ratio, rng, unsupported, room)
+
+
+def instance(
+    family: str,
+    tasks: int,
+    devices: int,
+    ratio: float,
+    seed: int,
+    unsupported: float = 0.1,
+    room: float = 0.0,
+) -> Problem:
+    """The largest graph of a family with at most `tasks` tasks, or its smallest.
+
+    `ratio` is the mean transfer over the mean work (CCR). Work is uniform in [0.2, 1.8] of a task's
+    own mean on each device (beta 1 of the literature, with a floor). A task cannot run on a device
+    with probability `unsupported`, but on one at least.
+
+    With `room`, memory is limited: tasks hold 1 to 9 bytes each, and a device has `room` times what
+    it needs in a hidden placement, so that from 1 on all fit.
+    """
+    made = FAMILIES[family]
+    if isinstance(made, float):
+        return layered(tasks, devices, ratio, seed, unsupported, made, room)
+    size, above = 1, 2
+    while made(above)[0] <= tasks:
+        size, above = above, 2 * above
+    while above - size > 1:
+        middle = (size + above) // 2
+        size, above = (middle, above) if made(middle)[0] <= tasks else (size, middle)
+    rng = np.random.default_rng(seed)
+    return drawn(made(size), devices, ratio, rng, unsupported, room)
+
+
+def families() -> tuple[str, ...]:
+    return tuple(FAMILIES)
+
+
+def drawn(
+    shape: Shape,
+    devices: int,
+    ratio: float,
+    rng: np.random.Generator,
+    unsupported: float,
+    room: float,
+) -> Problem:
+    """Times, bytes and memory for a shape, as `instance` says. An edge that comes twice is one."""
+    tasks, source, sink = shape
+    pairs = np.unique(sink * tasks + source)
+    sink, source = pairs // tasks, pairs % tasks
     mean = rng.uniform(0.1, 1.9, tasks)
     seconds = mean[:, None] * rng.uniform(0.2, 1.8, (tasks, devices))
     cannot = rng.random((tasks, devices)) < unsupported
     cannot[np.arange(tasks), rng.integers(0, devices, tasks)] = False
     seconds[cannot] = np.inf
     nbytes = rng.uniform(0.1, 1.9, len(pairs)) * ratio
-    return problem(seconds, pairs[:, 1], pairs[:, 0], nbytes)
+    if not room:
+        return problem(seconds, source, sink, nbytes)
+    memory = rng.integers(1, 10, tasks).astype(float)
+    hidden = np.argmin(rng.random((tasks, devices)) + cannot, axis=1)
+    limit = np.ceil(room * np.bincount(hidden, memory, devices))
+    return problem(seconds, source, sink, nbytes, memory, limit)
 
 
 def problem(
@@ -134,3 +197,143 @@ def _timely_edges(
     _, first = np.unique(sink * tasks + source, return_index=True)
     first = first[kept[first]]
     return source[first], sink[first], delay[first]
+
+
+# Shapes, of a size that is their own.
+
+
+def chain(size: int) -> Shape:
+    return size, np.arange(size - 1), np.arange(1, size)
+
+
+def out_tree(size: int) -> Shape:
+    """Each task is read by two."""
+    sink = np.arange(1, size)
+    return size, (sink - 1) // 2, sink
+
+
+def in_tree(size: int) -> Shape:
+    """Each task reads from two: `out_tree` backwards."""
+    _, source, sink = out_tree(size)
+    return size, size - 1 - sink, size - 1 - source
+
+
+def fork_join(size: int) -> Shape:
+    """`size` stages, each a fork to `size` tasks and their join, the fork of the next."""
+    stage, branch = (axis.ravel() for axis in np.mgrid[0:size, 0:size])
+    fork = stage * (size + 1)
+    inner = fork + 1 + branch
+    source, sink = np.concatenate([fork, inner]), np.concatenate([inner, fork + size + 1])
+    return size * (size + 1) + 1, source, sink
+
+
+def gaussian(size: int) -> Shape:
+    """Elimination of a column at a time: a pivot, then each column behind it.
+
+    References
+    ----------
+    Topcuoglu, Hariri and Wu, IEEE TPDS 13(3), 2002, https://doi.org/10.1109/71.993206
+    """
+    # Task (k, k) is a pivot, (k, j) the update of column j by it; they stand in rows.
+    k, j = (axis.ravel() for axis in np.mgrid[0:size, 0 : size + 1])
+    k, j = k[j > k], j[j > k]
+    pivot = k * (size + 1) - k * (k - 1) // 2
+    update = pivot + j - k
+    again = k < size - 1
+    # The next step reads the column: as its pivot, or to update it.
+    source = np.concatenate([pivot, update[again]])
+    return int(update.max()) + 1, source, np.concatenate([update, (update + size - k)[again]])
+
+
+def fft(size: int) -> Shape:
+    """The recursive calls, a tree with 2 ** size leaves, then the butterflies.
+
+    References
+    ----------
+    Topcuoglu, Hariri and Wu, IEEE TPDS 13(3), 2002, https://doi.org/10.1109/71.993206
+    """
+    points = 2**size
+    calls, source, sink = out_tree(2 * points - 1)
+    level, point = (axis.ravel() for axis in np.mgrid[0:size, 0:points])
+    # The leaves of the tree are level 0, which stands before the tasks of the levels behind it.
+    before = calls - points + level * points
+    crossed = point ^ (1 << level)
+    return (
+        calls + size * points,
+        np.concatenate([source, before + point, before + crossed]),
+        np.concatenate([sink, before + points + point, before + points + point]),
+    )
+
+
+def lu(size: int) -> Shape:
+    """LU of `size` x `size` tiles, without pivoting: task (k, i, j) is step k on tile (i, j)."""
+    k, i, j = (axis.ravel() for axis in np.mgrid[0:size, 0:size, 0:size])
+    return _steps(k, i, j, (i >= k) & (j >= k))
+
+
+def cholesky(size: int) -> Shape:
+    """Cholesky of `size` x `size` tiles, of which the lower half is there."""
+    k, i, j = (axis.ravel() for axis in np.mgrid[0:size, 0:size, 0:size])
+    return _steps(k, i, j, (i >= j) & (j >= k))
+
+
+def _steps(k: np.ndarray, i: np.ndarray, j: np.ndarray, there: np.ndarray) -> Shape:
+    """Step k factors tile (k, k), then the tiles of its row and column, then updates the rest."""
+    k, i, j = k[there], i[there], j[there]
+    size = int(k.max()) + 1
+    tile = np.full((size, size, size), -1)
+    # Within a step the tile (k, k) is first, then its row and column, then the rest.
+    inner = (i > k) & (j > k)
+    order = np.lexsort((j, i, inner, k))
+    tile[k[order], i[order], j[order]] = np.arange(len(order))
+    own = tile[k, i, j]
+    edge = (i > k) ^ (j > k)
+    # An update reads its row's tile in column k, and its column's in row k; of a symmetric matrix
+    # that is the tile of the other half.
+    across = np.where(tile[k, k, j] >= 0, tile[k, k, j], tile[k, j, k])
+    later = k > 0
+    source = [tile[k, k, k][edge], tile[k, i, k][inner], across[inner], tile[k - 1, i, j][later]]
+    sink = [own[edge], own[inner], own[inner], own[later]]
+    return len(order), np.concatenate(source), np.concatenate(sink)
+
+
+def stencil(size: int) -> Shape:
+    """`size` cells for as many steps; a cell reads itself and both neighbours a step before."""
+    step, cell, by = (axis.ravel() for axis in np.mgrid[1 : size + 1, 0:size, -1:2])
+    inside = (cell + by >= 0) & (cell + by < size)
+    source = ((step - 1) * size + cell + by)[inside]
+    return size * (size + 1), source, (step * size + cell)[inside]
+
+
+def wavefront(size: int) -> Shape:
+    """A square of cells, each of which reads the one above and the one to its left."""
+    cell = np.arange(size * size)
+    down, right = cell[cell >= size], cell[cell % size > 0]
+    source, sink = np.concatenate([down - size, right - 1]), np.concatenate([down, right])
+    return size * size, source, sink
+
+
+def map_reduce(size: int) -> Shape:
+    """`size` tasks, each of which eight others read, and one that reads these."""
+    one, other = (axis.ravel() for axis in np.mgrid[0:size, size : size + 8])
+    source = np.concatenate([one, np.arange(size, size + 8)])
+    return size + 9, source, np.concatenate([other, np.full(8, size + 8)])
+
+
+# A shape, or of a random layered graph the share that the logarithm of its depth has of all.
+FAMILIES: dict[str, Callable[[int], Shape] | float] = {
+    "layered": 0.5,
+    "wide": 0.25,
+    "deep": 0.75,
+    "chain": chain,
+    "out_tree": out_tree,
+    "in_tree": in_tree,
+    "fork_join": fork_join,
+    "gaussian": gaussian,
+    "fft": fft,
+    "lu": lu,
+    "cholesky": cholesky,
+    "stencil": stencil,
+    "wavefront": wavefront,
+    "map_reduce": map_reduce,
+}

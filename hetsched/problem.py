@@ -2,12 +2,38 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from hetsched.device import Device
 from hetsched.schedule import Schedule, Slot
 from hetsched.tasks import TaskGraph
+
+
+class Arrays(NamedTuple):
+    """A problem for compiled loops: its arrays, float64 or int64, each as `Problem` has it.
+
+    The edges into task i are `incoming[i]` to `incoming[i + 1]`; those out of it are the numbers
+    `outgoing[begins[i]]` to `outgoing[begins[i + 1]]`.
+    """
+
+    seconds: np.ndarray
+    source: np.ndarray
+    sink: np.ndarray
+    nbytes: np.ndarray
+    tensor: np.ndarray
+    incoming: np.ndarray
+    begins: np.ndarray
+    outgoing: np.ndarray
+    latency: np.ndarray
+    per_byte: np.ndarray
+    entry: np.ndarray
+    exit: np.ndarray
+    unit: np.ndarray
+    memory: np.ndarray
+    limit: np.ndarray
+    contention: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +44,14 @@ class Problem:
     for what comes from the host, and for an edge from another device the finish of its source, the
     latency of the pair and the time of its bytes. The end of the run is the last finish, with
     `exit` for results on their way to the host.
+
+    A unit has one task at a time. One without work takes none of its time, yet has its moment:
+    it is never inside of another task.
+
+    With `contention` a link, an ordered pair of devices, serves one transfer at a time, for the
+    latency and the time of its bytes together; what takes no time waits for none. Edges with one
+    `tensor` carry it once to each device, at the same time for all that read it there. What the
+    host sends and gets does not contend.
 
     Raises
     ------
@@ -46,13 +80,19 @@ class Problem:
     limit: np.ndarray
     names: tuple[str, ...] = field(default=(), repr=False)
     devices: tuple[str, ...] = ()
+    # (m) 0..m-1, equal for edges of one task that carry the same data; left out, each its own.
+    tensor: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+    contention: bool = False
 
     def __post_init__(self) -> None:
         tasks, devices = self.seconds.shape
         edges = len(self.source)
+        if not len(self.tensor):
+            object.__setattr__(self, "tensor", np.arange(edges))
         shapes = {
             "sink": (edges,),
             "nbytes": (edges,),
+            "tensor": (edges,),
             "latency": (devices, devices),
             "per_byte": (devices, devices),
             "entry": (tasks, devices),
@@ -64,8 +104,15 @@ class Problem:
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, not {shape}")
-        if edges and not (self.source < self.sink).all():
+        for name in ("seconds", *shapes):
+            kind = np.int64 if name in ("source", "sink", "tensor", "unit") else np.float64
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), kind))
+        if not (self.source < self.sink).all():
             raise ValueError("an edge leads back in the order of the tasks")
+        if edges and not (self.source.min() >= 0 and self.sink.max() < tasks):
+            raise ValueError("an edge leads to no task")
+        if not (np.diff(self.sink) >= 0).all():
+            raise ValueError("the edges are not sorted by sink")
 
     @property
     def tasks(self) -> int:
@@ -82,6 +129,12 @@ class Problem:
         edges = np.argsort(self.source, kind="stable").astype(np.int64)
         begins = np.searchsorted(self.source[edges], np.arange(self.tasks + 1)).astype(np.int64)
         return begins, edges
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        begins, outgoing = self.outgoing
+        fields = {name: getattr(self, name) for name in Arrays._fields if hasattr(self, name)}
+        return Arrays(**{**fields, "begins": begins, "outgoing": outgoing})
 
     @classmethod
     def of(cls, tasks: TaskGraph) -> "Problem":
@@ -152,6 +205,8 @@ class Solution:
     """A device and a start, in seconds, for each task of a problem, and what is known of it.
 
     `lower_bound` is in seconds, and no schedule is shorter; `solver` names what found this one.
+    Where links contend, `sent` (m) is the start of the transfer of each edge, the same for edges
+    that one transfer serves; not a number where none is needed.
     """
 
     device: np.ndarray
@@ -159,6 +214,7 @@ class Solution:
     makespan: float
     lower_bound: float = 0.0
     solver: str = ""
+    sent: np.ndarray | None = None
 
     @property
     def optimal(self) -> bool:

@@ -50,6 +50,10 @@ LOADERS = frozenset(
     f"hetsched.schedules.{name}"
     for name in "apply blocks convolution elementwise integer layout legal loops matmul "
     "polynomials pooling recurrent rows window winograd".split()
+} | {
+    # Named by whoever wants them, loaded by name.
+    f"hetsched.schedulers.{name}"
+    for name in "_cpsat _gaps _list _lns _rank cpop exact heft ippts lookahead peft".split()
 }
 
 

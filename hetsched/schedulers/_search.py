@@ -8,7 +8,14 @@ from numba import njit
 from hetsched.problem import Problem
 
 
-class Arrays(NamedTuple):
+# How likely a step takes one task more, and then what: a neighbour in the graph, a critical task,
+# else one nearby in the order. How likely all it takes go to one device, and how likely one more.
+GROW = 0.7
+ALONG, CRITICAL = 0.8, 0.9
+TOGETHER, GROW_TOGETHER = 0.2, 0.9
+
+
+class Padded(NamedTuple):
     """A problem as the loops read it, with a device more, the last: nowhere.
 
     A task that has been taken out is nowhere: it holds no unit, takes its least seconds, and what
@@ -32,11 +39,11 @@ class Arrays(NamedTuple):
     limit: np.ndarray
 
 
-def arrays(problem: Problem) -> Arrays:
+def padded(problem: Problem) -> Padded:
     """Linear in tasks and edges, times devices."""
     n, p = problem.seconds.shape
     out, edges = problem.outgoing
-    return Arrays(
+    return Padded(
         np.column_stack([problem.seconds, problem.seconds.min(1, initial=np.inf)]),
         problem.incoming,
         problem.source,
@@ -281,12 +288,17 @@ def place(a, order, position, device, i, d, before, behind, below, scratch, mark
 
 
 @njit(cache=True, nogil=True)
-def climb(a, order, device, best_order, best_device, iterations, heat, bound, weights, state):
-    """Improves `order` and `device` in place by `iterations` of annealing; returns the best end.
+def climb(
+    a, order, device, best_order, best_device, best, steps, hot, cold, bound, state
+):
+    """Anneals `order` and `device` in place; returns the shortest end found, or `best`.
+
+    What is shorter than `best` goes to `best_order` and `best_device`. An end that is not above
+    `bound` is not improved.
 
     Critical tasks, alone or with neighbours, are taken out and put back one by one where the
     longest path through each is shortest; what is worse by x is kept with probability
-    exp(-x / temperature), which falls from `heat` to 0.
+    exp(-x / temperature), which falls from `hot` to `cold`.
     """
     n, nowhere = len(order), len(a.unit) - 1
     units = a.unit[-1]
@@ -305,14 +317,15 @@ def climb(a, order, device, best_order, best_device, iterations, heat, bound, we
     for k in range(n):
         position[order[k]] = k
     now = forward(a, order, device, -1, finish, below, row, count)
-    best = now
-    best_order[:] = order
-    best_device[:] = device
+    if now < best:
+        best = now
+        best_order[:] = order
+        best_device[:] = device
     fresh = True
-    for step in range(iterations):
+    for step in range(steps):
         if best <= bound:
             break
-        temperature = heat * (1.0 - step / iterations)
+        temperature = hot + (cold - hot) * step / steps
         if fresh:
             end = forward(a, order, device, -1, finish, below, row, count)
             backward(a, order, device, -1, tail, above)
@@ -327,10 +340,10 @@ def climb(a, order, device, best_order, best_device, iterations, heat, bound, we
         chance = draw(state)
         size = 1
         only = -1
-        grow = weights[0]
-        if draw(state) < weights[3]:
+        grow = GROW
+        if draw(state) < TOGETHER:
             only = int(draw(state) * nowhere)
-            grow = weights[4]
+            grow = GROW_TOGETHER
         while size < 32 and chance < grow:
             size += 1
             chance = draw(state)
@@ -345,7 +358,7 @@ def climb(a, order, device, best_order, best_device, iterations, heat, bound, we
                 seed = taken[int(draw(state) * got)]
                 kind = draw(state)
                 other = -1
-                if kind < weights[1] or only >= 0:
+                if kind < ALONG or only >= 0:
                     degree = a.into[seed + 1] - a.into[seed]
                     both = degree + a.out[seed + 1] - a.out[seed]
                     if both:
@@ -354,7 +367,7 @@ def climb(a, order, device, best_order, best_device, iterations, heat, bound, we
                             other = a.source[a.into[seed] + e]
                         else:
                             other = a.sink[a.out[seed] + e - degree]
-                elif kind < weights[2]:
+                elif kind < CRITICAL:
                     other = critical[int(draw(state) * criticals)]
                 else:
                     k = position[seed] + int(draw(state) * 17) - 8
@@ -436,8 +449,10 @@ def climb(a, order, device, best_order, best_device, iterations, heat, bound, we
 
 
 @njit(cache=True, nogil=True)
-def sweep(a, order, device, size, stride, iterations, heat, weights, state):
-    """Climbs windows of `size` tasks of the order, one after another; returns the end of the run.
+def sweep(a, order, device, first, until, size, steps, heat, state):
+    """Climbs windows of `size` tasks of the order that begin from `first` on and before `until`.
+
+    They overlap by half. Returns the place where the next window begins and the end of the run.
 
     What stands before and behind a window keeps its place, as arrivals and tails.
     """
@@ -453,8 +468,10 @@ def sweep(a, order, device, size, stride, iterations, heat, weights, state):
     used = np.zeros(devices + 1)
     for i in range(n):
         used[device[i]] += a.memory[i]
-    first = 0
-    while first < n:
+    for k in range(first):
+        free[a.unit[device[order[k]]]] = finish[order[k]]
+    stride = max(1, size // 2)
+    while first < until:
         last = min(first + size, n)
         m = last - first
         rest = np.zeros(units)
@@ -521,14 +538,16 @@ def sweep(a, order, device, size, stride, iterations, heat, weights, state):
                 # Nothing may go where its data cannot come from or go to.
                 if entry[k, d] == np.inf or exit[k, d] == np.inf:
                     seconds[k, d] = np.inf
-        part = Arrays(
+        part = Padded(
             seconds, into, source, into_nbytes, out, sink, out_nbytes, a.latency, a.per_byte, entry,
             exit, a.unit, memory, a.limit - used,
         )
         inner_order = np.arange(m)
         inner_device = device[order[first:last]]
         best_order, best_device = inner_order.copy(), inner_device.copy()
-        climb(part, inner_order, inner_device, best_order, best_device, iterations, heat, 0.0, weights, state)
+        climb(
+            part, inner_order, inner_device, best_order, best_device, np.inf, steps, heat, 0.0, 0.0, state,
+        )
         old = order[first:last].copy()
         for k in range(m):
             number[old[k]] = -1
@@ -549,4 +568,4 @@ def sweep(a, order, device, size, stride, iterations, heat, weights, state):
             finish[i] = start + a.seconds[i, d]
             free[a.unit[d]] = finish[i]
         first += stride
-    return forward(a, order, device, -1, finish, below, row, count)
+    return first, forward(a, order, device, -1, finish, below, row, count)

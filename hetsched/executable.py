@@ -37,11 +37,11 @@ class Executable:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        return self.plan.graph.inputs
+        return self.plan.original.inputs
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        return self.plan.graph.outputs
+        return self.plan.original.outputs
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Output arrays by name, for input arrays by name.
@@ -155,7 +155,7 @@ class Executable:
             for item in self.parts
         ]
         names = [tensor.name for tensor in self.outputs]
-        constants = self.plan.graph.constants
+        constants = self.plan.original.constants
         return Executor(
             steps, names, {name: constants[name] for name in names if name in constants}
         )

@@ -47,20 +47,28 @@ class Group:
         return next((op for op in self.ops if op.kind != HEAD), self.ops[0]).name
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """The names of its operations."""
+        return tuple(op.name for op in self.ops)
+
+    @property
     def kinds(self) -> str:
         """The op types, as in `Conv+Add+Relu`."""
         return "+".join(op.kind for op in self.ops)
 
 
 def fuse(
-    ops: Sequence[Op], outputs: Iterable[Tensor], constants: Mapping[str, object]
+    ops: Sequence[Op],
+    outputs: Iterable[Tensor],
+    constants: Mapping[str, object],
+    joins: frozenset[str] = frozenset(),
 ) -> tuple[Group, ...]:
-    """The kernel groups of `ops`, in topological order.
+    """The kernel groups of `ops`, in topological order; each of `joins` begins one.
 
     A group has one exit until its last operation, so that nothing outside can lie on a path
     between two of its members: the groups form an acyclic graph. Linear time in `ops`.
     """
-    region = _Region(ops, {tensor.name for tensor in outputs})
+    region = _Region(ops, {tensor.name for tensor in outputs}, joins)
     taken: set[int] = set()
     members: list[list[int]] = []
     for index in range(len(ops)):
@@ -89,11 +97,17 @@ def gather(
 
 
 class _Region:
-    """Who writes and who reads each tensor of `ops`, by position; `kept` leave the graph."""
+    """Who writes and who reads each tensor of `ops`, by position; `kept` leave the graph.
 
-    def __init__(self, ops: Sequence[Op], kept: set[str]) -> None:
+    No operation of `joins` is in a tail.
+    """
+
+    def __init__(
+        self, ops: Sequence[Op], kept: set[str], joins: frozenset[str] = frozenset()
+    ) -> None:
         self._ops = ops
         self._kept = kept
+        self._joins = joins
         self._producer = {t.name: i for i, op in enumerate(ops) for t in op.writes}
         self._consumers: dict[str, list[int]] = {}
         for index, op in enumerate(ops):
@@ -147,6 +161,8 @@ class _Region:
                 for tensor in op.reads
             )
             if late or index in taken or op.kind not in TAIL or op.domain or len(op.writes) != 1:
+                return []
+            if op.name in self._joins:
                 return []
             found.append(index)
             frontier = {

@@ -27,8 +27,9 @@ DETACHED_NBYTES = 1024
 class Graph:
     """Operations in topological order over tensors of static shape.
 
-    `constants` are the weights, read-only arrays by tensor name. Checked when made: each tensor is
-    defined once and before it is read.
+    `constants` are the weights, read-only arrays by tensor name. `joins` are operations that put
+    together what several devices may have computed: none is the tail of a kernel group, which would
+    wait for all of it. Checked when made: each tensor is defined once and before it is read.
 
     Raises
     ------
@@ -42,6 +43,7 @@ class Graph:
     outputs: tuple[Tensor, ...]
     constants: Mapping[str, np.ndarray] = field(repr=False)
     opsets: Mapping[str, int]
+    joins: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constants", MappingProxyType(dict(self.constants)))
@@ -68,7 +70,7 @@ class Graph:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The kernel groups, in topological order: the unit of price and placement."""
-        return fuse(self.ops, self.outputs, self.constants)
+        return fuse(self.ops, self.outputs, self.constants, self.joins)
 
     @cached_property
     def producers(self) -> Mapping[str, Op]:

@@ -1,14 +1,17 @@
 """What chooses a plan."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from hetsched.cost import CostModel
 from hetsched.graph import Graph
 from hetsched.plan import Plan
 from hetsched.plugin import Plugin
+from hetsched.schedule import Schedule
 from hetsched.system import System
-from hetsched.tasks import Edge, TaskGraph, Timeline, contract, replay
+from hetsched.tasks import TaskGraph
 
 
 class Partitioner(Plugin):
@@ -27,78 +30,245 @@ class Partitioner(Plugin):
         """
 
 
-def arrange(timeline: Timeline) -> tuple[tuple[str, ...], ...]:
+# Passes of `arrange` over all runs, in both directions of time; most find nothing after two.
+PASSES = 8
+# Of the makespan: sums of floats in another order differ in the last digits.
+ROUNDING = 1e-12
+
+
+def arrange(tasks: TaskGraph, schedule: Schedule) -> tuple[tuple[str, ...], ...]:
     """The placed tasks as runs, few and long, that do not delay the end: the parts of a plan.
 
     A part hands over at its end and waits for all that it needs at its start. So the tasks of a
-    device, by start time, are first cut wherever another device waits or is waited for; then two
-    runs of one device are joined whenever the tasks between do not forbid it and the makespan of
-    the parts does not grow.
+    device, in the schedule's order, are first cut wherever another device waits or is waited for;
+    then runs of one device that follow each other are joined where nothing between forbids it and
+    the makespan of the parts does not grow. O(edges log^2) time.
     """
-    placement = {name: slot.device for name, slot in timeline.slots.items()}
-    runs = _runs(timeline, placement)
-    best = _makespan(timeline.tasks, placement, runs)
-    first = 0
-    while first < len(runs):
-        joined = _join_next(timeline.tasks, placement, runs, first, best)
-        if joined is None:
-            first += 1
-        else:
-            best, runs = joined
-    return tuple(map(tuple, runs))
+    runs = _Runs.cut(tasks, schedule)
+    idle = 0
+    for _ in range(PASSES):
+        joined = runs.joined().backwards()
+        idle = idle + 1 if len(joined.members) == len(runs.members) else 0
+        runs = joined
+        if idle == 2:
+            break
+    if runs.reversed:
+        runs = runs.backwards()
+    return tuple(map(tuple, runs.members))
 
 
-def _runs(timeline: Timeline, placement: Mapping[str, str]) -> list[list[str]]:
-    """The tasks by start time, in runs of one device that end where another device waits."""
-    tasks = timeline.tasks
-    position = {task.name: index for index, task in enumerate(tasks.tasks)}
+@dataclass(frozen=True)
+class _Runs:
+    """Runs in the order in which they start, each with its tasks; or all of it backwards in time.
 
-    def crosses(edge: Edge) -> bool:
-        ends = edge.source, edge.sink
-        return None not in ends and placement[str(edge.source)] != placement[str(edge.sink)]
+    `work` is without `launch`, which a run costs beside. `before` and `behind` are seconds from the
+    start of all to that of a run at least, and from its end to the end of all. `edges` are pairs of
+    runs by position, with the seconds of the way from one to the other.
+    """
 
-    runs: list[list[str]] = []
-    ended = True
-    # Tasks without work start together with what they wait for: then position decides.
-    for name in sorted(placement, key=lambda name: (timeline.slots[name].start, position[name])):
-        waits = any(map(crosses, tasks.incoming[name]))
-        if ended or waits or placement[runs[-1][-1]] != placement[name]:
-            runs.append([])
-        runs[-1].append(name)
-        ended = any(map(crosses, tasks.outgoing[name]))
-    return runs
+    members: list[list[str]]
+    lane: list[str]
+    unit: list[str]
+    launch: list[float]
+    work: list[float]
+    before: list[float]
+    behind: list[float]
+    edges: list[tuple[int, int, float]]
+    reversed: bool = False
+
+    @classmethod
+    def cut(cls, tasks: TaskGraph, schedule: Schedule) -> "_Runs":
+        """A run ends where another device waits for it, and where the next task waits for one."""
+        placement = {slot.task: slot.device for slot in schedule.slots}
+        runs: list[list[str]] = []
+        owner: dict[str, int] = {}
+        ended = True
+        for slot in schedule.slots:
+            name, device = slot.task, slot.device
+            waits = any(
+                edge.source is not None and placement[edge.source] != device
+                for edge in tasks.incoming[name]
+            )
+            if ended or waits or placement[runs[-1][-1]] != device:
+                runs.append([])
+            runs[-1].append(name)
+            owner[name] = len(runs) - 1
+            ended = any(
+                edge.sink is not None and placement[edge.sink] != device
+                for edge in tasks.outgoing[name]
+            )
+        before, behind = [0.0] * len(runs), [0.0] * len(runs)
+        edges = []
+        for edge in tasks.edges:
+            source = placement[edge.source] if edge.source is not None else None
+            sink = placement[edge.sink] if edge.sink is not None else None
+            seconds = tasks.transfer_seconds(edge.nbytes, source, sink)
+            if edge.source is None and edge.sink is not None:
+                before[owner[edge.sink]] = max(before[owner[edge.sink]], seconds)
+            elif edge.sink is None and edge.source is not None:
+                behind[owner[edge.source]] = max(behind[owner[edge.source]], seconds)
+            elif edge.source is not None and edge.sink is not None:
+                ends = owner[edge.source], owner[edge.sink]
+                if ends[0] != ends[1]:
+                    edges.append((*ends, seconds))
+        devices = [tasks.system.device(placement[names[0]]) for names in runs]
+        return cls(
+            members=runs,
+            lane=[device.name for device in devices],
+            unit=[device.unit for device in devices],
+            launch=[device.launch_seconds for device in devices],
+            work=[
+                sum(tasks.task[name].seconds[device.name] for name in names)
+                for names, device in zip(runs, devices, strict=True)
+            ],
+            before=before,
+            behind=behind,
+            edges=edges,
+        )
+
+    def backwards(self) -> "_Runs":
+        """What ends last starts first."""
+        last = len(self.members) - 1
+        return _Runs(
+            members=[names[::-1] for names in reversed(self.members)],
+            lane=self.lane[::-1],
+            unit=self.unit[::-1],
+            launch=self.launch[::-1],
+            work=self.work[::-1],
+            before=self.behind[::-1],
+            behind=self.before[::-1],
+            edges=[(last - sink, last - source, way) for source, sink, way in self.edges],
+            reversed=not self.reversed,
+        )
+
+    def latest(self) -> list[float]:
+        """The start of each run, seconds before the end of all, if each starts as late as it can.
+
+        The largest is the makespan, but for what comes `before`.
+        """
+        readers = self._by(0)
+        free: dict[str, float] = {}
+        latest = [0.0] * len(self.members)
+        for run in reversed(range(len(self.members))):
+            end = max(self.behind[run], free.get(self.unit[run], 0.0))
+            for _, reader, way in readers[run]:
+                end = max(end, latest[reader] + way)
+            latest[run] = free[self.unit[run]] = end + self.launch[run] + self.work[run]
+        return latest
+
+    def _by(self, end: int) -> list[list[tuple[int, int, float]]]:
+        """The edges of each run: 0 for those out of it, 1 for those into it."""
+        found: list[list[tuple[int, int, float]]] = [[] for _ in self.members]
+        for edge in self.edges:
+            found[edge[:2][end]].append(edge)
+        return found
+
+    def joined(self) -> "_Runs":
+        """Each run, in order, moved back to the next one of its device where that delays nothing.
+
+        All runs so far start as early as they can, those to come would start as late as they can:
+        while each of the former ends before the latter wait for it, the makespan stays. So a run
+        may be moved that nobody so far reads from.
+        """
+        latest = self.latest()
+        total = max(map(sum, zip(latest, self.before, strict=True)), default=0.0)
+        allowed = total * (1 + ROUNDING)
+        writers, readers = self._by(1), self._by(0)
+        count = len(self.members)
+        # A run that was joined to another, later one is found there.
+        owner = list(range(count))
+        # What comes behind on the unit, by the seconds that it has to start before the end.
+        follows = [0.0] * count
+        free: dict[str, float] = {}
+        for run in reversed(range(count)):
+            follows[run] = free.get(self.unit[run], 0.0)
+            free[self.unit[run]] = latest[run]
+        # What was joined to a run: the first of its pieces, each names the one behind it.
+        first, following = list(range(count)), [-1] * count
+        work = list(self.work)
+        before, behind = list(self.before), list(self.behind)
+        ready, finish, since = [0.0] * count, [0.0] * count, [0.0] * count
+        read = [False] * count
+        # The readers to come of each run, the most urgent first: seconds before the end.
+        waiting = [
+            [(-(latest[reader] + way), reader) for _, reader, way in edges] for edges in readers
+        ]
+        for edges in waiting:
+            heapify(edges)
+        on_device: dict[str, int] = {}
+        on_unit: dict[str, int] = {}
+        for run in range(count):
+            lane, unit = self.lane[run], self.unit[run]
+            other = on_device.get(lane, -1)
+            last = on_unit.get(unit, -1)
+            sources = [(_owner(owner, source), way) for source, _, way in writers[run]]
+            ready[run] = max(
+                [before[run], *(finish[at] + way for at, way in sources if at != other)]
+            )
+            if other >= 0 and not read[other]:
+                start = max(
+                    ready[run], ready[other], since[other] if last == other else finish[last]
+                )
+                urgent = waiting[other]
+                while urgent and _owner(owner, urgent[0][1]) in (run, other):
+                    heappop(urgent)
+                end = start + self.launch[run] + work[other] + work[run]
+                needed = [behind[other], behind[run], follows[run]]
+                needed += [-edges[0][0] for edges in (urgent, waiting[run]) if edges]
+                if end + max(needed) <= allowed:
+                    owner[other] = run
+                    work[run] += work[other]
+                    first[run], following[other] = first[other], run
+                    behind[run] = max(behind[other], behind[run])
+                    before[run] = max(before[other], before[run])
+                    ready[run] = max(ready[run], ready[other])
+                    since[run] = since[other] if last == other else finish[last]
+                    small, large = sorted((urgent, waiting[run]), key=len)
+                    for item in small:
+                        heappush(large, item)
+                    waiting[run] = large
+                    finish[run] = end
+                    for at, _ in sources:
+                        read[at] = True
+                    on_device[lane] = on_unit[unit] = run
+                    continue
+            ready[run] = max([ready[run], *(finish[at] for at, _ in sources if at == other)])
+            since[run] = finish[last] if last >= 0 else 0.0
+            finish[run] = max(ready[run], since[run]) + self.launch[run] + work[run]
+            for at, _ in sources:
+                read[at] = True
+            on_device[lane] = on_unit[unit] = run
+
+        def pieces(run: int) -> Iterator[int]:
+            piece = first[run]
+            while piece != run:
+                yield piece
+                piece = following[piece]
+            yield run
+
+        kept = [run for run in range(count) if owner[run] == run]
+        place = {run: index for index, run in enumerate(kept)}
+        ends = [
+            (place[_owner(owner, source)], place[_owner(owner, sink)], way)
+            for source, sink, way in self.edges
+        ]
+        return _Runs(
+            members=[
+                [name for piece in pieces(run) for name in self.members[piece]] for run in kept
+            ],
+            lane=[self.lane[run] for run in kept],
+            unit=[self.unit[run] for run in kept],
+            launch=[self.launch[run] for run in kept],
+            work=[work[run] for run in kept],
+            before=[before[run] for run in kept],
+            behind=[behind[run] for run in kept],
+            edges=[edge for edge in ends if edge[0] != edge[1]],
+            reversed=self.reversed,
+        )
 
 
-def _join_next(
-    tasks: TaskGraph,
-    placement: Mapping[str, str],
-    runs: list[list[str]],
-    first: int,
-    best: float,
-) -> tuple[float, list[list[str]]] | None:
-    """The runs with `first` and the next one of its device joined, if that is not slower."""
-    device = placement[runs[first][0]]
-    later = (i for i in range(first + 1, len(runs)) if placement[runs[i][0]] == device)
-    second = next(later, None)
-    if second is None:
-        return None
-    between = {name for run in runs[first + 1 : second] for name in run}
-    joined = runs[first] + runs[second]
-    choices = []
-    if not any(e.source in between for name in runs[second] for e in tasks.incoming[name]):
-        choices.append([*runs[:first], joined, *runs[first + 1 : second], *runs[second + 1 :]])
-    if not any(e.sink in between for name in runs[first] for e in tasks.outgoing[name]):
-        choices.append([*runs[:first], *runs[first + 1 : second], joined, *runs[second + 1 :]])
-    for choice in choices:
-        makespan = _makespan(tasks, placement, choice)
-        if makespan <= best:
-            return makespan, choice
-    return None
-
-
-def _makespan(
-    tasks: TaskGraph, placement: Mapping[str, str], runs: Sequence[Sequence[str]]
-) -> float:
-    parts = contract(tasks, runs, placement)
-    order = [run[0] for run in runs]
-    return replay(parts, {name: placement[name] for name in order}, order).makespan
+def _owner(owner: list[int], run: int) -> int:
+    while owner[run] != run:
+        owner[run] = owner[owner[run]]
+        run = owner[run]
+    return run

@@ -1,8 +1,7 @@
 """The scheduling problem by itself: tasks with a time on each device, and what they exchange."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from hetsched.device import Device
@@ -91,12 +90,12 @@ class TaskGraph:
         link = self.system.link(source_device.name, sink_device.name)
         return link.transfer_seconds(nbytes) if link else float("inf")
 
-    def mean_transfer_seconds(self, nbytes: int) -> float:
-        """Over all ordered pairs of different devices that have a link; 0 with one device."""
-        links = [link for link in self.system.links if link.source != link.sink]
-        if not links:
-            return 0.0
-        return sum(link.transfer_seconds(nbytes) for link in links) / len(links)
+    def returns(self, task: str, device: str) -> bool:
+        """Whether results of `task` can get from `device` to the host, where they are wanted."""
+        return all(
+            edge.sink is not None or self.transfer_seconds(0, device, None) < float("inf")
+            for edge in self.outgoing[task]
+        )
 
     def _place(self, name: str | None) -> Device | None:
         return self._host if name is None else self.system.device(name)
@@ -111,137 +110,55 @@ def _space(device: Device | None) -> str:
     return device.memory_space if device else "host"
 
 
-@dataclass
-class Timeline:
-    """A schedule in the making: the one place where time is computed.
+def replay(tasks: TaskGraph, placement: Mapping[str, str], order: Sequence[str]) -> Schedule:
+    """The schedule of tasks that run in `order` on their devices, each as soon as it can.
 
     A task starts when its inputs have arrived and its device's unit is free. A transfer starts when
     its tensor is there, occupies neither device, and takes what the link says; links do not
     contend.
-    """
-
-    tasks: TaskGraph
-    slots: dict[str, Slot] = field(default_factory=dict)
-    _by_unit: dict[str, list[Slot]] = field(default_factory=dict)
-
-    def arrival(self, edge: Edge, device: str) -> float:
-        """When the data of `edge` can be used on `device`."""
-        if edge.source is None:
-            return self.tasks.transfer_seconds(edge.nbytes, None, device)
-        source = self.slots[edge.source]
-        return source.finish + self.tasks.transfer_seconds(edge.nbytes, source.device, device)
-
-    def ready(self, task: str, device: str) -> float:
-        """When all inputs of `task` can be used on `device`."""
-        return max((self.arrival(edge, device) for edge in self.tasks.incoming[task]), default=0.0)
-
-    def earliest(self, task: str, device: str) -> Slot:
-        """The first gap on `device` that fits `task` once its inputs have arrived."""
-        seconds = self._seconds(task, device)
-        start = self.ready(task, device)
-        busy = self._by_unit.get(self.tasks.system.device(device).unit, [])
-        # Slots that finish before `start` cannot matter; they are in order of time.
-        for slot in busy[bisect_left(busy, start, key=lambda slot: slot.finish) :]:
-            if start + seconds <= slot.start:
-                break
-            start = max(start, slot.finish)
-        return Slot(task, device, start, start + seconds)
-
-    def last(self, task: str, device: str) -> Slot:
-        """The slot behind everything that the device has got so far."""
-        busy = self._by_unit.get(self.tasks.system.device(device).unit, [])
-        start = max(self.ready(task, device), busy[-1].finish if busy else 0.0)
-        return Slot(task, device, start, start + self._seconds(task, device))
-
-    def _seconds(self, task: str, device: str) -> float:
-        """Infinite where the task cannot run, or its results cannot get back to the host."""
-        for edge in self.tasks.outgoing[task]:
-            if edge.sink is None and self.tasks.transfer_seconds(0, device, None) == float("inf"):
-                return float("inf")
-        return self.tasks.task[task].seconds.get(device, float("inf"))
-
-    def place(self, slot: Slot) -> None:
-        self.slots[slot.task] = slot
-        busy = self._by_unit.setdefault(self.tasks.system.device(slot.device).unit, [])
-        # By finish too: of two slots that start together the first has no duration.
-        key = slot.start, slot.finish
-        busy.insert(bisect_left(busy, key, key=lambda other: (other.start, other.finish)), slot)
-
-    def schedule(self) -> Schedule:
-        """What has been placed, with the transfers that it needs, each tensor once to a device."""
-        moves: dict[tuple[str | None, str, str | None], Transfer] = {}
-        for edge in self.tasks.edges:
-            source = self.slots[edge.source].device if edge.source else None
-            sink = self.slots[edge.sink].device if edge.sink else None
-            seconds = self.tasks.transfer_seconds(edge.nbytes, source, sink)
-            if not self.tasks.moves(source, sink):
-                continue
-            start = self.slots[edge.source].finish if edge.source else 0.0
-            key = (edge.source, edge.tensor or str(edge.sink), sink)
-            moves[key] = Transfer(edge.tensor, edge.nbytes, source, sink, start, start + seconds)
-        slots = sorted(self.slots.values(), key=lambda slot: slot.start)
-        clock = "predicted"
-        if any(self.tasks.system.device(slot.device).modelled for slot in slots):
-            clock += ", modelled"
-        return Schedule(tuple(slots), tuple(moves.values()), clock)
-
-
-def replay(tasks: TaskGraph, placement: Mapping[str, str], order: Sequence[str]) -> Schedule:
-    """The schedule of tasks that run in `order` on their devices, each as soon as it can.
 
     Raises
     ------
     InfeasiblePlan
         A task cannot run where it is placed, or its data cannot get there.
     """
-    timeline = Timeline(tasks)
+    slots: dict[str, Slot] = {}
+    free: dict[str, float] = {}
     for name in order:
-        slot = timeline.last(name, placement[name])
-        if slot.finish == float("inf"):
+        device = placement[name]
+        unit = tasks.system.device(device).unit
+        start = free.get(unit, 0.0)
+        for edge in tasks.incoming[name]:
+            source = placement[edge.source] if edge.source is not None else None
+            there = slots[edge.source].finish if edge.source is not None else 0.0
+            start = max(start, there + tasks.transfer_seconds(edge.nbytes, source, device))
+        finish = start + tasks.task[name].seconds.get(device, float("inf"))
+        if finish == float("inf") or not tasks.returns(name, device):
             raise InfeasiblePlan(
-                f"'{name}' cannot run on '{placement[name]}', or no link takes its data there "
+                f"'{name}' cannot run on '{device}', or no link takes its data there "
                 "or its results back"
             )
-        timeline.place(slot)
-    return timeline.schedule()
+        slots[name] = Slot(name, device, start, finish)
+        free[unit] = finish
+    clock = "predicted"
+    if any(tasks.system.device(device).modelled for device in set(placement.values())):
+        clock += ", modelled"
+    by_start = sorted(slots.values(), key=lambda slot: slot.start)
+    return Schedule(tuple(by_start), _transfers(tasks, slots), clock)
 
 
-def upward_rank(tasks: TaskGraph) -> dict[str, float]:
-    """The longest path from each task to the end, in mean seconds of work and transfers.
-
-    References
-    ----------
-    Topcuoglu, Hariri and Wu, "Performance-effective and low-complexity task scheduling for
-    heterogeneous computing", IEEE TPDS 13(3), 2002, https://doi.org/10.1109/71.993206
-    """
-    rank: dict[str, float] = {}
-    for task in reversed(tasks.tasks):
-        mean = sum(task.seconds.values()) / len(task.seconds)
-        tail = max(
-            (
-                tasks.mean_transfer_seconds(edge.nbytes) + rank[edge.sink]
-                for edge in tasks.outgoing[task.name]
-                if edge.sink is not None
-            ),
-            default=0.0,
-        )
-        rank[task.name] = mean + tail
-    return rank
-
-
-def lower_bound(tasks: TaskGraph) -> float:
-    """Seconds that no schedule can beat: the critical path, or the work of the whole machine.
-
-    The path counts each task at its fastest and each transfer at its cheapest; the work is shared
-    without loss by all units, each task at its fastest.
-    """
-    finish: dict[str, float] = {}
-    for task in tasks.tasks:
-        before = (finish[e.source] for e in tasks.incoming[task.name] if e.source is not None)
-        finish[task.name] = max(before, default=0.0) + min(task.seconds.values())
-    units = {device.unit for device in tasks.system.devices}
-    work = sum(min(task.seconds.values()) for task in tasks.tasks)
-    return max(max(finish.values(), default=0.0), work / len(units))
+def _transfers(tasks: TaskGraph, slots: Mapping[str, Slot]) -> tuple[Transfer, ...]:
+    """What goes from place to place, each tensor once to a device."""
+    moves: dict[tuple[str | None, str, str | None], Transfer] = {}
+    for edge in tasks.edges:
+        source = slots[edge.source].device if edge.source is not None else None
+        sink = slots[edge.sink].device if edge.sink is not None else None
+        if tasks.moves(source, sink):
+            seconds = tasks.transfer_seconds(edge.nbytes, source, sink)
+            start = slots[edge.source].finish if edge.source is not None else 0.0
+            key = (edge.source, edge.tensor or str(edge.sink), sink)
+            moves[key] = Transfer(edge.tensor, edge.nbytes, source, sink, start, start + seconds)
+    return tuple(moves.values())
 
 
 def contract(

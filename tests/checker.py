@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 HOST = "host"
 # Of the makespan: sums of floats in another order differ in the last digits.
 ROUNDING = 1e-9
@@ -158,3 +160,68 @@ def _memory(facts: Facts, schedule: Any) -> Iterator[Violation]:
             yield Violation(
                 "memory", f"{device} holds {nbytes}, its limit is {facts.limit[device]}"
             )
+
+
+def array_violations(problem: Any, solution: Any) -> Counter[str]:
+    """How often each rule is broken by a device and a start for each task, in whole arrays.
+
+    Of the problem it reads the raw arrays alone. A million tasks take seconds.
+    """
+    found: Counter[str] = Counter()
+    tasks, devices = problem.seconds.shape
+    device, start = np.asarray(solution.device), np.asarray(solution.start)
+    if device.shape != (tasks,) or start.shape != (tasks,):
+        return Counter(lost=1)
+    placed = (device >= 0) & (device < devices)
+    found["lost"] = int((~placed | ~np.isfinite(start)).sum())
+    if found["lost"]:
+        return +found
+    rows = np.arange(tasks)
+    seconds = problem.seconds[rows, device]
+    found["device"] = int((~np.isfinite(seconds)).sum())
+    if found["device"]:
+        return +found
+    finish = start + seconds
+    end = (finish + problem.exit[rows, device]).max(initial=0.0)
+    slack = ROUNDING * max(1e-12, end)
+    found["start"] = int((start < -slack).sum())
+    found["makespan"] = int(not abs(solution.makespan - end) <= slack)
+    found["entry"] = int((start < problem.entry[rows, device] - slack).sum())
+    held = np.bincount(device, problem.memory, devices)
+    found["memory"] = int((held > problem.limit).sum())
+    found["overlap"] = _lane_overlaps(problem.unit[device], start, finish, slack)
+
+    source, sink = problem.source, problem.sink
+    here, there = device[source], device[sink]
+    crosses = here != there
+    way = np.where(crosses, problem.latency[here, there], 0.0)
+    found["link"] = int((~np.isfinite(way)).sum())
+    way += np.where(crosses, problem.nbytes * problem.per_byte[here, there], 0.0)
+    found["precedence"] = int((finish[source] + way > start[sink] + slack).sum())
+    if problem.contention and not found["link"]:
+        sent = np.asarray(solution.sent)[crosses]
+        found["transfer missing"] = int((~np.isfinite(sent)).sum())
+        sent = np.nan_to_num(sent)
+        found["transfer early"] = int((sent < finish[source[crosses]] - slack).sum())
+        late = sent + way[crosses] > start[sink[crosses]] + slack
+        found["transfer late"] = int(late.sum())
+        # A tensor goes to a device once, whoever reads it there.
+        key = problem.tensor[crosses] * devices + there[crosses]
+        _, first, which = np.unique(key, return_index=True, return_inverse=True)
+        found["transfer twice"] = int((sent != sent[first][which]).sum())
+        lane = (here * devices + there)[crosses][first]
+        until = (sent + way[crosses])[first]
+        busy = way[crosses][first] > 0
+        found["link overlap"] = _lane_overlaps(lane[busy], sent[first][busy], until[busy], slack)
+    return +found
+
+
+def _lane_overlaps(lane: np.ndarray, start: np.ndarray, finish: np.ndarray, slack: float) -> int:
+    """How many start before all earlier ones of their lane have finished."""
+    count = 0
+    for one in np.unique(lane):
+        own = np.flatnonzero(lane == one)
+        own = own[np.lexsort((finish[own], start[own]))]
+        busy = np.maximum.accumulate(finish[own])
+        count += int((start[own][1:] < busy[:-1] - slack).sum())
+    return count

@@ -7,44 +7,13 @@ from math import inf
 import numpy as np
 import pytest
 
-from bench.instances import layered, problem
+from bench.instances import layered, odd, problem
 from hetsched.errors import InfeasiblePlan
 from hetsched.plugin import load
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
 from hetsched.schedulers._cpsat import Limit, decode, order_of, solve
 from hetsched.schedulers._lns import improve, window
-
-
-def tiny(seed: int) -> Problem:
-    """Up to four tasks with all that a problem can have."""
-    rng = np.random.default_rng(seed)
-    tasks, devices = int(rng.integers(1, 5)), int(rng.integers(1, 4))
-    seconds = rng.choice([0.0, 1e-6, 0.1, 0.25, 0.3, 0.7], (tasks, devices)) * rng.uniform(0.5, 2)
-    cannot = rng.random(seconds.shape) < 0.2
-    cannot[np.arange(tasks), rng.integers(0, devices, tasks)] = False
-    pairs = [(i, j) for j in range(tasks) for i in range(j) if rng.random() < 0.5]
-    source, sink = np.array(pairs, np.int64).reshape(-1, 2).T
-    latency = rng.choice([0.0, 0.05, 0.4, inf], (devices, devices), p=[0.3, 0.3, 0.3, 0.1])
-    per_byte = rng.choice([0.0, 0.1, 0.3], (devices, devices))
-    for pair in latency, per_byte:
-        np.fill_diagonal(pair, 0.0)
-    made = problem(
-        np.where(cannot, inf, seconds),
-        source,
-        sink,
-        rng.choice([0.0, 0.5, 1.0, 2.5], len(pairs)),
-        rng.choice([0.0, 0.1, 1.0], tasks),
-        np.where(rng.random(devices) < 0.3, rng.choice([0.3, 1.2, 2.0], devices), inf),
-    )
-    return replace(
-        made,
-        latency=latency,
-        per_byte=per_byte,
-        entry=rng.choice([0.0, 0.0, 0.2], seconds.shape),
-        exit=rng.choice([0.0, 0.0, 0.2], seconds.shape),
-        unit=np.zeros(devices, np.int64) if rng.random() < 0.2 else np.arange(devices),
-    )
 
 
 def shortest(given: Problem) -> float:
@@ -84,7 +53,7 @@ def shortest(given: Problem) -> float:
 def test_nothing_is_shorter(first: int) -> None:
     exact = load(Scheduler, "exact")
     for seed in range(first, first + 40):
-        given = tiny(seed)
+        given = odd(seed, 4)
         best = shortest(given)
         if best == inf:
             with pytest.raises(InfeasiblePlan):

@@ -12,19 +12,20 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module imports from lines below its own; a folder is one name, whose files may
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
-errors  device  schedule  trial  split
+errors  device  schedule  trial  split  region
 plugin  dtype  files  host  store  document
 op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
-archive  target  inputs  frontend  lowering
+archive  target  inputs  frontend  lowering  rewrite  liveness
 cache
 measure
 system
 tasks  cost
 problem  instance
-scheduler  plan
+scheduler  plan  bounds
 partitioner  compiler  executor  explain  objective
+sharing
 package
 executable
 verify  contest
@@ -40,21 +41,25 @@ LEVELS = {name: level for level, row in enumerate(LAYERS.split("\n")) for name i
 EXTENSIONS = frozenset("operations schedulers targets cost_models partitioners".split())
 # Packages that take a second or a gigabyte to load, and the modules that are made to load them.
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
-LOADERS = frozenset(
-    ["hetsched.tvm_runtime"]
-    + [
-        f"hetsched.lowering.{name}"
-        for name in "entry integer metaschedule recurrent relax stack trials".split()
-    ]
-) | {
-    f"hetsched.schedules.{name}"
-    for name in "apply blocks convolution elementwise integer layout legal loops matmul "
-    "polynomials pooling recurrent rows window winograd".split()
-} | {
-    # Named by whoever wants them, loaded by name.
-    f"hetsched.schedulers.{name}"
-    for name in "_cpsat _gaps _list _lns _rank cpop exact heft ippts lookahead peft".split()
-}
+LOADERS = (
+    frozenset(
+        ["hetsched.tvm_runtime"]
+        + [
+            f"hetsched.lowering.{name}"
+            for name in "entry integer metaschedule recurrent relax stack trials".split()
+        ]
+    )
+    | {
+        f"hetsched.schedules.{name}"
+        for name in "apply blocks convolution elementwise integer layout legal loops matmul "
+        "polynomials pooling recurrent rows window winograd".split()
+    }
+    | {
+        # Named by whoever wants them, loaded by name.
+        f"hetsched.schedulers.{name}"
+        for name in "_cpsat _gaps _list _lns _rank cpop exact heft ippts lookahead peft".split()
+    }
+)
 
 
 def source_files() -> dict[str, Path]:

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from hetsched.op import Op
-from hetsched.operation import Call, Compiler, Operation, interpreted, prange
+from hetsched.operation import (
+    Call,
+    Compiler,
+    Known,
+    Operation,
+    Piece,
+    interpreted,
+    prange,
+    refused,
+    wholes,
+)
 from hetsched.operations._arithmetic import (
     COLUMNS,
     DEPTH,
@@ -18,7 +28,8 @@ from hetsched.operations._arithmetic import (
     requantised,
     sum_dtype,
 )
-from hetsched.operations._window import Axes, Window, resized, volume
+from hetsched.operations._window import Axes, Window, cut_window, grouped, resized, volume
+from hetsched.region import Region
 
 
 def convolution(
@@ -80,6 +91,14 @@ def offsets(counts: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray:
     return found.reshape(found.size)
 
 
+# Where the input and the weights are, and what has a value for each output channel.
+PLACES: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    "Conv": (0, 1, (2,)),
+    "ConvInteger": (0, 1, (3,)),
+    "QLinearConv": (0, 3, (4, 5, 8)),
+}
+
+
 class Conv(Operation):
     """Each output channel is a filter over all input channels of its group."""
 
@@ -91,6 +110,37 @@ class Conv(Operation):
         bias = {"Conv": 2, "QLinearConv": 8}.get(op.kind)
         additions = int(bias is not None and op.has_input(bias))
         return op.output().size * (2 * prod(weight.shape[1:]) + additions)
+
+    def piece(self, op: Op, index: int, region: Region, known: Known) -> Piece:
+        """Any rows and batches, and output channels of whole groups or within one group."""
+        data, filters, by_channel = PLACES[op.kind]
+        x, w = op.input(data), op.input(filters)
+        batch, (first, last) = region.intervals[:2]
+        spatial, attributes = cut_window(op, region, w.shape[2:], x.shape)
+        group = op.attributes.get("group", 1)
+        channels, groups = grouped(op, first, last, w.shape[0] // group, w.shape[1])
+        if groups != group:
+            attributes["group"] = groups
+        reads = wholes(op)
+        reads[data] = Region((batch, channels, *spatial))
+        reads[filters] = Region.whole(w.shape).along(0, first, last)
+        for place in by_channel:
+            if op.has_input(place) and op.input(place).size == w.shape[0] > 1:
+                reads[place] = Region(((first, last),))
+        return Piece.of(op, reads, {0: region}, **attributes)
+
+    def depth(self, op: Op) -> int:
+        if op.kind == "QLinearConv" or op.attributes.get("group", 1) != 1:
+            raise refused(op, "its input channels are of several groups, or its sums are rounded")
+        return op.input(0).shape[1]
+
+    def term(self, op: Op, first: int, last: int, known: Known) -> Piece:
+        reads = wholes(op)
+        for place in (0, 1):
+            reads[place] = Region.whole(op.input(place).shape).along(1, first, last)
+        if op.kind == "Conv" and first:
+            reads = reads[:2]
+        return Piece.of(op, reads, {0: Region.whole(op.output().shape)})
 
     def reference(
         self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted

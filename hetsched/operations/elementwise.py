@@ -1,7 +1,8 @@
 """Elementwise types that take more than one FLOP for each element."""
 
 from hetsched.op import Op
-from hetsched.operation import Operation
+from hetsched.operation import Known, Operation, Piece, elementwise, keep, refused, wholes
+from hetsched.region import Region
 
 # Written out in additions, products, comparisons and elementary functions; comparing with the ends
 # of an interval is two.
@@ -41,3 +42,21 @@ class Elementwise(Operation):
         else:
             each = FLOPS_PER_ELEMENT[op.kind]
         return op.output().size * each
+
+    def piece(self, op: Op, index: int, region: Region, known: Known) -> Piece:
+        """Any box."""
+        if op.kind == "DynamicQuantizeLinear":
+            raise refused(op, "its scale depends on all elements")
+        if op.kind not in ("DequantizeLinear", "QuantizeLinear"):
+            return elementwise(op, region)
+        reads = wholes(op)
+        reads[0] = region
+        shape = op.input(0).shape
+        axis = op.attributes.get("axis", 1) % max(len(shape), 1)
+        scale = op.input(1)
+        if len(scale.shape) > 1:
+            keep(op, index, region, [axis], "its scales are of blocks")
+            reads[1:] = [region.along(axis, 0, scale.shape[axis])] * (len(reads) - 1)
+        elif scale.size > 1:
+            reads[1:] = [Region((region.intervals[axis],))] * (len(reads) - 1)
+        return Piece.of(op, reads, {0: region})

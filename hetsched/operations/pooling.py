@@ -7,8 +7,18 @@ from typing import Any
 import numpy as np
 
 from hetsched.op import Op
-from hetsched.operation import Call, Compiler, Operation, interpreted, prange
-from hetsched.operations._window import Axes, Window, volume
+from hetsched.operation import (
+    Call,
+    Compiler,
+    Known,
+    Operation,
+    Piece,
+    interpreted,
+    prange,
+    refused,
+)
+from hetsched.operations._window import Axes, Window, cut_window, volume
+from hetsched.region import Region
 
 
 def greatest(
@@ -143,6 +153,17 @@ class Pooling(Operation):
             return each * op.input(0).size
         kernel: tuple[int, ...] = op.attributes["kernel_shape"]
         return each * op.output().size * prod(kernel)
+
+    def piece(self, op: Op, index: int, region: Region, known: Known) -> Piece:
+        """Any box; where the greatest element was cannot be told from a piece."""
+        if index:
+            raise refused(op, "the places of the greatest elements count in the whole input")
+        shape = op.input(0).shape
+        if op.kind.startswith("Global"):
+            read = Region((*region.intervals[:2], *((0, size) for size in shape[2:])))
+            return Piece.of(op, [read], {0: region})
+        spatial, attributes = cut_window(op, region, op.attributes["kernel_shape"], shape)
+        return Piece.of(op, [Region((*region.intervals[:2], *spatial))], {0: region}, **attributes)
 
     def reference(
         self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted

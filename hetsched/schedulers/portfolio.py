@@ -21,10 +21,8 @@ LISTS = ("heft", "cpop", "peft", "lookahead", "ippts")
 # Tasks up to which the shortest schedule is often proved, and up to which the whole is annealed.
 PROVABLE = 40
 WHOLE = 400
-# The share of the limit after which constraint programming has the rest.
-SEARCHED = 0.4
-# Where each round of annealing ends, as a share of the limit, and its temperature, in mean seconds
-# of a task and of a transfer.
+# Where each round of annealing ends, as a share of what is left at its begin, and how hot it begins,
+# in mean seconds of a task and of a transfer.
 ROUNDS = ((0.1, 1.0), (0.4, 1.0), (0.7, 0.5), (1.0, 0.25))
 # Tasks in a window, in turns, its temperature, and steps for each of its tasks.
 WINDOWS = (50, 100, 30)
@@ -66,11 +64,9 @@ class Portfolio(Scheduler):
         best = self._started(problem, budget)
         bound = lower_bound(problem, best.makespan).seconds
         best = replace(best, lower_bound=min(best.makespan, bound))
-        small = problem.tasks <= PROVABLE
-        if not best.optimal and not problem.contention:
-            best = annealed(problem, best, budget, SEARCHED if small else 1.0, self.seed)
-        if not best.optimal and small:
-            best = self._proved(problem, best, budget)
+        for step, until in SMALL if problem.tasks <= PROVABLE else LARGE:
+            if not best.optimal:
+                best = step(problem, best, budget, until, self.seed)
         return best
 
     def _started(self, problem: Problem, budget: "Budget") -> Solution:
@@ -87,20 +83,12 @@ class Portfolio(Scheduler):
             return min(found, key=lambda solution: solution.makespan)
         assert reason
         try:
-            solution = _cpsat.solve(problem, budget.rest(problem.tasks), seed=self.seed)
+            solution = _cpsat.solve(problem, budget.limit(problem.tasks, 1.0), seed=self.seed)
         except InfeasiblePlan:
             raise reason from None
         if solution is None:
             raise reason
         return solution
-
-    def _proved(self, problem: Problem, best: Solution, budget: "Budget") -> Solution:
-        found = _cpsat.solve(problem, budget.rest(problem.tasks), best, self.seed)
-        if found is None:
-            return best
-        shorter = min(best, found, key=lambda solution: solution.makespan)
-        bound = max(best.lower_bound, found.lower_bound)
-        return replace(shorter, lower_bound=min(bound, shorter.makespan))
 
 
 class Budget:
@@ -116,9 +104,10 @@ class Budget:
         """The share of what is used up first."""
         return max((perf_counter() - self.begin) / self.seconds, self.taken / self.steps)
 
-    def rest(self, tasks: int) -> _cpsat.Limit:
-        left = max(0.01, self.seconds - (perf_counter() - self.begin))
-        return _cpsat.Limit(left, WORK * self.steps * tasks)
+    def limit(self, tasks: int, until: float) -> _cpsat.Limit:
+        """What CP-SAT may use until a share of the budget is spent."""
+        seconds = max(0.01, self.seconds * until - (perf_counter() - self.begin))
+        return _cpsat.Limit(seconds, WORK * max(1.0, self.steps * until - self.taken) * tasks)
 
 
 def priced(problem: Problem) -> Solution:
@@ -135,10 +124,24 @@ def priced(problem: Problem) -> Solution:
     return list_schedule(there, "prices", priority)
 
 
-def annealed(
-    problem: Problem, solution: Solution, budget: Budget, share: float, seed: int
+def proved(
+    problem: Problem, solution: Solution, budget: Budget, until: float, seed: int
 ) -> Solution:
-    """The solution after local search until `share` of the budget is spent."""
+    """The solution or a better one, and a bound, by constraint programming."""
+    found = _cpsat.solve(problem, budget.limit(problem.tasks, until), solution, seed)
+    if found is None:
+        return solution
+    shorter = min(solution, found, key=lambda one: one.makespan)
+    bound = max(solution.lower_bound, found.lower_bound)
+    return replace(shorter, lower_bound=min(bound, shorter.makespan))
+
+
+def annealed(
+    problem: Problem, solution: Solution, budget: Budget, until: float, seed: int
+) -> Solution:
+    """The solution after local search until that share of the budget is spent."""
+    if problem.contention:
+        return solution
     a = padded(problem)
     scale = mean_seconds(problem)
     state = np.array([seed * 2654435761 + 88172645463325252], np.uint64)
@@ -147,24 +150,25 @@ def annealed(
     bound = solution.lower_bound * (1 + 1e-9)
     if problem.tasks <= WHOLE:
         steps = max(1, SLICE // problem.tasks)
-        for until, heat in ROUNDS:
+        since = budget.spent()
+        for end_of_round, heat in ROUNDS:
             now_order, now_device = order.copy(), device.copy()
-            begin = budget.spent()
-            while best > bound and (spent := budget.spent()) < until * share:
-                heat_now = heat * scale * (until * share - spent) / (until * share - begin)
+            begin, last = budget.spent(), since + end_of_round * (until - since)
+            while best > bound and (spent := budget.spent()) < last:
+                now_heat = heat * scale * (last - spent) / (last - begin)
                 end = climb(
-                    a, now_order, now_device, order, device, best, steps, heat_now, heat_now, bound,
+                    a, now_order, now_device, order, device, best, steps, now_heat, now_heat, bound,
                     state,
                 )
                 budget.taken += steps
                 if end < best:
                     best, solver = end, "annealing"
     else:
-        for size in windows(budget, share):
+        for size in windows(budget, until):
             steps = WINDOW_STEPS * size
             chunk = max(1, SLICE // (steps * size)) * (size // 2)
             first = 0
-            while first < problem.tasks and best > bound and budget.spent() < share:
+            while first < problem.tasks and best > bound and budget.spent() < until:
                 first, end = sweep(
                     a, order, device, first, min(problem.tasks, first + chunk), size, steps,
                     WINDOW_HEAT * scale, state,
@@ -179,11 +183,11 @@ def annealed(
     return _cpsat.decode(problem, device, order, solver, solution.lower_bound)
 
 
-def windows(budget: Budget, share: float) -> Iterator[int]:
-    """Sizes of windows in turns, until the share is spent."""
-    while budget.spent() < share:
+def windows(budget: Budget, until: float) -> Iterator[int]:
+    """Sizes of windows in turns, until that share is spent."""
+    while budget.spent() < until:
         for size in WINDOWS:
-            if budget.spent() < share:
+            if budget.spent() < until:
                 yield size
 
 
@@ -195,3 +199,8 @@ def mean_seconds(problem: Problem) -> float:
         return work
     way = problem.latency[apart].mean() + problem.per_byte[apart].mean() * problem.nbytes.mean()
     return work + 0.5 * float(way)
+
+
+# What is tried in turn, and the share of the budget that is spent behind it.
+SMALL = ((annealed, 0.05), (proved, 0.6), (annealed, 1.0))
+LARGE = ((annealed, 1.0),)

@@ -35,6 +35,8 @@ class Tile(Partitioner):
     https://doi.org/10.1109/TCAD.2018.2858384
     """
 
+    splits = True
+    covered = True
     candidates: int = 8
     gain: float = 0.02
     least_seconds: float = 50e-6

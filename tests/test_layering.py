@@ -24,7 +24,8 @@ system
 tasks  cost
 problem  instance
 scheduler  plan  bounds
-partitioner  compiler  executor  explain  objective
+objective
+partitioner  compiler  executor  explain
 sharing  stages
 package
 executable

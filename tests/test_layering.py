@@ -24,7 +24,7 @@ system
 tasks  cost
 problem  instance
 scheduler  plan  bounds
-partitioner  compiler  executor  explain  objective
+partitioner  compiler  executor  explain  objective  stream
 sharing  stages
 package
 executable

@@ -18,6 +18,15 @@ from hetsched.system import System
 
 # How often the estimates are corrected by the prices of what they led to.
 ROUNDS = 3
+# Rows or columns of images, rows of matrices and steps in time, or the batch.
+TILES = (Way((2,), 4), Way((3,), 4), Way((1,), 3), Way((2,), 3), Way((0,)))
+
+
+def channels(grain: int) -> tuple[Way, ...]:
+    """Output channels of images, matrices and sequences, or the terms of a contraction."""
+    places = ((1, 4), (2, 3), (1, 3), (1, 2))
+    cuts = tuple(Way((axis,), rank, grain=grain) for axis, rank in places)
+    return (*cuts, Way(sum=True, grain=grain))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,19 +131,40 @@ class Search:
         """The plan with these splits, piece by piece on `devices`; None if there is none."""
         try:
             rewritten = rewrite(self.graph, splits)
-            prices = price(rewritten.graph, self.system, self.prices)
-            pins = {name: devices[piece].name for name, (_, piece) in rewritten.places.items()}
-            return scheduled(
-                rewritten.graph,
-                self.system,
-                prices,
-                self.spec,
-                pins=pins,
-                splits=splits,
-                original=self.graph,
+            return placed(
+                rewritten, self.graph, self.system, self.prices, splits, devices, self.spec
             ), rewritten
         except (SplitRefused, UnsupportedOperation, InfeasiblePlan):
             return None
+
+
+def placed(
+    rewritten: Rewritten,
+    graph: Graph,
+    system: System,
+    prices: Prices,
+    splits: Sequence[Split],
+    devices: Sequence[Device],
+    spec: str,
+) -> Plan:
+    """The plan of `graph` with `splits`, made already, piece by piece on `devices`.
+
+    Raises
+    ------
+    UnsupportedOperation
+        No device runs a piece.
+    InfeasiblePlan
+        A device cannot hold what is on it, or cannot run what is its own.
+    """
+    return scheduled(
+        rewritten.graph,
+        system,
+        price(rewritten.graph, system, prices),
+        spec,
+        pins={name: devices[piece].name for name, (_, piece) in rewritten.places.items()},
+        splits=splits,
+        original=graph,
+    )
 
 
 def unsplit(graph: Graph, system: System, prices: Prices, spec: str) -> Plan:

@@ -25,7 +25,7 @@ tasks  cost
 problem  instance
 scheduler  plan  bounds
 objective
-partitioner  compiler  executor  explain
+partitioner  compiler  executor  explain  stream
 sharing  stages
 package
 executable

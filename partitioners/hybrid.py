@@ -21,7 +21,7 @@ class Hybrid(Partitioner):
     """
 
     splits = True
-    candidates: int = 8
+    candidates: int = 4
     gain: float = 0.02
     least_seconds: float = 50e-6
     grain: int = 16

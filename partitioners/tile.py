@@ -37,7 +37,7 @@ class Tile(Partitioner):
 
     splits = True
     covered = True
-    candidates: int = 8
+    candidates: int = 4
     gain: float = 0.02
     least_seconds: float = 50e-6
     tiles: str = ""

@@ -19,7 +19,8 @@ fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request
-measure  crew
+crew
+measure
 system
 tasks  cost
 problem  instance

@@ -124,19 +124,12 @@ def _free(a: Arrays) -> tuple[Gaps, np.ndarray]:
 
 
 @njit(cache=True, nogil=True)
-def _ready(a: Arrays, task: int, on: int, device: np.ndarray, finish: np.ndarray) -> float:
-    """When all that `task` reads from placed tasks has arrived on device `on`."""
-    ready: float = a.entry[task, on]
-    for edge in range(a.incoming[task], a.incoming[task + 1]):
-        source = a.source[edge]
-        place = device[source]
-        if place < 0:
-            continue
-        arrival = finish[source]
-        if place != on:
-            arrival += a.latency[place, on] + a.nbytes[edge] * a.per_byte[place, on]
-        ready = max(ready, arrival)
-    return ready
+def _way(a: Arrays, edge: int, source: int, sink: int) -> float:
+    """Seconds that the data of an edge need from device to device."""
+    if source == sink:
+        return 0.0
+    seconds: float = a.latency[source, sink] + a.nbytes[edge] * a.per_byte[source, sink]
+    return seconds
 
 
 @njit(cache=True, nogil=True)
@@ -151,10 +144,11 @@ def _ready_over_links(
     sent: np.ndarray,
     send: bool,
 ) -> float:
-    """As `_ready` where links contend; with `send` the transfers are made and written to `sent`.
+    """When all that `task` reads has arrived on device `on` if links contend.
 
-    They are taken as their sources finish, ties in order of the edges; each goes in the first gap
-    of its link behind the one before it.
+    With `send` the transfers are made and written to `sent`. They are taken as their sources
+    finish, ties in order of the edges; each goes in the first gap of its link behind the one
+    before it.
     """
     devices = len(a.limit)
     lane = len(gaps.least) - devices * devices
@@ -174,7 +168,7 @@ def _ready_over_links(
         if place == on:
             ready = max(ready, finish[source])
             continue
-        seconds = a.latency[place, on] + a.nbytes[edge] * a.per_byte[place, on]
+        seconds = _way(a, edge, place, on)
         if seconds == np.inf:
             return np.inf
         start = left[a.tensor[edge], on]
@@ -217,7 +211,10 @@ def decode(
         if a.contention:
             ready = _ready_over_links(a, task, on, device, finish, gaps, left, sent, True)
         else:
-            ready = _ready(a, task, on, device, finish)
+            ready = a.entry[task, on]
+            for edge in range(a.incoming[task], a.incoming[task + 1]):
+                source = a.source[edge]
+                ready = max(ready, finish[source] + _way(a, edge, device[source], on))
         seconds = a.seconds[task, on]
         if ready + seconds == np.inf:
             start[task] = np.inf
@@ -266,6 +263,8 @@ def place(
     device = np.full(tasks, -1)
     start = np.zeros(tasks)
     finish = np.zeros(tasks)
+    # When what has been placed so far is there; links that contend are asked later.
+    arrived = a.entry.copy()
     cost = np.empty(devices)
     begins = np.empty(devices)
     rows = np.empty(devices, np.int64)
@@ -279,22 +278,19 @@ def place(
             seconds = a.seconds[task, on]
             if seconds == np.inf or bias[task, on] == np.inf:
                 continue
+            ready = arrived[task, on]
             if a.contention:
                 ready = _ready_over_links(a, task, on, device, finish, gaps, left, sent, False)
-            else:
-                ready = _ready(a, task, on, device, finish)
             if ready == np.inf:
                 continue
             if insertion:
                 begins[on], rows[on], indices[on] = find(gaps, a.unit[on], ready, seconds)
             else:
                 begins[on], rows[on], indices[on] = behind(gaps, a.unit[on], ready)
-            finish[task] = begins[on] + seconds
+            end = begins[on] + seconds
+            cost[on] = end + a.exit[task, on]
             if ahead:
-                device[task] = on
-                cost[on] = _last_child(a, task, device, finish, gaps, insertion)
-                device[task] = -1
-            cost[on] = max(cost[on] if ahead else 0.0, finish[task] + a.exit[task, on])
+                cost[on] = max(cost[on], _last_child(a, task, on, end, arrived, gaps, insertion))
             cost[on] += bias[task, on]
         while True:
             on = int(np.argmin(cost))
@@ -310,6 +306,10 @@ def place(
         device[task] = on
         start[task] = begins[on]
         finish[task] = begins[on] + seconds
+        for edge in a.outgoing[a.begins[task] : a.begins[task + 1]]:
+            row = arrived[a.sink[edge]]
+            for other in range(devices):
+                row[other] = max(row[other], finish[task] + _way(a, edge, on, other))
     return device, start, sent, -1
 
 
@@ -317,34 +317,42 @@ def place(
 def _last_child(
     a: Arrays,
     task: int,
-    device: np.ndarray,
-    finish: np.ndarray,
+    on: int,
+    end: float,
+    arrived: np.ndarray,
     gaps: Gaps,
     insertion: bool,
 ) -> float:
-    """When the last of the tasks that read from `task` has finished, each where that is first.
+    """When the last task that reads from `task` has finished, each where that is first.
 
-    `task` itself need not be taken from the gaps, as they start behind it.
+    That `task` runs on device `on` until `end` need not be taken from the gaps: its readers start
+    behind it. The links to them are counted as if they were free.
     """
     last = 0.0
-    for edge in a.outgoing[a.begins[task] : a.begins[task + 1]]:
-        child = a.sink[edge]
+    edges = a.outgoing[a.begins[task] : a.begins[task + 1]]
+    index = 0
+    while index < len(edges):
+        child = a.sink[edges[index]]
+        # Several edges to one task stand together.
+        until = index + 1
+        while until < len(edges) and a.sink[edges[until]] == child:
+            until += 1
         first = np.inf
-        for on in range(len(a.limit)):
-            seconds = a.seconds[child, on]
-            ready = _ready(a, child, on, device, finish)
-            if ready + seconds == np.inf:
-                continue
+        for other in range(len(a.limit)):
+            seconds = a.seconds[child, other]
+            ready = arrived[child, other]
+            for edge in edges[index:until]:
+                ready = max(ready, end + _way(a, edge, on, other))
             # What cannot be ready before a better end needs no search.
-            if ready + seconds + a.exit[child, on] >= first:
+            if ready + seconds == np.inf or ready + seconds + a.exit[child, other] >= first:
                 continue
-            ready = max(ready, finish[task])
             if insertion:
-                begin = find(gaps, a.unit[on], ready, seconds)[0]
+                begin = find(gaps, a.unit[other], ready, seconds)[0]
             else:
-                begin = behind(gaps, a.unit[on], ready)[0]
-            first = min(first, begin + seconds + a.exit[child, on])
+                begin = behind(gaps, a.unit[other], ready)[0]
+            first = min(first, begin + seconds + a.exit[child, other])
         last = max(last, first)
+        index = until
     return last
 
 

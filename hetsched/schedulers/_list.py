@@ -24,7 +24,7 @@ from numba import njit
 
 from hetsched.errors import InfeasiblePlan
 from hetsched.problem import Arrays, Problem, Solution
-from hetsched.schedulers._gaps import Gaps, behind, find, new_gaps, take
+from hetsched.schedulers._gaps import Gaps, behind, find, inner, new_gaps, take
 from hetsched.schedulers._rank import remaining
 
 # How many tasks are asked to leave a full device for one that wants to go there.
@@ -72,7 +72,7 @@ def _ready_first(a: Arrays, priority: np.ndarray) -> np.ndarray:
     return order
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _push(heap: np.ndarray, keys: np.ndarray, size: int, task: int, key: float) -> int:
     hole = size
     while hole > 0:
@@ -85,7 +85,7 @@ def _push(heap: np.ndarray, keys: np.ndarray, size: int, task: int, key: float) 
     return size + 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _pop(heap: np.ndarray, keys: np.ndarray, size: int) -> int:
     size -= 1
     task, key = heap[size], keys[size]
@@ -104,7 +104,7 @@ def _pop(heap: np.ndarray, keys: np.ndarray, size: int) -> int:
     return size
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _free(a: Arrays) -> tuple[Gaps, np.ndarray]:
     """The lanes, units first and then, where they contend, links; and (m, p) when tensors leave.
 
@@ -123,7 +123,7 @@ def _free(a: Arrays) -> tuple[Gaps, np.ndarray]:
     return new_gaps(least, tasks + moves), np.full((moves, devices), np.inf)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _way(a: Arrays, edge: int, source: int, sink: int) -> float:
     """Seconds that the data of an edge need from device to device."""
     if source == sink:
@@ -132,7 +132,7 @@ def _way(a: Arrays, edge: int, source: int, sink: int) -> float:
     return seconds
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _ready_over_links(
     a: Arrays,
     task: int,
@@ -313,7 +313,7 @@ def place(
     return device, start, sent, -1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _last_child(
     a: Arrays,
     task: int,
@@ -356,7 +356,7 @@ def _last_child(
     return last
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _guests(
     a: Arrays, order: np.ndarray, home: np.ndarray, held: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -374,7 +374,7 @@ def _guests(
     return before, follows
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _move_in(task: int, on: int, before: np.ndarray, follows: np.ndarray) -> None:
     head = len(before) + on
     first = follows[head]
@@ -385,14 +385,14 @@ def _move_in(task: int, on: int, before: np.ndarray, follows: np.ndarray) -> Non
         before[first] = task
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _move_out(task: int, before: np.ndarray, follows: np.ndarray) -> None:
     follows[before[task]] = follows[task]
     if follows[task] >= 0:
         before[follows[task]] = before[task]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _settle(
     a: Arrays,
     task: int,
@@ -438,7 +438,7 @@ def _settle(
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _move(
     a: Arrays,
     guest: int,

@@ -26,12 +26,13 @@ format: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-# Takes about two hours.
+# Takes about three hours.
 bench: $(INSTALLED) bench-peers
 	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
 	$(BIN)/python -m bench.overlap --json bench/results/overlap.json
 	$(BIN)/python -m bench.compile --json bench/results/compile.json
 	$(BIN)/python -m bench.reference --json bench/results/reference.json
+	$(BIN)/python -m bench.schedulers --json bench/results/schedulers.json
 	$(BIN)/python -m bench.figures
 
 # About half an hour for each number of threads; the machine should do nothing else.

@@ -27,6 +27,7 @@ TITLE = (
 )
 # Of the reference kernels, in the summary.
 CASES = ("matmul 512", "conv 3x3, 64 of 56")
+SPREAD = ("geomean", "p95", "max")
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
@@ -260,6 +261,33 @@ def reference_summary(result: Mapping[str, Any]) -> str:
     )
 
 
+def schedulers_summary(result: Mapping[str, Any]) -> str:
+    """What each set says of the scheduler that is judged, by its worst and its mean."""
+    rows = []
+    for name, found in result["sets"].items():
+        told = found["figures"].get("schedulers", {}).get(found["figures"].get("first"))
+        if told and told["count"]:
+            rows.append([name, str(told["count"]), *(f"{told[key]:.4f}" for key in SPREAD)])
+    if not rows:
+        return ""
+    return (
+        "## Schedules beside the shortest known\n\n"
+        f"Makespan of `{result['options']['scheduler']}` over the reference of each set: proved "
+        "optima (proved, memory), optima that instances were made around (planted), and what "
+        f"CP-SAT finds in a minute on two cores (medium). {_where(result)}\n\n"
+        + _table(["set", "instances", "geometric mean", "95th percentile", "worst"], rows)
+    )
+
+
+def schedulers(result: Mapping[str, Any]) -> str:
+    """The words and the table of each set."""
+    sets = "".join(
+        f"### {name}\n\n{found['text']}\n\n{_table(found['heads'], found['cells'])}\n"
+        for name, found in result["sets"].items()
+    )
+    return f"## Schedules beside the shortest known\n\n{_where(result)}\n\n{sets}"
+
+
 @dataclass(frozen=True)
 class Part:
     """What the documents say of a result."""
@@ -276,6 +304,7 @@ PARTS = {
     "layers": Part(layers),
     "compile": Part(compiling),
     "reference": Part(reference_summary, reference),
+    "schedulers": Part(schedulers_summary, schedulers),
 }
 
 

@@ -1,6 +1,7 @@
 """Task graphs to schedule, made anew from a seed: families of shapes, times and bytes drawn."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -120,6 +121,41 @@ def problem(
         limit=np.full(devices, np.inf) if limit is None else limit,
         names=tuple(f"t{i}" for i in range(tasks)),
         devices=tuple(f"d{i}" for i in range(devices)),
+    )
+
+
+def odd(seed: int, most: int = 8) -> Problem:
+    """1 to `most` tasks on 1 to 3 devices with all that a problem can have but contention.
+
+    Tasks without work or with hardly any, slow and missing links, devices of one unit, memory that
+    need not suffice, entry and exit. Not each has a schedule.
+    """
+    rng = np.random.default_rng(seed)
+    tasks, devices = int(rng.integers(1, most + 1)), int(rng.integers(1, 4))
+    seconds = rng.choice([0.0, 1e-6, 0.1, 0.25, 0.3, 0.7], (tasks, devices)) * rng.uniform(0.5, 2)
+    cannot = rng.random(seconds.shape) < 0.2
+    cannot[np.arange(tasks), rng.integers(0, devices, tasks)] = False
+    pairs = [(i, j) for j in range(tasks) for i in range(j) if rng.random() < 0.5]
+    source, sink = np.array(pairs, np.int64).reshape(-1, 2).T
+    latency = rng.choice([0.0, 0.05, 0.4, np.inf], (devices, devices), p=[0.3, 0.3, 0.3, 0.1])
+    per_byte = rng.choice([0.0, 0.1, 0.3], (devices, devices))
+    for pair in latency, per_byte:
+        np.fill_diagonal(pair, 0.0)
+    made = problem(
+        np.where(cannot, np.inf, seconds),
+        source,
+        sink,
+        rng.choice([0.0, 0.5, 1.0, 2.5], len(pairs)),
+        rng.choice([0.0, 0.1, 1.0], tasks),
+        np.where(rng.random(devices) < 0.3, rng.choice([0.3, 1.2, 2.0], devices), np.inf),
+    )
+    return replace(
+        made,
+        latency=latency,
+        per_byte=per_byte,
+        entry=rng.choice([0.0, 0.0, 0.2], seconds.shape),
+        exit=rng.choice([0.0, 0.0, 0.2], seconds.shape),
+        unit=np.zeros(devices, np.int64) if rng.random() < 0.2 else np.arange(devices),
     )
 
 

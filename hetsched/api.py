@@ -1,6 +1,6 @@
 """The verbs of hetsched, as the command line and the Python API have them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -408,15 +408,34 @@ def _without(plan: Plan, refused: RefusedPart, partitioner: Partitioner) -> Plan
         Nothing else can run it.
     """
     device = next(part.device.name for part in plan.parts if part.name == refused.part)
-    groups = culprits(plan, refused)
-    prices = plan.prices.without(groups, device, refused.reason)
+    groups = _before_splits(plan, culprits(plan, refused))
+    known = price(plan.original, plan.system, plan.prices)
+    prices = known.without(groups, device, refused.reason)
     told = f"'{device}' refused {', '.join(groups)}: {refused.reason}; planned again without"
     try:
-        found = partitioner.partition(plan.graph, plan.system, prices)
+        found = partitioner.partition(plan.original, plan.system, prices)
     except (InfeasiblePlan, UnsupportedOperation):
         raise refused from None
     earlier = tuple(note for note in plan.notes if note.endswith("; planned again without"))
     return replace(found, notes=(*found.notes, *earlier, told))
+
+
+def _before_splits(plan: Plan, groups: Sequence[str]) -> tuple[str, ...]:
+    """The groups of the original graph that `groups` are, or are pieces of.
+
+    Those of all splits where `groups` only cut or join pieces.
+    """
+    if not plan.splits:
+        return tuple(groups)
+    pieces = {
+        op.partition("#")[0] for g in plan.graph.groups if g.name in groups for op in g.members
+    }
+    split = {op for item in plan.splits for op in item.ops}
+    for wanted in (pieces, split):
+        found = [g.name for g in plan.original.groups if wanted.intersection(g.members)]
+        if found:
+            return tuple(found)
+    return ()
 
 
 def never_worse(executable: Executable, progress: Progress | None = None) -> Executable:
@@ -429,12 +448,12 @@ def never_worse(executable: Executable, progress: Progress | None = None) -> Exe
         return executable
     try:
         chooser = load_plugin(Partitioner, "single")
-        single = chooser.partition(plan.graph, plan.system, plan.prices)
+        single = chooser.partition(plan.original, plan.system, plan.prices)
     except InfeasiblePlan:
         return executable
     alone = Executable(single, compile_parts(single, progress))
     (hybrid_seconds, alone_seconds), runs = median_latencies(
-        [executable, alone], seeded_inputs(plan.graph)
+        [executable, alone], seeded_inputs(plan.original)
     )
     (device,) = single.devices
     told = (

@@ -654,7 +654,7 @@ def run(
     with _Steps(verbose) as steps:
         steps.begin("loading")
         with hetsched.load(package) as executable:
-            given = _inputs(executable.plan.graph, inputs, seed)
+            given = _inputs(executable.plan.original, inputs, seed)
             loop = steps.begin("running")
             for turn in range(warmup):
                 loop("warm-up", turn, warmup + repeat)

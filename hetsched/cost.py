@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
@@ -59,11 +59,20 @@ class Prices(CostModel):
     """A cost model that has been asked already: a table for one graph and one system.
 
     `seconds` and `refusals` are by group name, then device name; a pair is in one of them.
+    `members` are the operations of each group, without which its name alone says what it is, and
+    `source` prices what the table lacks: the pieces of the same graph, split.
     """
 
     model: str
     seconds: Mapping[str, Mapping[str, float]]
     refusals: Mapping[str, Mapping[str, str]]
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+    source: CostModel | None = field(default=None, compare=False, repr=False)
+
+    def has(self, group: Group) -> bool:
+        """Whether the table has this very group."""
+        known = group.name in self.seconds
+        return known and self.members.get(group.name, group.members) == group.members
 
     def compute_seconds(self, graph: Graph, group: Group, device: Device) -> float:
         return self.seconds[group.name].get(device.name, float("inf"))
@@ -86,17 +95,44 @@ def price(
 ) -> Prices:
     """The price of every group on every device, and the reason where there is none.
 
+    Of `Prices` what they have is kept, and their source is asked for the rest.
+
     Raises
     ------
     UnsupportedOperation
         A group that no device can run; the message has operation, node, reasons and what would do.
+    PluginError
+        Prices without a source lack a group, and no cost model has their name.
     """
-    if isinstance(costs, Prices):
+    if not isinstance(costs, Prices):
+        return _asked(graph, graph.groups, system, costs, progress)
+    lacking = [group for group in graph.groups if not costs.has(group)]
+    if not lacking:
         return costs
-    seconds: dict[str, dict[str, float]] = {group.name: {} for group in graph.groups}
-    reasons: dict[str, dict[str, str]] = {group.name: {} for group in graph.groups}
+    source = costs.source or load(CostModel, costs.model)
+    found = _asked(graph, lacking, system, source, progress)
+    merged = {group.name: found if group.name in found.seconds else costs for group in graph.groups}
+    return Prices(
+        costs.model,
+        {name: table.seconds[name] for name, table in merged.items()},
+        {name: table.refusals.get(name, {}) for name, table in merged.items()},
+        {group.name: group.members for group in graph.groups},
+        source,
+    )
+
+
+def _asked(
+    graph: Graph,
+    groups: Sequence[Group],
+    system: System,
+    costs: CostModel,
+    progress: Progress | None,
+) -> Prices:
+    """What `costs` says of `groups`, which are of `graph`."""
+    seconds: dict[str, dict[str, float]] = {group.name: {} for group in groups}
+    reasons: dict[str, dict[str, str]] = {group.name: {} for group in groups}
     wanted = []
-    for group, answers in zip(graph.groups, _answers(graph, system), strict=True):
+    for group, answers in zip(groups, _answers(graph, groups, system), strict=True):
         for device, reason in zip(system.devices, answers, strict=True):
             if reason is None:
                 wanted.append((group, device))
@@ -111,15 +147,16 @@ def price(
             seconds[group.name][device.name] = value
         else:
             reasons[group.name][device.name] = "the cost model has no price for it"
-    for group in graph.groups:
+    for group in groups:
         if not seconds[group.name]:
             raise UnsupportedOperation(_unsupported(group, reasons[group.name]))
-    return Prices(costs.name, seconds, reasons)
+    members = {group.name: group.members for group in groups}
+    return Prices(costs.name, seconds, reasons, members, costs)
 
 
-def _answers(graph: Graph, system: System) -> list[tuple[str | None, ...]]:
+def _answers(graph: Graph, groups: Sequence[Group], system: System) -> list[tuple[str | None, ...]]:
     """Why each device cannot run each group, or None; asked once for devices of one kind."""
-    parts = [graph.part(group.ops, group.name) for group in graph.groups]
+    parts = [graph.part(group.ops, group.name) for group in groups]
     asked: dict[tuple[str, str], list[str | None]] = {}
     for device in system.devices:
         kind = (device.target, device.isa)

@@ -31,6 +31,10 @@ class PlanError(HetschedError):
     """A plan that does not fit its graph or its system."""
 
 
+class SplitRefused(PlanError):
+    """A split that its operations do not allow; the message has the operation and the axis."""
+
+
 class InfeasiblePlan(PlanError):
     """No plan satisfies the limits of the devices."""
 

@@ -11,11 +11,12 @@ from hetsched import package
 from hetsched.compiler import CompiledPart
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import InputError
-from hetsched.executor import Executor, Request, Run, Step
+from hetsched.executor import Executor
 from hetsched.graph import dtype_of
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
+from hetsched.request import Request, Run, Step
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 
@@ -37,11 +38,11 @@ class Executable:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        return self.plan.graph.inputs
+        return self.plan.original.inputs
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        return self.plan.graph.outputs
+        return self.plan.original.outputs
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Output arrays by name, for input arrays by name.
@@ -155,7 +156,7 @@ class Executable:
             for item in self.parts
         ]
         names = [tensor.name for tensor in self.outputs]
-        constants = self.plan.graph.constants
+        constants = self.plan.original.constants
         return Executor(
             steps, names, {name: constants[name] for name in names if name in constants}
         )

@@ -47,34 +47,48 @@ class Group:
         return next((op for op in self.ops if op.kind != HEAD), self.ops[0]).name
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """The names of its operations."""
+        return tuple(op.name for op in self.ops)
+
+    @property
     def kinds(self) -> str:
         """The op types, as in `Conv+Add+Relu`."""
         return "+".join(op.kind for op in self.ops)
 
 
 def fuse(
-    ops: Sequence[Op], outputs: Iterable[Tensor], constants: Mapping[str, object]
+    ops: Sequence[Op],
+    outputs: Iterable[Tensor],
+    constants: Mapping[str, object],
+    joins: frozenset[str] = frozenset(),
 ) -> tuple[Group, ...]:
-    """The kernel groups of `ops`, in topological order.
+    """The kernel groups of `ops`, in topological order; each of `joins` begins one.
 
     A group has one exit until its last operation, so that nothing outside can lie on a path
     between two of its members: the groups form an acyclic graph. Linear time in `ops`.
     """
-    return Region(ops, outputs, constants).groups()
+    return Wiring(ops, outputs, constants, joins).groups()
 
 
-class Region:
+class Wiring:
     """Who writes and who reads each tensor of `ops`, by position; `outputs` leave them.
 
-    Made once, it gathers parts in time that is linear in each part.
+    No operation of `joins` is in a tail. Made once, it gathers parts in time that is linear in
+    each part.
     """
 
     def __init__(
-        self, ops: Sequence[Op], outputs: Iterable[Tensor], constants: Mapping[str, object]
+        self,
+        ops: Sequence[Op],
+        outputs: Iterable[Tensor],
+        constants: Mapping[str, object],
+        joins: frozenset[str] = frozenset(),
     ) -> None:
         self._ops = ops
         self._kept = {tensor.name for tensor in outputs}
         self._constants = constants
+        self._joins = joins
         self._position = {op.name: index for index, op in enumerate(ops)}
         self._producer = {t.name: i for i, op in enumerate(ops) for t in op.writes}
         self._consumers: dict[str, list[int]] = {}
@@ -149,6 +163,8 @@ class Region:
                 for tensor in op.reads
             )
             if late or index in taken or op.kind not in TAIL or op.domain or len(op.writes) != 1:
+                return []
+            if op.name in self._joins:
                 return []
             found.append(index)
             frontier = {

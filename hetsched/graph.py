@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from hetsched.dtype import dtype_name, numpy_dtype, onnx_code, raw_bytes
 from hetsched.errors import ModelError
-from hetsched.fusion import Group, Region
+from hetsched.fusion import Group, Wiring
 from hetsched.op import Op, Tensor
 
 # The oldest IR that has all that a graph can hold (16-bit floats, several domains), so that every
@@ -27,8 +27,9 @@ DETACHED_NBYTES = 1024
 class Graph:
     """Operations in topological order over tensors of static shape.
 
-    `constants` are the weights, read-only arrays by tensor name. Checked when made: each tensor is
-    defined once and before it is read.
+    `constants` are the weights, read-only arrays by tensor name. `joins` are operations that put
+    together what several devices may have computed: none is the tail of a kernel group, which would
+    wait for all of it. Checked when made: each tensor is defined once and before it is read.
 
     Raises
     ------
@@ -42,6 +43,7 @@ class Graph:
     outputs: tuple[Tensor, ...]
     constants: Mapping[str, np.ndarray] = field(repr=False)
     opsets: Mapping[str, int]
+    joins: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constants", MappingProxyType(dict(self.constants)))
@@ -68,11 +70,11 @@ class Graph:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The kernel groups, in topological order: the unit of price and placement."""
-        return self._region.groups()
+        return self._wiring.groups()
 
     @cached_property
-    def _region(self) -> Region:
-        return Region(self.ops, self.outputs, self.constants)
+    def _wiring(self) -> Wiring:
+        return Wiring(self.ops, self.outputs, self.constants, self.joins)
 
     @cached_property
     def producers(self) -> Mapping[str, Op]:
@@ -111,7 +113,7 @@ class Graph:
 
     def border(self, ops: Iterable[Op]) -> Group:
         """`ops` as one group, with the tensors that cross its border, in order of first use."""
-        return self._region.gather(ops)
+        return self._wiring.gather(ops)
 
     def part(self, ops: Iterable[Op], name: str) -> "Graph":
         """`ops` as a graph of its own, with the constants that they read, and their border."""

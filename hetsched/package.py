@@ -1,8 +1,8 @@
 """The package `.hsp`: a compiled plan in one file that loads without a compiler.
 
-An archive (`archive.py`) of `plan.json`, `model.onnx` (the graph without large weights),
-`parts/NAME/...` (what the targets compiled) and the arrays of all. Only a target's own loader makes
-code of a part.
+An archive (`archive.py`) of `plan.json`, `model.onnx` (the graph before any split, without large
+weights), `parts/NAME/...` (what the targets compiled) and the arrays of all. Only a target's own
+loader makes code of a part.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def write(path: str | Path, plan: Plan, parts: Sequence[CompiledPart]) -> None:
         The file cannot be written; an older one is untouched.
     """
     arrays = Arrays()
-    graph = plan.graph
+    graph = plan.original
     members: dict[str, bytes] = {
         "plan.json": plan.to_json().encode(),
         "model.onnx": to_onnx(graph, weights=False).SerializeToString(deterministic=True),
@@ -114,6 +114,6 @@ def _read(path: Path, archive: Archive, whole: bool) -> tuple[Plan, tuple[Compil
             requires=str(entry["requires"]),
         )
         needed += [index for _, index in entry["weights"]]
-        parts.append(CompiledPart(part, graph.part(part.ops, part.name), artifact))
+        parts.append(CompiledPart(part, plan.graph.part(part.ops, part.name), artifact))
     archive.check(None if whole else needed)
     return plan, tuple(parts)

@@ -1,17 +1,20 @@
 """What chooses a plan."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from hetsched.cost import CostModel
 from hetsched.graph import Graph
-from hetsched.plan import Plan
-from hetsched.plugin import Plugin
+from hetsched.plan import Plan, group_tasks, make_plan
+from hetsched.plugin import Plugin, load
+from hetsched.problem import Problem
 from hetsched.schedule import Schedule
+from hetsched.scheduler import Scheduler
+from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import TaskGraph
+from hetsched.tasks import Task, TaskGraph
 
 
 class Partitioner(Plugin):
@@ -34,6 +37,52 @@ class Partitioner(Plugin):
 PASSES = 8
 # Of the makespan: sums of floats in another order differ in the last digits.
 ROUNDING = 1e-12
+
+
+def scheduled(
+    graph: Graph,
+    system: System,
+    costs: CostModel,
+    spec: str,
+    scheduler: str = "heft",
+    pins: Mapping[str, str] | None = None,
+    splits: Sequence[Split] = (),
+    original: Graph | None = None,
+) -> Plan:
+    """The plan of partitioner `spec` with each kernel group where and when `scheduler` says.
+
+    `pins` say where an operation has to be. The schedule is that of single groups, as if each
+    handed over at once; they are joined to parts, which hand over at their end, where that delays
+    nothing.
+
+    Raises
+    ------
+    InfeasiblePlan
+        A device cannot hold what is on it, or cannot run what is pinned to it.
+    """
+    tasks = group_tasks(graph, system, costs)
+    if pins:
+        members = {group.name: group.ops for group in graph.groups}
+        pinned = []
+        for task in tasks.tasks:
+            pin = next((pins[op.name] for op in members[task.name] if op.name in pins), None)
+            row = {name: value for name, value in task.seconds.items() if pin in (None, name)}
+            pinned.append(Task(task.name, row, task.memory_bytes))
+        tasks = TaskGraph(system, tuple(pinned), tasks.edges)
+    problem = Problem.of(tasks)
+    schedule = load(Scheduler, scheduler).schedule(problem).schedule(problem)
+    runs = arrange(tasks, schedule)
+    return make_plan(
+        graph,
+        system,
+        costs,
+        {slot.task: slot.device for slot in schedule.slots},
+        [name for run in runs for name in run],
+        spec,
+        [run[0] for run in runs],
+        splits,
+        original,
+    )
 
 
 def arrange(tasks: TaskGraph, schedule: Schedule) -> tuple[tuple[str, ...], ...]:
@@ -160,7 +209,7 @@ class _Runs:
         """The edges of each run: 0 for those out of it, 1 for those into it."""
         found: list[list[tuple[int, int, float]]] = [[] for _ in self.members]
         for edge in self.edges:
-            found[edge[end]].append(edge)
+            found[edge[:2][end]].append(edge)
         return found
 
     def joined(self) -> "_Runs":

@@ -11,23 +11,31 @@ from typing import Any
 from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
 from hetsched.document import NUMBER, check, parse
-from hetsched.errors import DeviceError, PlanError
+from hetsched.errors import DeviceError, PlanError, SplitRefused
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import group_flops, group_nbytes
+from hetsched.rewrite import split
 from hetsched.schedule import Schedule
+from hetsched.split import Split
 from hetsched.system import System
 from hetsched.tasks import Edge, Task, TaskGraph, check_memory, contract, memory_bytes, replay
 
 FORMAT = "hetsched-plan"
-VERSION = 1
+VERSION = 2
 
 # What a plan file holds: a type, a list of one shape, a record of named shapes, or, under `str`, a
 # map from any name. The system's own reader checks `system`.
 SHAPE = {
     "version": int,
     "graph": {"name": str, "sha256": str},
+    "splits": [
+        {
+            "ops": [str],
+            "exits": [{"tensor": str, "axes": [{"axis": int, "bounds": [int]}], "sum": bool}],
+        }
+    ],
     "partitioner": str,
     "objective": str,
     "cost_model": str,
@@ -88,6 +96,9 @@ class Plan:
     `cuts`, groups that start a part of their own. The order is topological, so that parts cannot
     wait for each other in a circle.
 
+    A plan that splits operations is one for what `split` makes of the graph `unsplit`, which the
+    plan belongs to.
+
     Raises
     ------
     PlanError
@@ -103,8 +114,12 @@ class Plan:
     objective: str = "latency"
     notes: tuple[str, ...] = ()
     cuts: frozenset[str] = frozenset()
+    splits: tuple[Split, ...] = ()
+    unsplit: Graph | None = None
 
     def __post_init__(self) -> None:
+        if bool(self.splits) != (self.unsplit is not None):
+            raise PlanError("a plan has splits and the graph that they are of, or neither")
         groups = {group.name: group for group in self.graph.groups}
         devices = {device.name for device in self.system.devices}
         if len(self.order) != len(groups) or set(self.order) != set(groups):
@@ -122,6 +137,11 @@ class Plan:
                 if tensor.name in self.graph.producers and tensor.name not in written:
                     raise PlanError(f"group '{name}' comes before what writes '{tensor.name}'")
             written.update(tensor.name for tensor in groups[name].outputs)
+
+    @property
+    def original(self) -> Graph:
+        """The graph before any split."""
+        return self.unsplit or self.graph
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -175,7 +195,8 @@ class Plan:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "graph": {"name": self.graph.name, "sha256": self.graph.digest},
+            "graph": {"name": self.original.name, "sha256": self.original.digest},
+            "splits": [item.to_dict() for item in self.splits],
             "partitioner": self.partitioner,
             "objective": self.objective,
             "cost_model": self.prices.model,
@@ -189,10 +210,12 @@ class Plan:
     def from_json(cls, text: str, graph: Graph, same_graph: bool = False) -> "Plan":
         """The plan that `to_json` wrote for `graph`; `same_graph` says that it is known to be.
 
+        The splits are made again.
+
         Raises
         ------
         PlanError
-            The text is no plan, is of a newer version, or belongs to another graph.
+            The text is no plan, is of another version, or belongs to another graph.
         """
         content = parse_plan(text)
         with _described():
@@ -203,6 +226,9 @@ class Plan:
             system = System.from_dict(content["system"])
             recipe = Recipe.from_dict(content, system)
             refusals = content["refusals"]
+            splits = tuple(map(Split.from_dict, content["splits"]))
+            unsplit = graph if splits else None
+            graph = split(graph, splits) if splits else graph
             return cls(
                 graph=graph,
                 system=system,
@@ -213,10 +239,13 @@ class Plan:
                     str(content["cost_model"]),
                     {task.name: task.seconds for task in recipe.tasks.tasks},
                     {group.name: dict(refusals.get(group.name, {})) for group in graph.groups},
+                    {group.name: group.members for group in graph.groups},
                 ),
                 partitioner=str(content["partitioner"]),
                 objective=str(content["objective"]),
                 notes=tuple(map(str, content["notes"])),
+                splits=splits,
+                unsplit=unsplit,
             )
 
 
@@ -438,7 +467,7 @@ def plan_facts(text: str) -> dict[str, str]:
 def _described() -> Iterator[None]:
     try:
         yield
-    except (DeviceError, OverflowError) as error:
+    except (DeviceError, SplitRefused, OverflowError) as error:
         raise PlanError(f"the plan is damaged: {error}") from None
 
 
@@ -488,10 +517,13 @@ def make_plan(
     order: Sequence[str],
     partitioner: str,
     cuts: Iterable[str] = (),
+    splits: Sequence[Split] = (),
+    unsplit: Graph | None = None,
 ) -> Plan:
     """A checked plan for a placement and a topological order of the groups.
 
-    A part ends where the device changes, and before each of `cuts`.
+    A part ends where the device changes, and before each of `cuts`. `graph` is what `splits` make
+    of `unsplit`, if there are any.
 
     Raises
     ------
@@ -506,6 +538,8 @@ def make_plan(
         prices=price(graph, system, costs),
         partitioner=partitioner,
         cuts=frozenset(cuts),
+        splits=tuple(splits),
+        unsplit=unsplit,
     )
     check_memory(plan.recipe.tasks, plan.placement)
     simulate(plan)

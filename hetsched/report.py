@@ -6,6 +6,7 @@ that both have the same numbers.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from math import isfinite
 from statistics import median
 from typing import Any
@@ -16,12 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from hetsched.api import Found, Profiled, Scheduled, Tuning
+from hetsched.bounds import plan_bound
 from hetsched.device import Device
 from hetsched.explain import Border, Difference, Explanation
+from hetsched.graph import Graph
+from hetsched.objective import seconds_a_request
 from hetsched.plan import Plan, Recipe, simulate
 from hetsched.schedule import Schedule, bars, gantt
+from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import lower_bound
 from hetsched.verify import Verification
 
 Document = dict[str, Any]
@@ -203,16 +207,19 @@ def tuning_view(document: Document) -> Iterator[RenderableType]:
 
 
 def plan_document(plan: Plan) -> Document:
-    """Parts, transfers, memory and prediction of a plan, and what was refused."""
+    """Splits, parts, transfers, memory and prediction of a plan, and what was refused."""
     schedule = simulate(plan)
-    bound = lower_bound(plan.recipe.tasks)
+    steady = plan.objective == "throughput"
+    cost = seconds_a_request(schedule, plan.system) if steady else schedule.makespan
+    bound = plan_bound(plan.recipe.tasks, plan.objective, cost)
     held = plan.memory_bytes()
     return {
-        "model": plan.graph.name,
+        "model": plan.original.name,
         "system": plan.system.name,
         "partitioner": plan.partitioner,
         "objective": plan.objective,
         "cost_model": plan.prices.model,
+        "splits": [_split_document(item, plan.original) for item in plan.splits],
         "parts": [
             {
                 "name": part.name,
@@ -235,8 +242,10 @@ def plan_document(plan: Plan) -> Document:
         ],
         "predicted": schedule.to_dict(),
         "makespan_seconds": schedule.makespan,
-        "lower_bound_seconds": bound,
-        "gap": schedule.makespan / bound - 1 if bound else None,
+        "cost_seconds": cost,
+        "lower_bound_seconds": bound.seconds,
+        "lower_bounds_seconds": dict(bound.values),
+        "gap": cost / bound.seconds - 1 if bound.seconds else None,
         "notes": list(plan.notes),
         "refusals": _refusals(plan),
     }
@@ -248,6 +257,21 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
         f"partitioner {document['partitioner']}, objective {document['objective']}, "
         f"cost model {document['cost_model']}"
     )
+    if document["splits"]:
+        yield ""
+        yield _table(
+            "Splits",
+            ("operations", ">ops", ">pieces", "cut"),
+            (
+                (
+                    " .. ".join(map(shortened, dict.fromkeys((row["first"], row["last"])))),
+                    str(row["operations"]),
+                    str(row["pieces"]),
+                    row["cut"],
+                )
+                for row in document["splits"]
+            ),
+        )
     yield ""
     yield _table(
         "Parts",
@@ -282,13 +306,20 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
     yield from _gantt(schedule, width)
     yield ""
     gap = document["gap"]
+    steady = document["objective"] == "throughput"
+    predicted = f"{_number(document['makespan_seconds'], 1e-3, 3)} ms"
+    if steady:
+        predicted += f", {_number(document['cost_seconds'], 1e-3, 3)} ms a request in steady state"
     yield (
-        f"predicted    {_number(document['makespan_seconds'], 1e-3, 3)} ms"
+        f"predicted    {predicted}"
         + (f", {gap * 100:.1f} % above the lower bound" if gap is not None else "")
     )
+    values = document["lower_bounds_seconds"]
     yield (
-        f"lower bound  {_number(document['lower_bound_seconds'], 1e-3, 3)} ms, the longer of the "
-        "critical path and an even share of the work:"
+        f"lower bound  {_number(document['lower_bound_seconds'], 1e-3, 3)} ms"
+        f"{' a request' if steady else ''}, the best of "
+        + ", ".join(f"{name} {_number(value, 1e-3, 3)}" for name, value in values.items())
+        + ":"
     )
     yield "             no placement of these kernel groups at these prices is faster"
     if "package" in document:
@@ -733,6 +764,42 @@ def _columns(schedule: Schedule, width: int) -> int:
     """The columns that are left for the bars of a chart."""
     widest = max((len(device) for device in schedule.devices), default=0)
     return max(20, min(72, width - widest - GANTT_MARGIN))
+
+
+def _split_document(item: Split, graph: Graph) -> Document:
+    """What is split, and how the last of its results is cut, also in words."""
+    last = item.exits[-1]
+    written = graph.producers[last.tensor].writes
+    rank = next(len(tensor.shape) for tensor in written if tensor.name == last.tensor)
+    axes = [
+        {
+            "axis": "sum" if last.sum else axis_name(axis, rank),
+            "sizes": [end - start for start, end in pairwise(bounds)],
+        }
+        for axis, bounds in last.axes
+    ]
+    return {
+        "first": item.ops[0],
+        "last": item.ops[-1],
+        "operations": len(item.ops),
+        "pieces": item.pieces,
+        "axes": axes,
+        "cut": " by ".join(f"{cut['axis']} {' | '.join(map(str, cut['sizes']))}" for cut in axes),
+    }
+
+
+def axis_name(axis: int, rank: int) -> str:
+    """What an axis is called: the last two are rows and columns, the first is the batch.
+
+    Examples
+    --------
+    >>> [axis_name(axis, 4) for axis in range(4)]
+    ['batch', 'channels', 'rows', 'columns']
+    """
+    names = ("rows", "columns") if rank > 1 else ("columns",)
+    known = {2: (), 3: ("batch",), 4: ("batch", "channels")}.get(rank, ())
+    every = (*known, *names)
+    return every[axis] if len(every) == rank else f"axis {axis}"
 
 
 def _refusals(plan: Plan) -> list[Document]:

@@ -49,7 +49,7 @@ class Split:
             "exits": [
                 {
                     "tensor": item.tensor,
-                    "axes": [[axis, list(bounds)] for axis, bounds in item.axes],
+                    "axes": [{"axis": axis, "bounds": list(bounds)} for axis, bounds in item.axes],
                     "sum": item.sum,
                 }
                 for item in self.exits
@@ -64,7 +64,9 @@ class Split:
             tuple(
                 Exit(
                     str(item["tensor"]),
-                    tuple((int(axis), tuple(map(int, bounds))) for axis, bounds in item["axes"]),
+                    tuple(
+                        (int(cut["axis"]), tuple(map(int, cut["bounds"]))) for cut in item["axes"]
+                    ),
                     bool(item["sum"]),
                 )
                 for item in content["exits"]

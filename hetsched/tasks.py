@@ -161,21 +161,6 @@ def _transfers(tasks: TaskGraph, slots: Mapping[str, Slot]) -> tuple[Transfer, .
     return tuple(moves.values())
 
 
-def lower_bound(tasks: TaskGraph) -> float:
-    """Seconds that no schedule can beat: the critical path, or the work of the whole machine.
-
-    The path counts each task at its fastest and each transfer at its cheapest; the work is shared
-    without loss by all units, each task at its fastest.
-    """
-    finish: dict[str, float] = {}
-    for task in tasks.tasks:
-        before = (finish[e.source] for e in tasks.incoming[task.name] if e.source is not None)
-        finish[task.name] = max(before, default=0.0) + min(task.seconds.values())
-    units = {device.unit for device in tasks.system.devices}
-    work = sum(min(task.seconds.values()) for task in tasks.tasks)
-    return max(max(finish.values(), default=0.0), work / len(units))
-
-
 def contract(
     tasks: TaskGraph, members: Sequence[Sequence[str]], placement: Mapping[str, str]
 ) -> TaskGraph:

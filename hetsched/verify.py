@@ -116,7 +116,7 @@ def verify(
     InputError
         The inputs do not fit.
     """
-    graph = executable.plan.graph
+    graph = executable.plan.original
     given = dict(inputs) if inputs is not None else seeded_inputs(graph, seed)
     report = progress or (lambda what, done, of: None)
     steps = len(executable.parts) + 2
@@ -189,7 +189,10 @@ def compare(
 def _border_values(
     executable: Executable, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """ONNX Runtime's values of all tensors that cross a border, and of the constants there."""
+    """ONNX Runtime's values of all tensors that cross a border, and of the constants there.
+
+    Results are those of the graph before any split.
+    """
     graph = executable.plan.graph
     model = to_onnx(graph)
     kept = {output.name for output in model.graph.output}
@@ -203,7 +206,10 @@ def _border_values(
         values = oracle.run(model, {tensor.name: inputs[tensor.name] for tensor in graph.inputs})
     except KeyError as error:
         raise InputError(f"input {error} is missing") from None
-    return {**graph.constants, **inputs, **values}
+    original = executable.plan.original
+    if original is not graph:
+        values |= oracle.run(to_onnx(original), {t.name: inputs[t.name] for t in graph.inputs})
+    return {**original.constants, **graph.constants, **inputs, **values}
 
 
 def _compare_part(item: CompiledPart, expected: Mapping[str, np.ndarray]) -> Comparison:

@@ -12,19 +12,20 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module imports from lines below its own; a folder is one name, whose files may
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
-errors  device  schedule  trial  split
+errors  device  schedule  trial  split  region
 plugin  dtype  files  host  store  document
 op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
-archive  target  inputs  frontend  lowering
-cache
-measure
+archive  target  inputs  frontend  lowering  rewrite  liveness
+cache  request
+measure  crew
 system
 tasks  cost
 problem  instance
-scheduler  plan
+scheduler  plan  bounds
 partitioner  compiler  executor  explain  objective
+sharing  stages
 package
 executable
 verify  contest
@@ -53,10 +54,12 @@ LOADERS = (
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
         "polynomials pooling recurrent rows window winograd".split()
     }
+    | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_gaps _list _rank cpop heft ippts lookahead peft".split()
+        for name in "_cpsat _gaps _list _lns _rank _search cpop exact heft ippts lookahead peft "
+        "portfolio".split()
     }
 )
 

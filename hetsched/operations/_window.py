@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 
 from hetsched.errors import ModelError
+from hetsched.op import Op
+from hetsched.operation import refused
+from hetsched.region import Region
 
 AXES = 3
 # A value for each axis.
@@ -67,6 +70,17 @@ class Window:
             found.append(steps + 1)
         return _axes(found)
 
+    def seen(self, axis: int, first: int, last: int, size: int) -> tuple[int, int, int, int]:
+        """What the places from `first` to before `last` see of an axis of `size` elements.
+
+        The first element and the one behind the last, and the padding before and behind them that
+        these places reach.
+        """
+        start = first * self.strides[axis] - self.heads[axis]
+        end = (last - 1) * self.strides[axis] - self.heads[axis] + self.extents[axis]
+        low, high = max(start, 0), min(end, size)
+        return low, high, low - start, end - high
+
     def _automatic(self, mode: str, sizes: Sequence[int]) -> "Window":
         totals = [0] * AXES
         if mode != "VALID":
@@ -77,6 +91,61 @@ class Window:
         heads = _axes(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in totals)
         tails = _axes(total - head for total, head in zip(totals, heads, strict=True))
         return Window(self.kernel, self.strides, self.dilations, heads, tails)
+
+
+def cut_window(
+    op: Op, region: Region, kernel: Sequence[int], shape: Sequence[int]
+) -> tuple[list[tuple[int, int]], dict[str, Any]]:
+    """What the spatial axes of `region` of the result see of an input of `shape`, and how.
+
+    The attributes say the padding, which is only where the input ends.
+
+    Raises
+    ------
+    SplitRefused
+        They see nothing but padding.
+    """
+    sizes, rank = shape[2:], len(kernel)
+    window = Window.of(op.attributes, kernel, sizes)
+    heads, tails = list(window.heads[AXES - rank :]), list(window.tails[AXES - rank :])
+    intervals = [(0, size) for size in sizes]
+    beyond = False
+    cut = region.cuts(op.output().shape)
+    for axis in range(rank):
+        first, last = region.intervals[axis + 2]
+        low, high, head, tail = window.seen(AXES - rank + axis, first, last, sizes[axis])
+        # The last place may reach beyond the padding, where their number was rounded up.
+        beyond = beyond or tail > tails[axis]
+        if axis + 2 not in cut:
+            continue
+        if low >= high:
+            raise refused(op, f"places {first} to {last} see nothing but padding", axis + 2)
+        intervals[axis], heads[axis], tails[axis] = (low, high), head, min(tail, tails[axis])
+    changed: dict[str, Any] = {"pads": (*heads, *tails), "auto_pad": None}
+    if "ceil_mode" in op.attributes:
+        changed["ceil_mode"] = int(beyond)
+    return intervals, changed
+
+
+def grouped(
+    op: Op, first: int, last: int, filters: int, inputs: int
+) -> tuple[tuple[int, int], int]:
+    """The input channels that output channels depend on, and how many groups these make.
+
+    A group has so many `filters` and `inputs`.
+
+    Raises
+    ------
+    SplitRefused
+        They are some of one group and some of another.
+    """
+    if first % filters == 0 and last % filters == 0:
+        groups = last // filters - first // filters
+        return (first // filters * inputs, last // filters * inputs), groups
+    start = first // filters
+    if last > (start + 1) * filters:
+        raise refused(op, f"channels {first} to {last} cut groups of {filters}", 1)
+    return (start * inputs, (start + 1) * inputs), 1
 
 
 def lifted(values: Sequence[int], absent: int = 1) -> Axes:

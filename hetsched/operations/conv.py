@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from hetsched.op import Op
-from hetsched.operation import Call, Compiler, Operation, interpreted, prange
+from hetsched.operation import (
+    Call,
+    Compiler,
+    Known,
+    Operation,
+    Piece,
+    interpreted,
+    prange,
+    refused,
+    wholes,
+)
 from hetsched.operations._arithmetic import (
     COLUMNS,
     DEPTH,
@@ -18,7 +28,8 @@ from hetsched.operations._arithmetic import (
     requantised,
     sum_dtype,
 )
-from hetsched.operations._window import Axes, Window, resized, volume
+from hetsched.operations._window import Axes, Window, cut_window, grouped, resized, volume
+from hetsched.region import Region
 
 
 def convolution(
@@ -80,17 +91,70 @@ def offsets(counts: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray:
     return found.reshape(found.size)
 
 
+# Where the input and the weights are, and what has a value for each output channel.
+PLACES: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    "Conv": (0, 1, (2,)),
+    "ConvInteger": (0, 1, (3,)),
+    "QLinearConv": (0, 3, (4, 5, 8)),
+}
+
+
 class Conv(Operation):
     """Each output channel is a filter over all input channels of its group."""
 
     onnx_types = ("Conv", "ConvInteger", "QLinearConv")
     defined = onnx_types
+    examples = (
+        "(float[2,4,9,8] x, float[6,4,3,2] w, float[6] b) => (y) { y = Conv <pads=[1,0,2,1], "
+        "strides=[2,1], dilations=[1,2]> (x, w, b) }",
+        "(float[1,4,6,5] x, float[6,2,3,3] w) => (y) { y = Conv <group=2, pads=[1,1,1,1]> (x, w) }",
+        "(float[1,6,9,7] x, float[6,1,3,3] w, float[6] b) => (y) { y = Conv <group=6, "
+        'auto_pad="SAME_UPPER", strides=[2,2]> (x, w, b) }',
+        "(float[2,3,11] x, float[4,3,5] w) => (y) { y = Conv <pads=[2,2]> (x, w) }",
+        "(float[1,2,5,4,6] x, float[3,2,2,3,3] w) => (y) { y = Conv <pads=[0,1,1,1,1,1]> (x, w) }",
+        "(uint8[1,3,6,6] x, int8[4,3,3,3] w) => (y) <uint8 z = {3}> { y = ConvInteger "
+        "<pads=[1,1,1,1]> (x, w, z) }",
+        "(uint8[1,4,6,6] x, int8[4,2,3,3] w, int32[4] b) => (y) <float s = {0.02}, uint8 z = "
+        "{9}, float[4] t = {0.1, 0.2, 0.3, 0.4}, int8[4] o = {0, 0, 0, 0}> { y = QLinearConv "
+        "<group=2, pads=[1,1,1,1]> (x, s, z, w, t, o, s, z, b) }",
+    )
 
     def flops(self, op: Op) -> int:
         weight = op.input(3 if op.kind == "QLinearConv" else 1)
         bias = {"Conv": 2, "QLinearConv": 8}.get(op.kind)
         additions = int(bias is not None and op.has_input(bias))
         return op.output().size * (2 * prod(weight.shape[1:]) + additions)
+
+    def piece(self, op: Op, index: int, region: Region, known: Known) -> Piece:
+        """Any rows and batches, and output channels of whole groups or within one group."""
+        data, filters, by_channel = PLACES[op.kind]
+        x, w = op.input(data), op.input(filters)
+        batch, (first, last) = region.intervals[:2]
+        spatial, attributes = cut_window(op, region, w.shape[2:], x.shape)
+        group = op.attributes.get("group", 1)
+        channels, groups = grouped(op, first, last, w.shape[0] // group, w.shape[1])
+        if groups != group:
+            attributes["group"] = groups
+        reads = wholes(op)
+        reads[data] = Region((batch, channels, *spatial))
+        reads[filters] = Region.whole(w.shape).along(0, first, last)
+        for place in by_channel:
+            if op.has_input(place) and op.input(place).size == w.shape[0] > 1:
+                reads[place] = Region(((first, last),))
+        return Piece.of(op, reads, {0: region}, **attributes)
+
+    def depth(self, op: Op) -> int:
+        if op.kind == "QLinearConv" or op.attributes.get("group", 1) != 1:
+            raise refused(op, "its input channels are of several groups, or its sums are rounded")
+        return op.input(0).shape[1]
+
+    def term(self, op: Op, first: int, last: int, known: Known) -> Piece:
+        reads = wholes(op)
+        for place in (0, 1):
+            reads[place] = Region.whole(op.input(place).shape).along(1, first, last)
+        if op.kind == "Conv" and first:
+            reads = reads[:2]
+        return Piece.of(op, reads, {0: Region.whole(op.output().shape)})
 
     def reference(
         self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted

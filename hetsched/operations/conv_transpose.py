@@ -1,15 +1,25 @@
 """Transposed convolution: the gradient of a convolution, used to enlarge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from hetsched.op import Op
-from hetsched.operation import Call, Compiler, Operation, interpreted, prange
+from hetsched.operation import (
+    Call,
+    Compiler,
+    Known,
+    Operation,
+    Piece,
+    interpreted,
+    prange,
+    refused,
+)
 from hetsched.operations._arithmetic import matrix_product, sum_dtype
-from hetsched.operations._window import AXES, Axes, Window, lifted, resized, volume
+from hetsched.operations._window import AXES, Axes, Window, grouped, lifted, resized, volume
+from hetsched.region import Region
 
 
 def scattered(
@@ -45,10 +55,72 @@ class ConvTranspose(Operation):
 
     onnx_types = ("ConvTranspose",)
     defined = onnx_types
+    examples = (
+        "(float[2,3,4,5] x, float[3,4,3,2] w, float[4] b) => (y) { y = ConvTranspose "
+        "<strides=[2,3], pads=[1,0,0,1], output_padding=[1,0]> (x, w, b) }",
+        "(float[1,4,6] x, float[4,3,2] w) => (y) { y = ConvTranspose <group=2, strides=[3], "
+        "dilations=[2]> (x, w) }",
+        "(float[1,2,5,4] x, float[2,3,4,4] w) => (y) { y = ConvTranspose "
+        '<auto_pad="SAME_UPPER", strides=[2,2]> (x, w) }',
+    )
 
     def flops(self, op: Op) -> int:
         products = 2 * op.input(0).size * prod(op.input(1).shape[1:])
         return products + op.output().size * int(op.has_input(2))
+
+    def piece(self, op: Op, index: int, region: Region, known: Known) -> Piece:
+        """Any rows and batches, and output channels of whole groups or within one group."""
+        x, w = op.input(0), op.input(1)
+        group = op.attributes.get("group", 1)
+        batch, (first, last) = region.intervals[:2]
+        channels, groups = grouped(op, first, last, w.shape[1], w.shape[0] // group)
+        rank = len(w.shape) - 2
+        attributes = {**op.attributes, "auto_pad": "NOTSET"}
+        window = Window.of(attributes, w.shape[2:], x.shape[2:])
+        whole = [
+            (size - 1) * stride + extent
+            for size, stride, extent in zip(
+                lifted(x.shape[2:]), window.strides, window.extents, strict=True
+            )
+        ]
+        heads, _ = _border(op.attributes, window, whole, x.shape[2:])
+        spatial, pads, extra = [], [], []
+        for axis in range(AXES - rank, AXES):
+            low, high = region.intervals[2 + axis - AXES + rank]
+            stride, extent = window.strides[axis], window.extents[axis]
+            size = x.shape[2 + axis - AXES + rank]
+            # The first element that reaches the first row, or else the one before it.
+            start = -(-(low + heads[axis] - extent + 1) // stride)
+            start = max(0, min(start, (low + heads[axis]) // stride, size - 1))
+            end = max(start + 1, min(size, (high - 1 + heads[axis]) // stride + 1))
+            head = low - (start * stride - heads[axis])
+            tail = (end - 1) * stride - heads[axis] + extent - high
+            if head < 0 or tail <= -stride or head >= (end - 1 - start) * stride + extent:
+                raise refused(op, f"rows {low} to {high} are out of reach", axis - AXES + rank + 2)
+            spatial.append((start, end))
+            pads.append((head, max(tail, 0)))
+            extra.append(max(-tail, 0))
+        reads: list[Region | None] = [
+            Region((batch, channels, *spatial)),
+            Region.whole(w.shape).along(0, *channels),
+        ]
+        if groups == 1:
+            start = first // w.shape[1] * w.shape[1]
+            reads[1] = (
+                Region.whole(w.shape).along(0, *channels).along(1, first - start, last - start)
+            )
+        if op.has_input(2):
+            reads.append(Region(((first, last),)))
+        return Piece.of(
+            op,
+            reads,
+            {0: region},
+            group=groups,
+            pads=(*(head for head, _ in pads), *(tail for _, tail in pads)),
+            output_padding=tuple(extra),
+            output_shape=None,
+            auto_pad=None,
+        )
 
     def reference(
         self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted
@@ -59,7 +131,7 @@ class ConvTranspose(Operation):
         attributes = {**call.attributes, "auto_pad": "NOTSET"}
         window = Window.of(attributes, w.shape[2:], x.shape[2:])
         whole = _transposed(volume(x.astype(wide)), volume(w.astype(wide)), window, call, compiler)
-        heads, sizes = _border(call, window, whole.shape[2:], x.shape[2:])
+        heads, sizes = _border(call.attributes, window, whole.shape[2:], x.shape[2:])
         y = resized(whole, [-head for head in heads], sizes)
         y = y.reshape(*y.shape[:2], *sizes[AXES - (x.ndim - 2) :])
         if bias is not None:
@@ -93,13 +165,13 @@ def _transposed(
 
 
 def _border(
-    call: Call, window: Window, whole: Sequence[int], inputs: Sequence[int]
+    attributes: Mapping[str, Any], window: Window, whole: Sequence[int], inputs: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """How much of the whole result is cut off at its head, and the size that is left."""
     rank = len(inputs)
-    extra = lifted(call.attributes.get("output_padding") or [0] * rank, absent=0)
-    mode = call.attributes.get("auto_pad") or "NOTSET"
-    wanted = call.attributes.get("output_shape")
+    extra = lifted(attributes.get("output_padding") or [0] * rank, absent=0)
+    mode = attributes.get("auto_pad") or "NOTSET"
+    wanted = attributes.get("output_shape")
     if wanted:
         # Some files give batch and channels too.
         wanted = lifted(wanted[-rank:])

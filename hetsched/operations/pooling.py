@@ -7,8 +7,18 @@ from typing import Any
 import numpy as np
 
 from hetsched.op import Op
-from hetsched.operation import Call, Compiler, Operation, interpreted, prange
-from hetsched.operations._window import Axes, Window, volume
+from hetsched.operation import (
+    Call,
+    Compiler,
+    Known,
+    Operation,
+    Piece,
+    interpreted,
+    prange,
+    refused,
+)
+from hetsched.operations._window import Axes, Window, cut_window, volume
+from hetsched.region import Region
 
 
 def greatest(
@@ -135,6 +145,23 @@ class Pooling(Operation):
         "MaxPool",
     )
     defined = ("AveragePool", "MaxPool")
+    examples = (
+        "(float[2,3,9,8] x) => (y) { y = MaxPool <kernel_shape=[3,2], strides=[2,1], "
+        "pads=[1,0,1,1]> (x) }",
+        "(float[1,2,10,9] x) => (y) { y = MaxPool <kernel_shape=[3,3], strides=[2,2], "
+        "ceil_mode=1> (x) }",
+        "(float[1,2,9,8] x) => (y) { y = MaxPool <kernel_shape=[2,2], dilations=[2,3]> (x) }",
+        "(float[1,2,9,8] x) => (y) { y = AveragePool <kernel_shape=[3,3], strides=[2,2], "
+        "pads=[1,1,1,1]> (x) }",
+        "(float[1,2,10,8] x) => (y) { y = AveragePool <kernel_shape=[3,3], strides=[2,2], "
+        "pads=[1,1,1,1], ceil_mode=1, count_include_pad=1> (x) }",
+        "(float[1,2,7,8] x) => (y) { y = AveragePool <kernel_shape=[3,3], "
+        'auto_pad="SAME_LOWER"> (x) }',
+        "(float[1,2,12] x) => (y) { y = LpPool <kernel_shape=[3], strides=[2], pads=[1,1]> (x) }",
+        "(float[2,4,3,3] x) => (y) { y = GlobalAveragePool (x) }",
+        "(float[2,4,3,3] x) => (y) { y = GlobalMaxPool (x) }",
+        "(float[2,4,3] x) => (y) { y = GlobalLpPool (x) }",
+    )
 
     def flops(self, op: Op) -> int:
         # A norm takes a power of each element before it is added.
@@ -143,6 +170,17 @@ class Pooling(Operation):
             return each * op.input(0).size
         kernel: tuple[int, ...] = op.attributes["kernel_shape"]
         return each * op.output().size * prod(kernel)
+
+    def piece(self, op: Op, index: int, region: Region, known: Known) -> Piece:
+        """Any box; where the greatest element was cannot be told from a piece."""
+        if index:
+            raise refused(op, "the places of the greatest elements count in the whole input")
+        shape = op.input(0).shape
+        if op.kind.startswith("Global"):
+            read = Region((*region.intervals[:2], *((0, size) for size in shape[2:])))
+            return Piece.of(op, [read], {0: region})
+        spatial, attributes = cut_window(op, region, op.attributes["kernel_shape"], shape)
+        return Piece.of(op, [Region((*region.intervals[:2], *spatial))], {0: region}, **attributes)
 
     def reference(
         self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted

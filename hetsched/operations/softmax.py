@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from hetsched.op import Op
-from hetsched.operation import Call, Compiler, Operation, interpreted
+from hetsched.operation import Call, Compiler, Known, Operation, Piece, interpreted, keep
 from hetsched.operations._arithmetic import sum_dtype
+from hetsched.region import Region
 
 # Until then the axes from `axis` on were one, and so were those before it.
 FIRST_OPSET_OF_ONE_AXIS = 13
@@ -19,10 +20,22 @@ class Softmax(Operation):
 
     onnx_types = ("Hardmax", "LogSoftmax", "Softmax")
     defined = onnx_types
+    examples = (
+        "(float[2,3,4] x) => (y) { y = Softmax <axis=1> (x) }",
+        "(float[2,3,4] x) => (y) { y = LogSoftmax (x) }",
+        "(float[2,3,4] x) => (y) { y = Hardmax <axis=0> (x) }",
+    )
 
     def flops(self, op: Op) -> int:
         # The maximum, less it, exp, the sum, and over the sum (or less its logarithm).
         return op.output().size * (1 if op.kind == "Hardmax" else 5)
+
+    def piece(self, op: Op, index: int, region: Region, known: Known) -> Piece:
+        """Any box of the axes that it does not add up."""
+        rank, modern = len(region.intervals), known.opset >= FIRST_OPSET_OF_ONE_AXIS
+        axis = op.attributes.get("axis", -1 if modern else 1) % rank
+        keep(op, index, region, [axis] if modern else range(axis, rank), "it is added up")
+        return Piece.of(op, [region], {0: region})
 
     def reference(
         self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted

@@ -1,0 +1,468 @@
+"""How far schedules are from the shortest ones, and how long finding them takes.
+
+    python -m bench.schedulers --json FILE [--sets proved,medium,...] [--seed 0] [--instances N]
+
+All instances are made anew from the seed and all are reported; references are solved in this run.
+Each set has a table; the file has its rows as well. Process time is of all threads.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench import models
+from bench.instances import families, instance, layered, odd, planted
+from bench.record import record, write
+from hetsched import HetschedError, read_onnx
+from hetsched.bounds import lower_bound
+from hetsched.cost import Prices, roofline_seconds
+from hetsched.device import Device, Link
+from hetsched.errors import InfeasiblePlan
+from hetsched.operation import group_flops, group_nbytes
+from hetsched.plan import group_tasks
+from hetsched.plugin import load
+from hetsched.problem import Problem, Solution
+from hetsched.scheduler import Scheduler
+from hetsched.system import System
+
+LISTS = ("heft", "cpop", "peft", "lookahead", "ippts")
+RATIOS = (0.1, 1.0, 5.0)
+DEVICES = 3
+# Of the whole run's instances: what a set has where the command line does not say.
+INSTANCES = {"proved": 504, "medium": 24, "planted": 9, "memory": 120, "bound": 10_000}
+# Anything shorter than a proved optimum by more than this is an error of one of the two.
+ROUNDING = 1e-9
+
+MODELS = """ppocrv2_cls light_shufflenet regnet_y_400mf efficientnet_b0 basic_pitch
+mobilenet_v3_small""".split()
+# Multiply-adds of dense operations are fast on the accelerator, and nothing else runs there.
+DENSE = frozenset("Conv ConvTranspose Gemm MatMul QLinearConv".split())
+
+
+@dataclass(frozen=True)
+class Case:
+    """An instance, and what makes it again."""
+
+    name: str
+    problem: Problem = field(repr=False)
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; `instances` of 0 are each set's own number."""
+
+    seed: int = 0
+    scheduler: str = "portfolio"
+    instances: int = 0
+    reference_seconds: float = 0.0
+    jobs: int = 1
+
+    def count(self, name: str) -> int:
+        return self.instances or INSTANCES[name]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of a set: `text` in words, a table of `cells` below `heads`, and a row for each instance."""
+
+    text: str
+    heads: tuple[str, ...]
+    cells: list[list[str]]
+    rows: list[dict[str, Any]]
+    figures: dict[str, Any]
+
+
+def proved(options: Options) -> Result:
+    """10 to 30 tasks: against the optimum, as far as constraint programming proves it."""
+    cases = [
+        _drawn(index, 10 + index // 3 % 21, RATIOS[index % 3], options.seed, 3 * 21)
+        for index in range(options.count("proved"))
+    ]
+    seconds = options.reference_seconds or 20.0
+    rows = _compared(cases, (options.scheduler, *LISTS), f"exact:seconds={seconds}", options)
+    sure = [row for row in rows if row["proved"]]
+    figures = _figures(sure)
+    figures["bound"] = _spread(row["bound"] / row["reference"] for row in sure)
+    figures["own_bound"] = _spread(
+        row["bounds"][options.scheduler] / row["reference"] for row in sure
+    )
+    text = (
+        f"{len(sure)} of {len(rows)} instances of 10 to 30 tasks on {DEVICES} unrelated devices, "
+        f"transfers 0.1, 1 and 5 times the work, have a proved optimum within {seconds:g} s: "
+        "makespan over it. The lower bound, which needs no search, is "
+        f"{figures['bound']['geomean']:.4f} of it (geometric mean), {figures['bound']['min']:.3f} "
+        f"at the least; that of {options.scheduler}, which searches, "
+        f"{figures['own_bound']['geomean']:.4f} and {figures['own_bound']['min']:.3f}. "
+        f"{figures['below']} schedules are below the optimum."
+    )
+    return Result(text, SCHEDULER_HEADS, _cells(figures["schedulers"]), rows, figures)
+
+
+def medium(options: Options) -> Result:
+    """40 to 200 tasks: against what constraint programming finds in a minute on two cores."""
+    sizes = (40, 60, 80, 120, 160, 200)
+    drawn = options.count("medium") * 3 // 4
+    shapes = ["layered", *families()]
+    cases = []
+    for index in range(drawn):
+        # The chain is solved by anyone.
+        family = shapes[(index + index // len(sizes)) % len(shapes)].replace("chain", "wide")
+        tasks, ratio = sizes[index % len(sizes)], RATIOS[(index + index // 3) % 3]
+        cases.append(_made(family, tasks, ratio, options.seed + index))
+    for index in range(options.count("medium") - drawn):
+        cases.append(_model(MODELS[index % len(MODELS)]))
+    seconds = options.reference_seconds or 60.0
+    spec = f"exact:seconds={seconds},workers=2"
+    rows = _compared(cases, (_limited(options.scheduler, 2.0), "heft"), spec, options)
+    figures = _figures(rows)
+    won = [row["makespans"][figures["first"]] / row["reference"] for row in rows]
+    figures["above"] = sum(ratio > 1 + ROUNDING for ratio in won)
+    text = (
+        f"{len(rows)} instances of {min(c.problem.tasks for c in cases)} to "
+        f"{max(c.problem.tasks for c in cases)} tasks (random, of algorithms, of networks), each "
+        f"in 2 s, over what CP-SAT finds in {seconds:g} s with two workers from the schedule of "
+        f"HEFT ({sum(row['proved'] for row in rows)} of these are proved optima): "
+        f"{figures['above']} are above it, {sum(ratio < 1 - ROUNDING for ratio in won)} below."
+    )
+    return Result(text, SCHEDULER_HEADS, _cells(figures["schedulers"]), rows, figures)
+
+
+def planted_optimum(options: Options) -> Result:
+    """1,000 to 100,000 tasks: against an optimum that the instance was made around."""
+    limits = {1_000: 5.0, 10_000: 20.0, 100_000: 60.0}
+    rows, cells = [], []
+    for tasks, seconds in limits.items():
+        some = []
+        for index in range(max(1, options.count("planted") // len(limits))):
+            ratio, seed = RATIOS[index % 3], options.seed + index
+            problem, best = planted(tasks, DEVICES, ratio, seed)
+            facts = {"tasks": tasks, "ratio": ratio, "seed": seed}
+            case = Case(f"planted({tasks}, {DEVICES}, {ratio}, {seed})", problem, facts)
+            bests = {"reference": best.makespan, "proved": True, "reference_seconds": 0.0}
+            some.append(_row(case, (_limited(options.scheduler, seconds), "heft"), bests))
+        figures = _figures(some)["schedulers"]
+        cells += [[f"{tasks:,}", *cell] for cell in _cells(figures)]
+        rows += some
+    text = (
+        "Makespan over the optimum that is known from how the instance was made, which is the "
+        "lower bound by prices of the devices. Limits are "
+        + ", ".join(f"{limit:g} s for {tasks:,}" for tasks, limit in limits.items())
+        + " tasks."
+    )
+    return Result(text, ("tasks", *SCHEDULER_HEADS), cells, rows, _figures(rows))
+
+
+def memory(options: Options) -> Result:
+    """10 to 30 tasks that hardly fit: is a placement found where there is one, and how good?"""
+    rooms = (0.9, 1.0, 1.02, 1.1, 1.3)
+    cases = []
+    for index in range(options.count("memory")):
+        room = rooms[index % len(rooms)]
+        tasks, ratio = 10 + index // 5 % 21, RATIOS[index // 5 % 3]
+        cases.append(_made("layered", tasks, ratio, options.seed + index, room))
+    seconds = options.reference_seconds or 20.0
+    rows = _compared(cases, (options.scheduler, *LISTS), f"exact:seconds={seconds}", options)
+    there = [row for row in rows if row["reference"] is not None]
+    figures = _figures([row for row in there if row["proved"]])
+    figures["feasible"] = len(there)
+    figures["impossible"] = sum(row["impossible"] for row in rows)
+    figures["found"] = {
+        name: sum(row["makespans"][name] is not None for row in there)
+        for name in rows[0]["makespans"]
+    }
+    text = (
+        f"Of {len(rows)} instances of 10 to 30 tasks whose memory hardly suffices, CP-SAT finds "
+        f"{len(there)} feasible and proves {figures['impossible']} to be impossible within "
+        f"{seconds:g} s; feasible schedules found of these {len(there)}: "
+        + ", ".join(f"{name} {count}" for name, count in figures["found"].items())
+        + ". Makespan over the optimum where it is proved and a schedule was found:"
+    )
+    return Result(text, SCHEDULER_HEADS, _cells(figures["schedulers"]), rows, figures)
+
+
+def bound(options: Options) -> Result:
+    """Up to 8 tasks with all that an instance can have: is the lower bound ever above?"""
+    exact = load(Scheduler, "exact:seconds=20")
+    rows, impossible = [], 0
+    count = options.count("bound")
+    for index in track(range(count), "bound", transient=True):
+        seed = options.seed * count + index
+        problem = odd(seed)
+        least = lower_bound(problem).seconds
+        try:
+            best = exact.schedule(problem)
+        except InfeasiblePlan:
+            impossible += 1
+            continue
+        rows.append(
+            {"seed": seed, "tasks": problem.tasks, "bound": least, "optimum": best.makespan}
+            | {"proved": best.optimal}
+        )
+    sure = [row for row in rows if row["proved"] and row["optimum"] > 0]
+    shares = _spread(row["bound"] / row["optimum"] for row in sure)
+    above = [row for row in sure if row["bound"] > row["optimum"] * (1 + ROUNDING)]
+    text = (
+        f"Of {count} random instances of 1 to 8 tasks, with memory, links that are missing, "
+        f"devices that take turns, entry and exit, {impossible} have no schedule and {len(sure)} a "
+        f"proved optimum; the lower bound is above it in {len(above)}."
+    )
+    cells = [[f"{shares['geomean']:.4f}", f"{shares['min']:.3f}", f"{shares['max']:.9f}"]]
+    figures = {"shares": shares, "above": len(above), "impossible": impossible}
+    return Result(text, ("bound / optimum, geomean", "least", "most"), cells, above, figures)
+
+
+SCHEDULER_HEADS = (
+    "scheduler",
+    "geomean",
+    "p95",
+    "max",
+    "wall s, median",
+    "wall s, max",
+    "process s, max",
+)
+
+SETS: dict[str, Callable[[Options], Result]] = {
+    "proved": proved,
+    "medium": medium,
+    "planted": planted_optimum,
+    "memory": memory,
+    "bound": bound,
+}
+
+
+def _drawn(index: int, tasks: int, ratio: float, seed: int, turn: int) -> Case:
+    """Every other time round a random layered graph, else the next family."""
+    shapes = families()
+    around = index // turn
+    family = "layered" if around % 2 == 0 else shapes[(index + around) % len(shapes)]
+    return _made(family, tasks, ratio, seed * 100_000 + index)
+
+
+def _made(family: str, tasks: int, ratio: float, seed: int, room: float = 0.0) -> Case:
+    problem = instance(family, tasks, DEVICES, ratio, seed, room=room)
+    facts = {"family": family, "tasks": problem.tasks, "ratio": ratio, "seed": seed}
+    facts |= {"room": room} if room else {}
+    name = f"instance('{family}', {tasks}, {DEVICES}, {ratio}, {seed}, room={room})"
+    return Case(name, problem, facts)
+
+
+def _model(name: str) -> Case:
+    """The kernel groups of a network on a described machine: processor, GPU and accelerator."""
+    (model,) = models.chosen(models.FOLDER, [name], inf)
+    graph = read_onnx(models.load(model), shapes=dict(model.shapes))
+    seconds = {
+        group.name: {
+            device.name: device.launch_seconds
+            + roofline_seconds(group_flops(group), group_nbytes(group), device)
+            for device in MACHINE.devices
+            if device.name != "npu" or DENSE & {op.kind for op in group.ops}
+        }
+        for group in graph.groups
+    }
+    tasks = group_tasks(graph, MACHINE, Prices("roofline", seconds, {}))
+    return Case(name, Problem.of(tasks), {"family": name, "tasks": len(tasks.tasks)})
+
+
+def _device(name: str, flops: float, rate: float, launch: float, space: str) -> Device:
+    return Device(
+        name,
+        "described",
+        memory_space=space,
+        flops_per_second=flops,
+        bytes_per_second=rate,
+        launch_seconds=launch,
+    )
+
+
+MACHINE = System(
+    "described",
+    (
+        _device("cpu", 5e10, 2e10, 1e-6, "host"),
+        _device("gpu", 2e11, 4e10, 1e-5, "gpu"),
+        _device("npu", 4e11, 1e10, 5e-6, "npu"),
+    ),
+    tuple(
+        Link(source, sink, 5e-6, 8e9)
+        for source in ("cpu", "gpu", "npu")
+        for sink in ("cpu", "gpu", "npu")
+        if source != sink
+    ),
+)
+
+
+def _limited(scheduler: str, seconds: float) -> str:
+    """With that limit of seconds, unless the scheduler is given one."""
+    if "seconds=" in scheduler or "iterations=" in scheduler:
+        return scheduler
+    return f"{scheduler}{',' if ':' in scheduler else ':'}seconds={seconds:g}"
+
+
+def _compared(
+    cases: Sequence[Case], schedulers: Sequence[str], reference: str, options: Options
+) -> list[dict[str, Any]]:
+    for name in schedulers:
+        # What Numba compiles is compiled before any clock runs.
+        load(Scheduler, name).schedule(layered(12, DEVICES, 1.0, 0))
+    return [
+        _row(case, schedulers, best)
+        for case, best in zip(
+            track(cases, reference, transient=True),
+            _references(cases, reference, options.jobs),
+            strict=True,
+        )
+    ]
+
+
+def _references(cases: Sequence[Case], reference: str, jobs: int) -> Iterator[dict[str, Any]]:
+    with ExitStack() as stack:
+        work: Callable[..., Iterable[dict[str, Any]]] = map
+        if jobs > 1:
+            work = stack.enter_context(ProcessPoolExecutor(jobs)).map
+        yield from work(_reference, cases, [reference] * len(cases))
+
+
+def _reference(case: Case, spec: str) -> dict[str, Any]:
+    start = perf_counter()
+    found, impossible = None, False
+    try:
+        found = load(Scheduler, spec).schedule(case.problem)
+    except InfeasiblePlan as error:
+        impossible = "no schedule was found" not in str(error)
+    return {
+        "reference": found.makespan if found else None,
+        "reference_bound": found.lower_bound if found else None,
+        "proved": found.optimal if found else False,
+        "impossible": impossible,
+        "reference_seconds": perf_counter() - start,
+    }
+
+
+def _row(case: Case, schedulers: Sequence[str], best: Mapping[str, Any]) -> dict[str, Any]:
+    """What each scheduler finds on one core, and in what time; None where it finds nothing."""
+    makespans: dict[str, float | None] = {}
+    bounds: dict[str, float | None] = {}
+    seconds: dict[str, tuple[float, float]] = {}
+    for name in schedulers:
+        wall, process = perf_counter(), process_time()
+        try:
+            found: Solution | None = load(Scheduler, name).schedule(case.problem)
+        except InfeasiblePlan:
+            found = None
+        seconds[name] = perf_counter() - wall, process_time() - process
+        makespans[name] = found.makespan if found else None
+        bounds[name] = found.lower_bound if found else None
+    return {
+        "instance": case.name,
+        **case.facts,
+        **best,
+        "bound": lower_bound(case.problem).seconds,
+        "makespans": makespans,
+        "bounds": bounds,
+        "seconds": seconds,
+    }
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each scheduler: makespan over the reference, and times, where it found a schedule."""
+    schedulers, below = {}, 0
+    names = list(rows[0]["makespans"]) if rows else []
+    for name in names:
+        some = [row for row in rows if row["makespans"][name] is not None]
+        ratios = [row["makespans"][name] / row["reference"] for row in some]
+        below += sum(
+            ratio < 1 - ROUNDING for ratio, row in zip(ratios, some, strict=True) if row["proved"]
+        )
+        walls = [row["seconds"][name][0] for row in some]
+        schedulers[name] = _spread(ratios) | {
+            "wall_median": statistics.median(walls) if walls else None,
+            "wall_max": max(walls, default=None),
+            "process_max": max((row["seconds"][name][1] for row in some), default=None),
+        }
+    return {"schedulers": schedulers, "below": below, "first": names[0] if names else None}
+
+
+def _spread(values: Iterable[float]) -> dict[str, Any]:
+    """Geometric mean, 95th percentile (of all values, the first that 95 % do not exceed), ends."""
+    ordered = sorted(values)
+    if not ordered:
+        return {"count": 0, "geomean": None, "p95": None, "min": None, "max": None}
+    return {
+        "count": len(ordered),
+        "geomean": float(np.exp(np.mean(np.log(ordered)))),
+        "p95": ordered[-(-95 * len(ordered) // 100) - 1],
+        "min": ordered[0],
+        "max": ordered[-1],
+    }
+
+
+def _cells(schedulers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    def told(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    return [
+        [name]
+        + [told(figures[key], ".4f") for key in ("geomean", "p95", "max")]
+        + [told(figures[key], ".3g") for key in ("wall_median", "wall_max", "process_max")]
+        for name, figures in schedulers.items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.schedulers", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="where the results go")
+    parser.add_argument("--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scheduler", default=Options.scheduler, help="the one that is judged")
+    parser.add_argument("--instances", type=int, default=0, help="of each set; 0: its own number")
+    parser.add_argument("--reference-seconds", type=float, default=0.0, help="0: each set's own")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that solve references")
+    given = parser.parse_args(arguments)
+    wanted = given.sets.split(",")
+    for name in wanted:
+        if name not in SETS:
+            parser.error(f"no set '{name}'; there are {', '.join(SETS)}")
+    options = Options(
+        given.seed, given.scheduler, given.instances, given.reference_seconds, given.jobs
+    )
+    content = record(given.seed) | {"options": vars(given) | {"json": None}, "sets": {}}
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        for name in wanted:
+            start = perf_counter()
+            result = SETS[name](options)
+            content["sets"][name] = vars(result) | {"seconds": perf_counter() - start}
+            # After each set, so that a long run that breaks off has told something.
+            write(given.json, content)
+            _print(console, name, result)
+    except HetschedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+def _print(console: Console, name: str, result: Result) -> None:
+    table = Table(title=name)
+    for index, head in enumerate(result.heads):
+        table.add_column(head, justify="right" if index else "left")
+    for cells in result.cells:
+        table.add_row(*cells)
+    console.print(result.text)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

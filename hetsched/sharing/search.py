@@ -1,0 +1,244 @@
+"""From shared runs to a plan: candidates are priced as they are, and the simulator judges."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from hetsched.cost import Prices, price
+from hetsched.device import Device
+from hetsched.errors import InfeasiblePlan, SplitRefused, UnsupportedOperation
+from hetsched.graph import Graph
+from hetsched.partitioner import scheduled
+from hetsched.plan import Plan, make_plan, simulate
+from hetsched.rewrite import Rewritten, rewrite
+from hetsched.sharing.pieces import Layout, Way
+from hetsched.sharing.runs import Run, Sharing
+from hetsched.split import Split
+from hetsched.system import System
+
+# How often the estimates are corrected by the prices of what they led to.
+ROUNDS = 3
+# Rows or columns of images, rows of matrices and steps in time, or the batch.
+TILES = (Way((2,), 4), Way((3,), 4), Way((1,), 3), Way((2,), 3), Way((0,)))
+
+
+def channels(grain: int) -> tuple[Way, ...]:
+    """Output channels of images, matrices and sequences, or the terms of a contraction."""
+    places = ((1, 4), (2, 3), (1, 3), (1, 2))
+    cuts = tuple(Way((axis,), rank, grain=grain) for axis, rank in places)
+    return (*cuts, Way(sum=True, grain=grain))
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Looks for the plan of least makespan that shares runs of `graph` in some of `ways`.
+
+    At most `candidates` are priced. A plan with splits is preferred if it saves the share `gain`,
+    and no run is shared whose pieces take less than `least_seconds`.
+    """
+
+    graph: Graph
+    system: System
+    prices: Prices
+    ways: tuple[Way, ...]
+    spec: str
+    candidates: int = 8
+    gain: float = 0.02
+    least_seconds: float = 0.0
+
+    def plan(self) -> Plan:
+        """
+        Raises
+        ------
+        InfeasiblePlan
+            Neither with splits nor without was a plan found that the devices can hold.
+        """
+        best = unsplit(self.graph, self.system, self.prices, self.spec)
+        goal = simulate(best).makespan * (1 - self.gain)
+        for plan in self.plans():
+            seconds = simulate(plan).makespan
+            if seconds < goal:
+                best, goal = plan, seconds
+        return best
+
+    def plans(self) -> Iterator[Plan]:
+        """Plans with different splits, each priced as it is."""
+        devices = one_of_each_unit(self.graph, self.system, self.prices)
+        if len(devices) < 2 or self.prices.source is None:
+            return
+        seen: list[tuple[Split, ...]] = []
+        layout, factors = Layout(self.graph), dict[tuple[str, Way], float]()
+        best: tuple[float, Plan, list[Run]] | None = None
+        for _ in range(ROUNDS):
+            sharing = Sharing(
+                layout,
+                self.system,
+                self.prices,
+                devices,
+                self.ways,
+                factors,
+                self.least_seconds,
+            )
+            runs, _ = sharing.cheapest()
+            splits = tuple(run.split for run in runs)
+            if not splits or splits in seen or len(seen) >= self.candidates:
+                break
+            seen.append(splits)
+            found = self._planned(splits, devices)
+            if found is None:
+                break
+            plan, rewritten = found
+            yield plan
+            seconds = simulate(plan).makespan
+            if best is None or seconds < best[0]:
+                best = seconds, plan, runs
+            factors |= _factors(runs, rewritten, plan.prices, devices)
+        if best is not None:
+            yield from self._moved(best[0], best[1], best[2], devices, seen)
+
+    def _moved(
+        self,
+        best: float,
+        plan: Plan,
+        runs: list[Run],
+        devices: tuple[Device, ...],
+        seen: list[tuple[Split, ...]],
+    ) -> Iterator[Plan]:
+        """Plans with one bound moved by a grain at a time, while that is faster."""
+        splits = plan.splits
+        for place in _heaviest(runs):
+            for step in (-1, 1):
+                while len(seen) < self.candidates:
+                    moved = _shifted(splits[place], step * runs[place].way.grain)
+                    if moved is None:
+                        break
+                    changed = (*splits[:place], moved, *splits[place + 1 :])
+                    if changed in seen:
+                        break
+                    seen.append(changed)
+                    found = self._planned(changed, devices)
+                    if found is None:
+                        break
+                    yield found[0]
+                    seconds = simulate(found[0]).makespan
+                    if seconds >= best:
+                        break
+                    best, splits = seconds, changed
+
+    def _planned(
+        self, splits: tuple[Split, ...], devices: tuple[Device, ...]
+    ) -> tuple[Plan, Rewritten] | None:
+        """The plan with these splits, piece by piece on `devices`; None if there is none."""
+        try:
+            rewritten = rewrite(self.graph, splits)
+            return placed(
+                rewritten, self.graph, self.system, self.prices, splits, devices, self.spec
+            ), rewritten
+        except (SplitRefused, UnsupportedOperation, InfeasiblePlan):
+            return None
+
+
+def placed(
+    rewritten: Rewritten,
+    graph: Graph,
+    system: System,
+    prices: Prices,
+    splits: Sequence[Split],
+    devices: Sequence[Device],
+    spec: str,
+) -> Plan:
+    """The plan of `graph` with `splits`, made already, piece by piece on `devices`.
+
+    Raises
+    ------
+    UnsupportedOperation
+        No device runs a piece.
+    InfeasiblePlan
+        A device cannot hold what is on it, or cannot run what is its own.
+    """
+    return scheduled(
+        rewritten.graph,
+        system,
+        price(rewritten.graph, system, prices),
+        spec,
+        pins={name: devices[piece].name for name, (_, piece) in rewritten.places.items()},
+        splits=splits,
+        original=graph,
+    )
+
+
+def unsplit(graph: Graph, system: System, prices: Prices, spec: str) -> Plan:
+    """The better of one device alone and of a list schedule.
+
+    Raises
+    ------
+    InfeasiblePlan
+        Neither fits.
+    """
+    plans: list[Plan] = []
+    refused: list[str] = []
+    order = [group.name for group in graph.groups]
+    for device in system.devices:
+        if all(device.name in prices.seconds[name] for name in order):
+            placement = dict.fromkeys(order, device.name)
+            try:
+                plans.append(make_plan(graph, system, prices, placement, order, spec))
+            except InfeasiblePlan as error:
+                refused.append(str(error))
+    try:
+        plans.append(scheduled(graph, system, prices, spec))
+    except InfeasiblePlan as error:
+        refused.append(str(error))
+    if not plans:
+        raise InfeasiblePlan("; ".join(dict.fromkeys(refused)))
+    return min(plans, key=lambda plan: simulate(plan).makespan)
+
+
+def one_of_each_unit(graph: Graph, system: System, prices: Prices) -> tuple[Device, ...]:
+    """The device of each unit that runs most of the graph fastest: those that can share work."""
+    chosen: dict[str, tuple[tuple[int, float], Device]] = {}
+    for device in system.devices:
+        rows = [prices.seconds[group.name] for group in graph.groups]
+        able = [row[device.name] for row in rows if device.name in row]
+        key = -len(able), sum(able)
+        if device.unit not in chosen or key < chosen[device.unit][0]:
+            chosen[device.unit] = key, device
+    return tuple(device for _, device in chosen.values())
+
+
+def _factors(
+    runs: Sequence[Run], rewritten: Rewritten, prices: Prices, devices: tuple[Device, ...]
+) -> dict[tuple[str, Way], float]:
+    """By how much each group's pieces take longer than estimated before any correction."""
+    found: dict[tuple[str, Way], float] = {}
+    priced: dict[tuple[int, str], float] = {}
+    for group in rewritten.graph.groups:
+        place = next((rewritten.places[n] for n in group.members if n in rewritten.places), None)
+        if place is not None:
+            key = place[0], group.name.partition("#")[0]
+            seconds = prices.seconds[group.name].get(devices[place[1]].name, float("inf"))
+            priced[key] = priced.get(key, 0.0) + seconds
+    for index, run in enumerate(runs):
+        for name, estimate in run.work.items():
+            if estimate > 0 and (index, name) in priced:
+                found[name, run.way] = priced[index, name] / estimate
+    return found
+
+
+def _heaviest(runs: Sequence[Run]) -> list[int]:
+    """The places of the runs, those with the most work first."""
+    return sorted(range(len(runs)), key=lambda place: -max(runs[place].seconds))
+
+
+def _shifted(item: Split, step: int) -> Split | None:
+    """The split with the bounds of all exits moved by `step`, in proportion to their sizes."""
+    first = item.exits[0].axes[0][1][-1]
+    exits = []
+    for exit_ in item.exits:
+        ((axis, bounds),) = exit_.axes
+        by = step * bounds[-1] // first
+        moved = (0, *(bound + by for bound in bounds[1:-1]), bounds[-1])
+        if not by or not all(low < high for low, high in pairwise(moved)):
+            return None
+        exits.append(replace(exit_, axes=((axis, moved),)))
+    return replace(item, exits=tuple(exits))

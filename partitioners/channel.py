@@ -1,0 +1,46 @@
+"""Channels of convolutions and matrix products shared by devices."""
+
+from dataclasses import dataclass
+
+from hetsched.cost import CostModel, price
+from hetsched.graph import Graph
+from hetsched.partitioner import Partitioner
+from hetsched.plan import Plan
+from hetsched.sharing.search import Search, channels
+from hetsched.system import System
+
+
+@dataclass(frozen=True)
+class Channel(Partitioner):
+    """Each device computes some of the output channels, or adds up some of the input channels.
+
+    Output channels are kept apart through the layers that need no others: elementwise, depthwise,
+    pooling, the heads of attention. A contraction behind them can take each device's own channels
+    and add up the results, so that data meet only at its end. Bounds are multiples of `grain`
+    channels. At most `candidates` are priced, as each is compiled and measured; splits have to
+    save the share `gain` of the time, and a run of groups is shared only if that leaves each
+    device `least_seconds` of work.
+
+    References
+    ----------
+    Kim et al., "uLayer: low latency on-device inference using cooperative single-layer
+    acceleration and processor-friendly quantization", EuroSys 2019,
+    https://doi.org/10.1145/3302424.3303950
+    """
+
+    candidates: int = 8
+    gain: float = 0.02
+    least_seconds: float = 50e-6
+    grain: int = 16
+
+    def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
+        return Search(
+            graph,
+            system,
+            price(graph, system, costs),
+            channels(self.grain),
+            self.name,
+            self.candidates,
+            self.gain,
+            self.least_seconds,
+        ).plan()

@@ -57,7 +57,8 @@ LOADERS = (
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_cpsat _destructive _gaps _list _lns _rank cpop exact heft ippts lookahead peft".split()
+        for name in "_cpsat _gaps _list _lns _rank _refutation cpop exact heft ippts "
+        "lookahead peft".split()
     }
 )
 

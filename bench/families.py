@@ -27,6 +27,7 @@ class Network:
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
         self._input = helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)
+        self._batch = shape[0]
         self._spatial = len(shape) - 2
         self.value = "input"
         self.channels = shape[1]
@@ -61,6 +62,10 @@ class Network:
     def relu(self) -> "Network":
         return self._add("Relu", [self.value])
 
+    def pool(self) -> "Network":
+        """The largest of each 2 x 2."""
+        return self._add("MaxPool", [self.value], kernel_shape=[2, 2], strides=[2, 2])
+
     def add(self, other: str) -> "Network":
         return self._add("Add", [self.value, other])
 
@@ -79,7 +84,7 @@ class Network:
         return self._add("Gemm", [self.value, weight, self._bias(CLASSES)], transB=1)
 
     def model(self) -> onnx.ModelProto:
-        output = helper.make_tensor_value_info("output", TensorProto.FLOAT, (1, CLASSES))
+        output = helper.make_tensor_value_info("output", TensorProto.FLOAT, (self._batch, CLASSES))
         self._nodes[-1].output[0] = "output"
         graph = helper.make_graph(
             self._nodes, self._name, [self._input], [output], initializer=self._weights
@@ -148,6 +153,35 @@ def regnet_x_400mf(seed: int) -> onnx.ModelProto:
 def regnet_y_400mf(seed: int) -> onnx.ModelProto:
     """Groups of 8 channels, numbers of channels that no vector divides, squeeze and excitation."""
     return regnet("regnet_y_400mf", (48, 104, 208, 440), (1, 3, 6, 6), 8, True, seed)
+
+
+def yolo_stem(seed: int) -> onnx.ModelProto:
+    """The first 16 layers of YOLOv2 on 608 x 608 pixels, with ReLU: 12 convolutions, 4 poolings.
+
+    References
+    ----------
+    Redmon and Farhadi, "YOLO9000: better, faster, stronger", CVPR 2017,
+    https://doi.org/10.1109/CVPR.2017.690
+    """
+    network = Network("yolo_stem", (1, 3, 608, 608), seed)
+    stages = (((32, 3),), ((64, 3),), ((128, 3), (64, 1), (128, 3)), ((256, 3), (128, 1), (256, 3)))
+    for stage in stages:
+        for channels, kernel in stage:
+            network.conv(channels, kernel).relu()
+        network.pool()
+    for channels, kernel in ((512, 3), (256, 1), (512, 3), (256, 1)):
+        network.conv(channels, kernel).relu()
+    return network.classifier().model()
+
+
+def batch_of_4(seed: int) -> onnx.ModelProto:
+    """Four images through residual blocks of 3x3, as at the beginning of ResNet-18."""
+    network = Network("batch_of_4", (4, 3, 112, 112), seed).conv(64, 7, 2).relu().pool()
+    for _ in range(3):
+        value = network.value
+        network.conv(64, 3).relu().conv(64, 3, gain=0.5).add(value).relu()
+    network.conv(128, 3, 2).relu()
+    return network.classifier().model()
 
 
 def width_71(seed: int) -> onnx.ModelProto:

@@ -168,13 +168,15 @@ class Operation(Plugin):
 
     A type of another domain than ONNX's own is written `domain.Type`. `is_view` says that the
     output is the input under another shape, so that nothing moves. `defined` are the types whose
-    result `reference` computes.
+    result `reference` computes. `examples` are graphs of one operation in ONNX's text, which every
+    cut is tested on.
     """
 
     package = "hetsched.operations"
     onnx_types: ClassVar[tuple[str, ...]] = ()
     is_view: ClassVar[bool] = False
     defined: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[str, ...]] = ()
 
     def flops(self, op: Op) -> int:
         return sum(tensor.size for tensor in op.writes[:1])

@@ -1,23 +1,37 @@
 """What chooses a plan."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
+from typing import ClassVar
 
 from hetsched.cost import CostModel
+from hetsched.errors import PluginError
 from hetsched.graph import Graph
-from hetsched.plan import Plan
-from hetsched.plugin import Plugin
+from hetsched.objective import objective
+from hetsched.plan import Plan, group_tasks, make_plan
+from hetsched.plugin import Plugin, load
+from hetsched.problem import Problem
 from hetsched.schedule import Schedule
+from hetsched.scheduler import Scheduler
+from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import TaskGraph
+from hetsched.tasks import Task, TaskGraph
 
 
 class Partitioner(Plugin):
-    """Chooses placement and order of the kernel groups; deterministic."""
+    """Chooses placement and order of the kernel groups; deterministic.
+
+    `objectives` are what it can plan for, by an option `objective` if there are several. One that
+    `splits` computes groups in pieces. One that is `covered` looks at nothing that another does not
+    look at too, so that `auto` leaves it out.
+    """
 
     package = "hetsched.partitioners"
+    objectives: ClassVar[tuple[str, ...]] = ("latency",)
+    splits: ClassVar[bool] = False
+    covered: ClassVar[bool] = False
 
     @abstractmethod
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
@@ -29,11 +43,86 @@ class Partitioner(Plugin):
             The devices cannot run or hold the graph; the message names what is short.
         """
 
+    def plans(self, graph: Graph, system: System, costs: CostModel) -> tuple[Plan, ...]:
+        """Plans that are worth measuring, the one of `partition` first.
+
+        Raises
+        ------
+        InfeasiblePlan
+            As `partition`.
+        """
+        return (self.partition(graph, system, costs),)
+
+
+def check_objective(partitioner: Partitioner, name: str) -> None:
+    """
+    Raises
+    ------
+    PluginError
+        There is no such objective, or the partitioner cannot plan for it.
+    """
+    if objective(name).name not in partitioner.objectives:
+        served = ", ".join(partitioner.objectives)
+        raise PluginError(f"partitioner '{partitioner.name}' serves {served}, not {name}")
+
+
+def serving(partitioner: Partitioner, name: str) -> Partitioner:
+    """The partitioner with its option `objective` set, if it has one that can be so."""
+    if len(partitioner.objectives) > 1 and name in partitioner.objectives:
+        return replace(partitioner, objective=name)  # type: ignore[type-var]
+    return partitioner
+
 
 # Passes of `arrange` over all runs, in both directions of time; most find nothing after two.
 PASSES = 8
 # Of the makespan: sums of floats in another order differ in the last digits.
 ROUNDING = 1e-12
+
+
+def scheduled(
+    graph: Graph,
+    system: System,
+    costs: CostModel,
+    spec: str,
+    scheduler: str = "heft",
+    pins: Mapping[str, str] | None = None,
+    splits: Sequence[Split] = (),
+    original: Graph | None = None,
+) -> Plan:
+    """The plan of partitioner `spec` with each kernel group where and when `scheduler` says.
+
+    `pins` say where an operation has to be. The schedule is that of single groups, as if each
+    handed over at once; they are joined to parts, which hand over at their end, where that delays
+    nothing.
+
+    Raises
+    ------
+    InfeasiblePlan
+        A device cannot hold what is on it, or cannot run what is pinned to it.
+    """
+    tasks = group_tasks(graph, system, costs)
+    if pins:
+        members = {group.name: group.ops for group in graph.groups}
+        pinned = []
+        for task in tasks.tasks:
+            pin = next((pins[op.name] for op in members[task.name] if op.name in pins), None)
+            row = {name: value for name, value in task.seconds.items() if pin in (None, name)}
+            pinned.append(Task(task.name, row, task.memory_bytes))
+        tasks = TaskGraph(system, tuple(pinned), tasks.edges)
+    problem = Problem.of(tasks)
+    schedule = load(Scheduler, scheduler).schedule(problem).schedule(problem)
+    runs = arrange(tasks, schedule)
+    return make_plan(
+        graph,
+        system,
+        costs,
+        {slot.task: slot.device for slot in schedule.slots},
+        [name for run in runs for name in run],
+        spec,
+        [run[0] for run in runs],
+        splits,
+        original,
+    )
 
 
 def arrange(tasks: TaskGraph, schedule: Schedule) -> tuple[tuple[str, ...], ...]:

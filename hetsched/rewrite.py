@@ -583,6 +583,7 @@ class _Rewriting:
 
     def _constant(self, array: np.ndarray, name: str) -> Tensor:
         """A constant of sizes or places; equal ones are one."""
+        array = np.asarray(array)
         key = array.dtype.name, array.shape, array.tobytes()
         if key not in self._arrays:
             if array.size <= MOST_NAMED:

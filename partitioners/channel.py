@@ -6,8 +6,7 @@ from hetsched.cost import CostModel, price
 from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner
 from hetsched.plan import Plan
-from hetsched.sharing.pieces import Way
-from hetsched.sharing.search import Search
+from hetsched.sharing.search import Search, channels
 from hetsched.system import System
 
 
@@ -29,26 +28,19 @@ class Channel(Partitioner):
     https://doi.org/10.1145/3302424.3303950
     """
 
+    splits = True
+    covered = True
     candidates: int = 8
     gain: float = 0.02
     least_seconds: float = 50e-6
     grain: int = 16
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        grain = self.grain
-        ways = (
-            Way((1,), 4, grain=grain),
-            Way((2,), 3, grain=grain),
-            Way((1,), 3, grain=grain),
-            Way((1,), 2, grain=grain),
-            Way(sum=True, grain=grain),
-        )
-        prices = price(graph, system, costs)
         return Search(
             graph,
             system,
-            prices,
-            ways,
+            price(graph, system, costs),
+            channels(self.grain),
             self.name,
             self.candidates,
             self.gain,

@@ -6,40 +6,32 @@ from hetsched.cost import CostModel, price
 from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner
 from hetsched.plan import Plan
-from hetsched.sharing.pieces import Way
-from hetsched.sharing.search import Search
+from hetsched.sharing.search import TILES, Search, channels
 from hetsched.system import System
 
 
 @dataclass(frozen=True)
 class Hybrid(Partitioner):
-    """Runs of layers that devices share by rows here and by channels there."""
+    """Runs of layers, of which devices share some as `tile` does and others as `channel` does.
 
-    candidates: int = 8
+    References
+    ----------
+    Jia et al., "CoDL: efficient CPU-GPU co-execution for deep learning inference on mobile
+    devices", MobiSys 2022, https://doi.org/10.1145/3498361.3538932
+    """
+
+    splits = True
+    candidates: int = 4
     gain: float = 0.02
     least_seconds: float = 50e-6
     grain: int = 16
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        grain = self.grain
-        ways = (
-            Way((2,), 4),
-            Way((3,), 4),
-            Way((1,), 3),
-            Way((2,), 3),
-            Way((0,)),
-            Way((1,), 4, grain=grain),
-            Way((2,), 3, grain=grain),
-            Way((1,), 3, grain=grain),
-            Way((1,), 2, grain=grain),
-            Way(sum=True, grain=grain),
-        )
-        prices = price(graph, system, costs)
         return Search(
             graph,
             system,
-            prices,
-            ways,
+            price(graph, system, costs),
+            TILES + channels(self.grain),
             self.name,
             self.candidates,
             self.gain,

@@ -1,189 +1,223 @@
-"""Contiguous stages of the graph's topological order."""
+"""Contiguous stages of the graph: a pipeline, or one run after the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from hetsched.cost import CostModel
 from hetsched.errors import InfeasiblePlan
 from hetsched.graph import Graph
-from hetsched.objective import objective
-from hetsched.partitioner import Partitioner
+from hetsched.partitioner import Partitioner, check_objective
 from hetsched.plan import Plan, group_tasks, make_plan
+from hetsched.stages.pipeline import Pipeline, fastest
+from hetsched.stages.serial import cheapest, fits, in_runs
+from hetsched.stages.traffic import Traffic
 from hetsched.system import System
 from hetsched.tasks import TaskGraph
+
+# A device and its tasks, in order.
+Stage = tuple[str, tuple[str, ...]]
+PRICES = 40
 
 
 @dataclass(frozen=True)
 class Layerwise(Partitioner):
-    """Optimal stages for a serial order of the groups, by dynamic programming.
+    """Optimal stages, by dynamic programming.
 
-    `throughput` makes the busiest stage as short as it can be, with at most one stage on each unit:
-    a pipeline, for several requests in flight. `latency` makes the sum of all stages and of the
-    transfers between them shortest; there a device may come again.
+    `throughput` makes the busiest stage or link as fast as it can be, with at most one stage on
+    each unit: a pipeline, for several requests in flight. `latency` makes the sum of all stages and
+    of the transfers between them shortest, in the graph's topological order; there a device may
+    come again.
 
-    O(groups^2 * 2^devices * devices^2) time for throughput, O(groups * devices^2) for latency.
-
-    References
-    ----------
-    Hu et al., "Pipeline parallelism for inference on heterogeneous edge computing" (PipeEdge),
-    DSD 2022, https://doi.org/10.1109/DSD57027.2022.00048
+    Of a pipeline, `stages` is the most that there may be (0: a stage for each unit),
+    `least_seconds` what each of several takes at least, and `gain` by what share each further one
+    has to make the bottleneck shorter.
     """
 
+    objectives = ("latency", "throughput")
     objective: str = "throughput"
+    stages: int = 0
+    least_seconds: float = 0.0
+    gain: float = 0.0
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        objective(self.objective)
+        check_objective(self, self.objective)
         tasks = group_tasks(graph, system, costs)
-        stages = fastest_pipeline(tasks) if self.objective == "throughput" else shortest_run(tasks)
-        order = [task.name for task in tasks.tasks]
-        placement = {name: device for device, first, last in stages for name in order[first:last]}
+        notes: tuple[str, ...] = ()
+        if self.objective == "throughput":
+            found = fastest_pipeline(tasks, self.stages, self.least_seconds, self.gain)
+            stages = named(tasks, found)
+            if found.seconds:
+                least = f"{found.bound / found.seconds * 100:.1f} %"
+                known = "proved optimal" if found.optimal else f"at least {least} of it are needed"
+                notes = (f"stages: {found.seconds * 1e3:.3f} ms a request, {known}",)
+        else:
+            stages = shortest_run(tasks)
+        order = [name for _, members in stages for name in members]
+        placement = {name: device for device, members in stages for name in members}
         spec = f"{self.name}:objective={self.objective}"
         plan = make_plan(graph, system, costs, placement, order, spec)
-        return replace(plan, objective=self.objective)
+        return replace(plan, objective=self.objective, notes=notes)
 
 
-# Device, first task and the one behind the last.
-Stage = tuple[str, int, int]
+def fastest_pipeline(
+    tasks: TaskGraph, most: int = 0, least_seconds: float = 0.0, gain: float = 0.0
+) -> Pipeline:
+    """The pipeline of least bottleneck; see `pipeline.fastest`.
 
-
-def fastest_pipeline(tasks: TaskGraph) -> list[Stage]:
-    """The stages, each unit at most once, whose slowest is fastest.
-
-    A stage costs its work and, whichever is longer, the transfers into it on its slowest link.
-    Of equal bottlenecks, less total work is preferred.
+    With a `gain`, of more stages only if each further one makes it shorter by that share.
 
     Raises
     ------
     InfeasiblePlan
         No stages run and hold everything.
     """
-    prefix = _Prefix(tasks)
-    devices = [device.name for device in tasks.system.devices]
-    units = [device.unit for device in tasks.system.devices]
-    launch = {device.name: device.launch_seconds for device in tasks.system.devices}
-    count = len(tasks.tasks)
-    if not count:
-        return []
-    # (end, set of devices used, last of them) -> (bottleneck, work), stages
-    best: dict[tuple[int, int, int], tuple[tuple[float, float], list[Stage]]] = {}
-    for used in range(1, 1 << len(devices)):
-        for last, device in enumerate(devices):
-            if not used >> last & 1:
+    if not tasks.tasks:
+        return Pipeline((), 0.0, 0.0)
+    traffic = Traffic.of(tasks)
+    if not gain:
+        best = fastest(traffic, most, least_seconds)
+    else:
+        best, units = None, len(set(traffic.unit.tolist()))
+        for count in range(1, min(most or units, units) + 1):
+            found = fastest(traffic, count, least_seconds)
+            if found is None:
                 continue
-            rest = used & ~(1 << last)
-            if any(rest >> i & 1 and units[i] == units[last] for i in range(len(devices))):
-                continue
-            for end in range(1, count + 1):
-                for start in range(end):
-                    # A first stage starts at the first task; a later one behind another device.
-                    earlier = range(len(devices)) if rest else [-1]
-                    if bool(rest) != bool(start):
-                        continue
-                    work = launch[device] + prefix.seconds(device, start, end)
-                    if work == float("inf") or not prefix.fits(device, start, end):
-                        continue
-                    for other in earlier:
-                        before = best.get((start, rest, other)) if rest else ((0.0, 0.0), [])
-                        if before is None:
-                            continue
-                        (bottleneck, total), stages = before
-                        move = prefix.transfer_seconds(start, devices[other], device) if rest else 0
-                        cost = (max(bottleneck, work, move), total + work + move)
-                        key = (end, used, last)
-                        if cost[1] < float("inf") and (key not in best or cost < best[key][0]):
-                            best[key] = (cost, [*stages, (device, start, end)])
-    done = [value for (end, _, _), value in best.items() if end == count]
-    if not done:
-        raise InfeasiblePlan(
-            "no pipeline with each unit once can run and hold all groups; "
-            "add a device, or use another partitioner"
+            further = len(found.stages) - len(best.stages) if best else 0
+            if best is None or found.seconds < best.seconds * (1 - gain) ** further:
+                best = found
+    if best is None:
+        limits = ", ".join(
+            f"'{device.name}' {device.memory_bytes / 2**20:.1f} MiB"
+            for device in tasks.system.devices
         )
-    return min(done, key=lambda value: value[0])[1]
+        raise InfeasiblePlan(
+            "no pipeline with each unit once can run and hold all groups: they hold "
+            f"{traffic.memory.sum() / 2**20:.1f} MiB, and there are {limits}; "
+            "add a device or a link, raise memory_bytes, or use another partitioner"
+        )
+    return best
+
+
+def named(tasks: TaskGraph, pipeline: Pipeline) -> list[Stage]:
+    """The stages with the names of their devices and tasks."""
+    devices = tasks.system.devices
+    return [
+        (devices[device].name, tuple(tasks.tasks[task].name for task in members))
+        for device, members in pipeline.stages
+    ]
 
 
 def shortest_run(tasks: TaskGraph) -> list[Stage]:
     """The stages of least total time when one runs after the other.
 
+    Between two stages all moves that is written before and read behind. Where the shortest do not
+    fit into the devices' memory, prices on memory lead to others, and if these do not either, the
+    search of `mincut` does.
+
     Raises
     ------
     InfeasiblePlan
-        A group cannot be reached by any sequence of devices.
+        No sequence of devices runs and holds everything, or none was found.
     """
-    prefix = _Prefix(tasks)
-    devices = [device.name for device in tasks.system.devices]
-    launch = {device.name: device.launch_seconds for device in tasks.system.devices}
-    best = {device: (launch[device], [(device, 0, 0)]) for device in devices}
-    for index in range(len(tasks.tasks)):
-        step = {}
-        for device in devices:
-            work = prefix.seconds(device, index, index + 1)
-            options = []
-            for other, (cost, stages) in best.items():
-                if other == device:
-                    (_, first, _) = stages[-1]
-                    options.append((cost + work, [*stages[:-1], (device, first, index + 1)]))
-                elif index > 0:
-                    move = prefix.transfer_seconds(index, other, device)
-                    total = cost + move + launch[device] + work
-                    options.append((total, [*stages, (device, index, index + 1)]))
-            step[device] = min(options, key=lambda option: option[0])
-        best = step
-    cost, stages = min(best.values(), key=lambda option: option[0])
-    if cost == float("inf"):
-        raise InfeasiblePlan("no sequence of devices can run all groups; add a device")
-    return stages
+    if not tasks.tasks:
+        return []
+    traffic = Traffic.of(tasks)
+    order = list(range(traffic.count))
+    device = _shortest(traffic, np.zeros(len(traffic.limit)))
+    if not fits(traffic, device):
+        priced = _shortest_that_fits(traffic)
+        if priced is not None:
+            device = priced
+        else:
+            device = cheapest(traffic).device
+            order = in_runs(traffic, device)
+    return _runs(tasks, device, order)
 
 
-class _Prefix:
-    """Sums over runs of the topological order, each in constant time."""
+def _shortest(traffic: Traffic, price: np.ndarray) -> np.ndarray:
+    """(n) the device of each task, in the tasks' order; `price` is seconds for a byte held.
 
-    def __init__(self, tasks: TaskGraph) -> None:
-        self._tasks = tasks
-        self._limit = {d.name: d.memory_bytes for d in tasks.system.devices}
-        self._seconds = {
-            device.name: _sums([t.seconds.get(device.name, float("inf")) for t in tasks.tasks])
-            for device in tasks.system.devices
-        }
-        self._memory = _sums([task.memory_bytes for task in tasks.tasks])
-        self._crossing = self._bytes_crossing()
-
-    def seconds(self, device: str, start: int, end: int) -> float:
-        """The work of a run without the launch; infinite if the device cannot run all of it."""
-        finite, infinite = self._seconds[device]
-        if infinite[end] > infinite[start]:
-            return float("inf")
-        return finite[end] - finite[start]
-
-    def fits(self, device: str, start: int, end: int) -> bool:
-        finite, _ = self._memory
-        return finite[end] - finite[start] <= self._limit[device]
-
-    def transfer_seconds(self, cut: int, source: str, sink: str) -> float:
-        """For all that is written before `cut` and read behind it, as if it came from `source`."""
-        return self._tasks.transfer_seconds(self._crossing[cut], source, sink)
-
-    def _bytes_crossing(self) -> list[int]:
-        position = {task.name: index for index, task in enumerate(self._tasks.tasks)}
-        last: dict[tuple[str, str], tuple[int, int]] = {}
-        for edge in self._tasks.edges:
-            if edge.source is not None and edge.sink is not None:
-                key = (edge.source, edge.tensor or edge.sink)
-                until = max(last.get(key, (0, 0))[0], position[edge.sink])
-                last[key] = (until, edge.nbytes)
-        change = [0] * (len(self._tasks.tasks) + 2)
-        for (source, _), (until, nbytes) in last.items():
-            change[position[source] + 1] += nbytes
-            change[until + 1] -= nbytes
-        crossing = [0]
-        for value in change:
-            crossing.append(crossing[-1] + value)
-        return crossing[1:]
+    O(tasks * devices^2) time.
+    """
+    work = traffic.seconds + traffic.exit + traffic.memory[:, None] * price
+    # An input from the host is paid where it is read first.
+    for tensor, begin in enumerate(traffic.entry_first[:-1]):
+        work[traffic.entry_readers[begin]] += traffic.entry[tensor]
+    tensors, nbytes = _crossing(traffic)
+    best = traffic.launch + work[0]
+    came = np.zeros(traffic.seconds.shape, np.int64)
+    for task in range(1, traffic.count):
+        move = np.zeros_like(traffic.latency)
+        if tensors[task]:
+            move = tensors[task] * traffic.latency + nbytes[task] * traffic.per_byte
+        move = move + traffic.launch
+        np.fill_diagonal(move, 0.0)
+        ways = best[:, None] + move
+        came[task] = ways.argmin(axis=0)
+        best = ways.min(axis=0) + work[task]
+    if best.min() == np.inf:
+        raise InfeasiblePlan("no sequence of devices can run all groups; add a device or a link")
+    device = np.empty(traffic.count, np.int64)
+    device[-1] = best.argmin()
+    for task in range(traffic.count - 1, 0, -1):
+        device[task - 1] = came[task, device[task]]
+    return device
 
 
-def _sums(values: Sequence[float]) -> tuple[list[float], list[int]]:
-    """Prefix sums of the finite values, and prefix counts of the infinite ones."""
-    finite, infinite = [0.0], [0]
-    for value in values:
-        finite.append(finite[-1] + (value if value < float("inf") else 0.0))
-        infinite.append(infinite[-1] + (value == float("inf")))
-    return finite, infinite
+def _shortest_that_fits(traffic: Traffic) -> np.ndarray | None:
+    """The best of what several prices on memory lead to; None if nothing fits."""
+    finite = np.where(np.isfinite(traffic.seconds), traffic.seconds, 0.0)
+    scale = finite.sum() / max(1.0, traffic.memory.sum())
+    price = np.zeros(len(traffic.limit))
+    best, least = None, np.inf
+    for step in range(PRICES):
+        device = _shortest(traffic, price)
+        held = np.bincount(device, traffic.memory, len(traffic.limit))
+        if (held <= traffic.limit).all():
+            seconds = _total(traffic, device)
+            if seconds < least:
+                best, least = device, seconds
+        over = np.where(np.isfinite(traffic.limit), held - traffic.limit, 0.0)
+        change = over / max(1.0, float(np.abs(over).max()))
+        price = np.maximum(0.0, price + scale * 2.0 / (1 + step) ** 0.7 * change)
+    return best
+
+
+def _total(traffic: Traffic, device: np.ndarray) -> float:
+    tensors, nbytes = _crossing(traffic)
+    rows = np.arange(traffic.count)
+    total = float((traffic.seconds[rows, device] + traffic.exit[rows, device]).sum())
+    for tensor, begin in enumerate(traffic.entry_first[:-1]):
+        total += float(traffic.entry[tensor, device[traffic.entry_readers[begin]]])
+    total += float(traffic.launch[device[0]])
+    for task in np.flatnonzero(np.diff(device)) + 1:
+        source, sink = device[task - 1], device[task]
+        total += float(traffic.launch[sink])
+        if tensors[task]:
+            total += float(tensors[task] * traffic.latency[source, sink])
+            total += float(nbytes[task] * traffic.per_byte[source, sink])
+    return total
+
+
+def _crossing(traffic: Traffic) -> tuple[np.ndarray, np.ndarray]:
+    """(n) the tensors, and their bytes, that are written before each task and read from it on."""
+    tensors, nbytes = np.zeros(traffic.count + 1), np.zeros(traffic.count + 1)
+    if len(traffic.readers):
+        last = np.maximum.reduceat(traffic.readers, traffic.first[:-1])
+        for change, size in ((tensors, np.ones_like(traffic.nbytes)), (nbytes, traffic.nbytes)):
+            np.add.at(change, traffic.producer + 1, size)
+            np.add.at(change, last + 1, -size)
+    return np.cumsum(tensors)[:-1], np.cumsum(nbytes)[:-1]
+
+
+def _runs(tasks: TaskGraph, device: np.ndarray, order: Sequence[int]) -> list[Stage]:
+    """The order in runs of one device."""
+    stages: list[tuple[str, list[str]]] = []
+    for task in order:
+        name = tasks.system.devices[device[task]].name
+        if not stages or stages[-1][0] != name:
+            stages.append((name, []))
+        stages[-1][1].append(tasks.tasks[task].name)
+    return [(name, tuple(members)) for name, members in stages]

@@ -4,11 +4,8 @@ from dataclasses import dataclass
 
 from hetsched.cost import CostModel
 from hetsched.graph import Graph
-from hetsched.partitioner import Partitioner, arrange
-from hetsched.plan import Plan, group_tasks, make_plan
-from hetsched.plugin import load
-from hetsched.problem import Problem
-from hetsched.scheduler import Scheduler
+from hetsched.partitioner import Partitioner, scheduled
+from hetsched.plan import Plan
 from hetsched.system import System
 
 
@@ -23,11 +20,4 @@ class Task(Partitioner):
     scheduler: str = "heft"
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        tasks = group_tasks(graph, system, costs)
-        problem = Problem.of(tasks)
-        schedule = load(Scheduler, self.scheduler).schedule(problem).schedule(problem)
-        runs = arrange(tasks, schedule)
-        placement = {slot.task: slot.device for slot in schedule.slots}
-        order = [name for run in runs for name in run]
-        cuts = [run[0] for run in runs]
-        return make_plan(graph, system, costs, placement, order, self.name, cuts)
+        return scheduled(graph, system, costs, self.name, self.scheduler)

@@ -224,6 +224,7 @@ def test_tasks_that_do_not_fit_side_by_side_by_hand() -> None:
     assert lower_bound(three).seconds == pytest.approx(3)
     assert refuted(three, 4).seconds == pytest.approx(4)
     # One unit: each of two tasks has half of the run to itself, in either order.
+    assert refuted(of([(0, 0)] * 2)).seconds == 0
     window = replace(of([(2,)] * 2), entry=np.array([[1.0], [1.0]]), exit=np.array([[2.0], [2.0]]))
     assert refuted(window, 7).seconds == pytest.approx(7) == optimum(window)
 

@@ -18,14 +18,16 @@ op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache
+cache  request
+crew
 measure
 system
 tasks  cost
 problem  instance
 scheduler  plan  bounds
-partitioner  compiler  executor  explain  objective
-sharing
+objective
+partitioner  compiler  executor  explain  stream
+sharing  stages
 package
 executable
 verify  contest
@@ -54,11 +56,12 @@ LOADERS = (
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
         "polynomials pooling recurrent rows window winograd".split()
     }
+    | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_cpsat _gaps _list _lns _rank _refutation cpop exact heft ippts "
-        "lookahead peft".split()
+        for name in "_cpsat _gaps _list _lns _rank _refutation _search cpop exact heft ippts "
+        "lookahead peft portfolio".split()
     }
 )
 

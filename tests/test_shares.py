@@ -21,17 +21,19 @@ from hetsched.compiler import compile_parts
 from hetsched.cost import CostModel, Prices, price
 from hetsched.device import Device, Link
 from hetsched.dtype import tolerance
-from hetsched.errors import PlanError
+from hetsched.errors import PlanError, PluginError
 from hetsched.executable import Executable, load_executable
 from hetsched.fusion import Group
 from hetsched.graph import Graph, to_onnx
 from hetsched.inputs import seeded_inputs
-from hetsched.operation import group_flops, group_nbytes
+from hetsched.liveness import peak_nbytes
+from hetsched.operation import flops, group_flops, group_nbytes
 from hetsched.partitioner import Partitioner
 from hetsched.plan import Plan, read_recipe, simulate
 from hetsched.plugin import load
 from hetsched.report import plan_document
 from hetsched.rewrite import redundancy, rewrite, split
+from hetsched.sharing.memory import Tiling
 from hetsched.split import Exit, Split
 from hetsched.system import System
 from hetsched.target import Target
@@ -352,3 +354,19 @@ def sizes_of(plan: Plan) -> list[tuple[int, ...]]:
         tuple(high - low for low, high in pairwise(item.exits[-1].axes[0][1]))
         for item in plan.splits
     ]
+
+
+@pytest.mark.usefixtures("imagined_devices")
+def test_tiles_on_one_device_hold_less_at_once() -> None:
+    graph = stem()
+    system, costs = fast_pair(0.5)
+    plan = partitioned("tile:tiles=4x4,extra=0.3", graph, system, costs)
+    check_plan(plan)
+    assert plan.devices == ("q",)
+    assert [part.name for part in plan.parts] == ["part0"]
+    assert peak_nbytes(plan.graph) < 0.6 * peak_nbytes(graph)
+    extra = sum(map(flops, plan.graph.ops)) / sum(map(flops, graph.ops)) - 1
+    assert extra == pytest.approx(Tiling(graph, (4, 4), 0.3).extra_flops(plan.splits))
+    assert extra <= 0.3
+    with pytest.raises(PluginError, match="'5' is no grid of tiles"):
+        partitioned("tile:tiles=5", graph, system, costs)

@@ -104,6 +104,20 @@ class Conv(Operation):
 
     onnx_types = ("Conv", "ConvInteger", "QLinearConv")
     defined = onnx_types
+    examples = (
+        "(float[2,4,9,8] x, float[6,4,3,2] w, float[6] b) => (y) { y = Conv <pads=[1,0,2,1], "
+        "strides=[2,1], dilations=[1,2]> (x, w, b) }",
+        "(float[1,4,6,5] x, float[6,2,3,3] w) => (y) { y = Conv <group=2, pads=[1,1,1,1]> (x, w) }",
+        "(float[1,6,9,7] x, float[6,1,3,3] w, float[6] b) => (y) { y = Conv <group=6, "
+        'auto_pad="SAME_UPPER", strides=[2,2]> (x, w, b) }',
+        "(float[2,3,11] x, float[4,3,5] w) => (y) { y = Conv <pads=[2,2]> (x, w) }",
+        "(float[1,2,5,4,6] x, float[3,2,2,3,3] w) => (y) { y = Conv <pads=[0,1,1,1,1,1]> (x, w) }",
+        "(uint8[1,3,6,6] x, int8[4,3,3,3] w) => (y) <uint8 z = {3}> { y = ConvInteger "
+        "<pads=[1,1,1,1]> (x, w, z) }",
+        "(uint8[1,4,6,6] x, int8[4,2,3,3] w, int32[4] b) => (y) <float s = {0.02}, uint8 z = "
+        "{9}, float[4] t = {0.1, 0.2, 0.3, 0.4}, int8[4] o = {0, 0, 0, 0}> { y = QLinearConv "
+        "<group=2, pads=[1,1,1,1]> (x, s, z, w, t, o, s, z, b) }",
+    )
 
     def flops(self, op: Op) -> int:
         weight = op.input(3 if op.kind == "QLinearConv" else 1)

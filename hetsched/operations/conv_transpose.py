@@ -55,6 +55,14 @@ class ConvTranspose(Operation):
 
     onnx_types = ("ConvTranspose",)
     defined = onnx_types
+    examples = (
+        "(float[2,3,4,5] x, float[3,4,3,2] w, float[4] b) => (y) { y = ConvTranspose "
+        "<strides=[2,3], pads=[1,0,0,1], output_padding=[1,0]> (x, w, b) }",
+        "(float[1,4,6] x, float[4,3,2] w) => (y) { y = ConvTranspose <group=2, strides=[3], "
+        "dilations=[2]> (x, w) }",
+        "(float[1,2,5,4] x, float[2,3,4,4] w) => (y) { y = ConvTranspose "
+        '<auto_pad="SAME_UPPER", strides=[2,2]> (x, w) }',
+    )
 
     def flops(self, op: Op) -> int:
         products = 2 * op.input(0).size * prod(op.input(1).shape[1:])

@@ -35,6 +35,20 @@ class Elementwise(Operation):
     """Each output element is a function of the input elements at its place."""
 
     onnx_types = (*FLOPS_PER_ELEMENT, *VARIADIC)
+    examples = (
+        "(float[2,3,4] x) => (y) <float low = {-0.5}, float high = {0.5}> { y = Clip (x, low, "
+        "high) }",
+        "(float[2,3,4] x, float[3,1] s) => (y) { y = PRelu (x, s) }",
+        "(float[2,3,4] x, float[4] a, float[3,1] b) => (y) { y = Sum (x, a, b) }",
+        "(float[2,3,4] x, float[2,1,4] a) => (y) { y = Mean (x, a) }",
+        "(float[2,6] x) => (y) { y = HardSigmoid <alpha=0.3> (x) }",
+        "(float[2,3,4] x) => (y) <float s = {0.03}, uint8 z = {100}> { y = QuantizeLinear (x, "
+        "s, z) }",
+        "(float[2,3,4] x) => (y) <float[3] s = {0.03, 0.1, 0.02}, int8[3] z = {1, 2, 3}> { y = "
+        "QuantizeLinear <axis=1> (x, s, z) }",
+        "(int8[2,3,4] x) => (y) <float[4] s = {0.03, 0.1, 0.02, 1}> { y = DequantizeLinear "
+        "<axis=-1> (x, s) }",
+    )
 
     def flops(self, op: Op) -> int:
         if op.kind in VARIADIC:

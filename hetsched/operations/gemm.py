@@ -17,6 +17,12 @@ class Gemm(Operation):
 
     onnx_types = ("Gemm",)
     defined = onnx_types
+    examples = (
+        "(float[4,5] a, float[5,6] b, float[6] c) => (y) { y = Gemm (a, b, c) }",
+        "(float[5,4] a, float[6,5] b, float[4,1] c) => (y) { y = Gemm <transA=1, transB=1, "
+        "alpha=0.5, beta=2.0> (a, b, c) }",
+        "(float[4,5] a, float[6,5] b) => (y) { y = Gemm <transB=1> (a, b) }",
+    )
 
     def flops(self, op: Op) -> int:
         depth = op.input(0).shape[0 if op.attributes.get("transA") else 1]

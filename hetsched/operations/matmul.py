@@ -32,6 +32,15 @@ class MatMul(Operation):
 
     onnx_types = ("MatMul", "MatMulInteger", "QLinearMatMul")
     defined = onnx_types
+    examples = (
+        "(float[2,1,4,3] a, float[5,3,6] b) => (y) { y = MatMul (a, b) }",
+        "(float[3] a, float[2,3,6] b) => (y) { y = MatMul (a, b) }",
+        "(float[2,4,3] a, float[3] b) => (y) { y = MatMul (a, b) }",
+        "(uint8[2,4,3] a, int8[3,6] b) => (y) <uint8 z = {3}, int8[6] w = {1, 2, 3, 4, 5, 6}> { "
+        "y = MatMulInteger (a, b, z, w) }",
+        "(uint8[4,3] a, uint8[3,6] b) => (y) <float s = {0.5}, uint8 z = {3}> { y = "
+        "QLinearMatMul (a, s, z, b, s, z, s, z) }",
+    )
 
     def flops(self, op: Op) -> int:
         return 2 * op.output().size * op.input(0).shape[-1]

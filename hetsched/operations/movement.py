@@ -35,6 +35,29 @@ class Movement(Operation):
         "Tile",
         "Transpose",
     )
+    examples = (
+        "(float[2,3,4] a, float[2,2,4] b, float[2,4,4] c) => (y) { y = Concat <axis=1> (a, b, c) }",
+        '(float[1,8,4,3] x) => (y) { y = DepthToSpace <blocksize=2, mode="CRD"> (x) }',
+        "(float[2,4,3,3] x) => (y) { y = DepthToSpace <blocksize=2> (x) }",
+        "(float[3,1] x) => (y) <int64[3] n = {2, 3, 4}> { y = Expand (x, n) }",
+        "(float[5,4,3] x) => (y) <int64[2,2] i = {3, 1, -1, 0}> { y = Gather <axis=1> (x, i) }",
+        "(float[5,4,3] x) => (y) <int64 i = {2}> { y = Gather (x, i) }",
+        "(float[5,4] x, int64[3,6] i) => (y) { y = Gather (x, i) }",
+        "(float[3,4] x) => (y) <int64[2,4] i = {0, 2, 1, 1, 2, 0, 0, 1}> { y = GatherElements "
+        "(x, i) }",
+        "(float[2,3,4] x) => (y) <int64[6] p = {0, 1, 2, 0, 0, 1}, float v = {0.5}> { y = Pad "
+        "(x, p, v) }",
+        '(float[2,5,4] x) => (y) <int64[6] p = {0, 1, 0, 0, 2, 0}> { y = Pad <mode="reflect"> '
+        "(x, p) }",
+        "(float[2,9,8] x) => (y) <int64[2] s = {1, -1}, int64[2] e = {8, -9}, int64[2] a = {1, "
+        "2}, int64[2] k = {2, -3}> { y = Slice (x, s, e, a, k) }",
+        "(float[2,9,4] x) => (y) <int64[1] s = {2}, int64[1] e = {-1}, int64[1] a = {1}> { y = "
+        "Slice (x, s, e, a) }",
+        "(float[1,3,6,4] x) => (y) { y = SpaceToDepth <blocksize=2> (x) }",
+        "(float[2,7,4] x) => (y, z) <int64[2] n = {3, 4}> { y, z = Split <axis=1> (x, n) }",
+        "(float[2,3,4] x) => (y) <int64[3] n = {2, 1, 1}> { y = Tile (x, n) }",
+        "(float[2,3,4] x) => (y) { y = Transpose <perm=[1,2,0]> (x) }",
+    )
 
     def flops(self, op: Op) -> int:
         return 0

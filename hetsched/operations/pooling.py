@@ -145,6 +145,23 @@ class Pooling(Operation):
         "MaxPool",
     )
     defined = ("AveragePool", "MaxPool")
+    examples = (
+        "(float[2,3,9,8] x) => (y) { y = MaxPool <kernel_shape=[3,2], strides=[2,1], "
+        "pads=[1,0,1,1]> (x) }",
+        "(float[1,2,10,9] x) => (y) { y = MaxPool <kernel_shape=[3,3], strides=[2,2], "
+        "ceil_mode=1> (x) }",
+        "(float[1,2,9,8] x) => (y) { y = MaxPool <kernel_shape=[2,2], dilations=[2,3]> (x) }",
+        "(float[1,2,9,8] x) => (y) { y = AveragePool <kernel_shape=[3,3], strides=[2,2], "
+        "pads=[1,1,1,1]> (x) }",
+        "(float[1,2,10,8] x) => (y) { y = AveragePool <kernel_shape=[3,3], strides=[2,2], "
+        "pads=[1,1,1,1], ceil_mode=1, count_include_pad=1> (x) }",
+        "(float[1,2,7,8] x) => (y) { y = AveragePool <kernel_shape=[3,3], "
+        'auto_pad="SAME_LOWER"> (x) }',
+        "(float[1,2,12] x) => (y) { y = LpPool <kernel_shape=[3], strides=[2], pads=[1,1]> (x) }",
+        "(float[2,4,3,3] x) => (y) { y = GlobalAveragePool (x) }",
+        "(float[2,4,3,3] x) => (y) { y = GlobalMaxPool (x) }",
+        "(float[2,4,3] x) => (y) { y = GlobalLpPool (x) }",
+    )
 
     def flops(self, op: Op) -> int:
         # A norm takes a power of each element before it is added.

@@ -9,8 +9,19 @@ import numpy as np
 
 from hetsched.errors import ModelError
 from hetsched.op import Op
-from hetsched.operation import Call, Compiler, Operation, interpreted
+from hetsched.operation import (
+    Call,
+    Compiler,
+    Known,
+    Operation,
+    Piece,
+    interpreted,
+    keep,
+    refused,
+    wholes,
+)
 from hetsched.operations._arithmetic import matrix_product, sum_dtype
+from hetsched.region import Region
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # Per hidden unit, beyond its gates: the new state from the gates and the old one.
@@ -102,6 +113,16 @@ class Recurrent(Operation):
 
     onnx_types = tuple(GATES)
     defined = onnx_types
+    examples = (
+        "(float[5,4,3] x, float[2,24,3] w, float[2,24,6] r, float[2,48] b, float[2,4,6] h, "
+        "float[2,4,6] c, float[2,18] p) => (y, yh, yc) { y, yh, yc = LSTM <hidden_size=6, "
+        'direction="bidirectional"> (x, w, r, b, , h, c, p) }',
+        "(float[5,4,3] x, float[1,18,3] w, float[1,18,6] r, float[1,36] b) => (y, yh) <int32[4] "
+        "n = {5, 3, 1, 2}> { y, yh = GRU <hidden_size=6, linear_before_reset=1> (x, w, r, b, n) "
+        "}",
+        "(float[5,4,3] x, float[2,6,3] w, float[2,6,6] r) => (y, yh) { y, yh = RNN "
+        '<hidden_size=6, direction="bidirectional", activations=["Tanh", "Relu"]> (x, w, r) }',
+    )
 
     def flops(self, op: Op) -> int:
         x, weight, recurrence = op.input(0), op.input(1), op.input(2)
@@ -112,6 +133,46 @@ class Recurrent(Operation):
         each_gate = 2 * (x.shape[2] + hidden) + 2 + 2 * int(op.has_input(3))
         peepholes = 6 if op.kind == "LSTM" and op.has_input(7) else 0
         return rows * hidden * (gates * each_gate + UPDATE_FLOPS[op.kind] + peepholes)
+
+    def piece(self, op: Op, index: int, region: Region, known: Known) -> Piece:
+        """Any rows of the batch, and one of two directions."""
+        batch_first = bool(op.attributes.get("layout"))
+        steps = op.input(0).shape[1 if batch_first else 0]
+        directions = op.input(1).shape[0]
+        # Of Y, and of the last states.
+        own = ((0, 2) if batch_first else (2, 1)), ((0, 1) if batch_first else (1, 0))
+        batch_axis, direction_axis = own[min(index, 1)]
+        others = {*range(len(region.intervals))} - {batch_axis, direction_axis}
+        keep(op, index, region, sorted(others), "each step needs all units of the step before")
+        batch, direction = region.intervals[batch_axis], region.intervals[direction_axis]
+        hidden = (0, op.input(2).shape[-1])
+        state = Region((batch, direction, hidden) if batch_first else (direction, batch, hidden))
+        every = (
+            Region((batch, (0, steps), direction, hidden))
+            if batch_first
+            else Region(((0, steps), direction, batch, hidden))
+        )
+        reads = wholes(op)
+        reads[0] = Region.whole(op.input(0).shape).along(0 if batch_first else 1, *batch)
+        for place, tensor in enumerate(op.inputs[1:], 1):
+            if tensor is None:
+                continue
+            if place == 4:
+                reads[place] = Region((batch,))
+            elif place in (5, 6):
+                reads[place] = state
+            else:
+                reads[place] = Region.whole(tensor.shape).along(0, *direction)
+        attributes: dict[str, Any] = {}
+        if direction != (0, directions):
+            if op.attributes.get("activation_alpha") or op.attributes.get("activation_beta"):
+                raise refused(op, "its activations share a list of values", direction_axis)
+            attributes["direction"] = ("forward", "reverse")[direction[0]]
+            if functions := op.attributes.get("activations"):
+                half = len(functions) // 2
+                attributes["activations"] = functions[direction[0] * half :][:half]
+        written = {i: every if i == 0 else state for i in range(len(op.outputs)) if op.outputs[i]}
+        return Piece.of(op, reads, written, **attributes)
 
     def reference(
         self, call: Call, inputs: Sequence[Any], compiler: Compiler = interpreted

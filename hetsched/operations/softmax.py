@@ -20,6 +20,11 @@ class Softmax(Operation):
 
     onnx_types = ("Hardmax", "LogSoftmax", "Softmax")
     defined = onnx_types
+    examples = (
+        "(float[2,3,4] x) => (y) { y = Softmax <axis=1> (x) }",
+        "(float[2,3,4] x) => (y) { y = LogSoftmax (x) }",
+        "(float[2,3,4] x) => (y) { y = Hardmax <axis=0> (x) }",
+    )
 
     def flops(self, op: Op) -> int:
         # The maximum, less it, exp, the sum, and over the sum (or less its logarithm).

@@ -24,6 +24,18 @@ class View(Operation):
         "Unsqueeze",
     )
     is_view = True
+    examples = (
+        "(float[2,6,4] x) => (y) <int64[4] n = {2, 3, 2, 4}> { y = Reshape (x, n) }",
+        "(float[1,12,5] x) => (y) <int64[2] n = {12, 5}> { y = Reshape (x, n) }",
+        "(float[2,3,2,4] x) => (y) <int64[3] n = {2, -1, 4}> { y = Reshape (x, n) }",
+        "(float[4,6] x) => (y) <int64[3] n = {2, 3, 4}> { y = Reshape (x, n) }",
+        "(float[2,3,1,4] x) => (y) { y = Flatten <axis=2> (x) }",
+        "(float[2,1,4,1] x) => (y) { y = Squeeze (x) }",
+        "(float[2,1,4,1] x) => (y) <int64[1] a = {1}> { y = Squeeze (x, a) }",
+        "(float[4,3] x) => (y) <int64[2] a = {0, -1}> { y = Unsqueeze (x, a) }",
+        "(float[4,3] x) => (y) { y = Identity (x) }",
+        "(float[4,3] x) => (y) { y = Dropout (x) }",
+    )
 
     def flops(self, op: Op) -> int:
         return 0

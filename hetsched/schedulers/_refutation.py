@@ -252,7 +252,8 @@ def _shrink(f: Frame, state: State, slack: float, prices: np.ndarray, spent: np.
         if changed == 0:
             changed = _priced(f, state, slack, prices)
             if changed == 0:
-                return _held(f, state)
+                fits: bool = _held(f, state)
+                return fits
         if changed < 0:
             return False
     return True
@@ -510,6 +511,7 @@ def _priced(f: Frame, state: State, slack: float, prices: np.ndarray) -> int:
                     need = min(state.start[i, q] + work - max(a, first[u]), room[u])
                     need = min(need, min(b, last[u]) - state.finish[i, q] + work)
                     needs[i, q] = max(0.0, min(need, work))
+        longest = max(room.max(), slack, 1e-300)
         best = -np.inf
         trial[:] = prices[window]
         for step in range(STEPS):
@@ -532,7 +534,7 @@ def _priced(f: Frame, state: State, slack: float, prices: np.ndarray) -> int:
                 prices[window] = trial
             total = 0.0
             for u in range(units):
-                full = (load[u] - room[u]) / max(room.max(), slack)
+                full = (load[u] - room[u]) / longest
                 trial[u] *= np.exp(max(-1.0, min(1.0, full)) / (1 + step))
                 trial[u] = max(trial[u], 1e-6)
                 total += trial[u]

@@ -1,6 +1,6 @@
 """From shared runs to a plan: candidates are priced as they are, and the simulator judges."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -8,17 +8,25 @@ from hetsched.cost import Prices, price
 from hetsched.device import Device
 from hetsched.errors import InfeasiblePlan, SplitRefused, UnsupportedOperation
 from hetsched.graph import Graph
-from hetsched.partitioner import arrange
-from hetsched.plan import Plan, group_tasks, make_plan, simulate
+from hetsched.partitioner import scheduled
+from hetsched.plan import Plan, make_plan, simulate
 from hetsched.rewrite import Rewritten, rewrite
 from hetsched.sharing.pieces import Layout, Way
 from hetsched.sharing.runs import Run, Sharing
 from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import Task, TaskGraph, Timeline, upward_rank
 
 # How often the estimates are corrected by the prices of what they led to.
 ROUNDS = 3
+# Rows or columns of images, rows of matrices and steps in time, or the batch.
+TILES = (Way((2,), 4), Way((3,), 4), Way((1,), 3), Way((2,), 3), Way((0,)))
+
+
+def channels(grain: int) -> tuple[Way, ...]:
+    """Output channels of images, matrices and sequences, or the terms of a contraction."""
+    places = ((1, 4), (2, 3), (1, 3), (1, 2))
+    cuts = tuple(Way((axis,), rank, grain=grain) for axis, rank in places)
+    return (*cuts, Way(sum=True, grain=grain))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +121,8 @@ class Search:
                         break
                     yield found[0]
                     seconds = simulate(found[0]).makespan
-                    if seconds >= best:
+                    # Two prices measured for the same work differ by a little.
+                    if seconds >= best * (1 - self.gain):
                         break
                     best, splits = seconds, changed
 
@@ -123,13 +132,40 @@ class Search:
         """The plan with these splits, piece by piece on `devices`; None if there is none."""
         try:
             rewritten = rewrite(self.graph, splits)
-            prices = price(rewritten.graph, self.system, self.prices)
-            pins = {name: devices[piece].name for name, (_, piece) in rewritten.places.items()}
-            return scheduled(
-                rewritten.graph, self.system, prices, pins, self.spec, splits, self.graph
+            return placed(
+                rewritten, self.graph, self.system, self.prices, splits, devices, self.spec
             ), rewritten
         except (SplitRefused, UnsupportedOperation, InfeasiblePlan):
             return None
+
+
+def placed(
+    rewritten: Rewritten,
+    graph: Graph,
+    system: System,
+    prices: Prices,
+    splits: Sequence[Split],
+    devices: Sequence[Device],
+    spec: str,
+) -> Plan:
+    """The plan of `graph` with `splits`, made already, piece by piece on `devices`.
+
+    Raises
+    ------
+    UnsupportedOperation
+        No device runs a piece.
+    InfeasiblePlan
+        A device cannot hold what is on it, or cannot run what is its own.
+    """
+    return scheduled(
+        rewritten.graph,
+        system,
+        price(rewritten.graph, system, prices),
+        spec,
+        pins={name: devices[piece].name for name, (_, piece) in rewritten.places.items()},
+        splits=splits,
+        original=graph,
+    )
 
 
 def unsplit(graph: Graph, system: System, prices: Prices, spec: str) -> Plan:
@@ -151,68 +187,12 @@ def unsplit(graph: Graph, system: System, prices: Prices, spec: str) -> Plan:
             except InfeasiblePlan as error:
                 refused.append(str(error))
     try:
-        plans.append(scheduled(graph, system, prices, {}, spec))
+        plans.append(scheduled(graph, system, prices, spec))
     except InfeasiblePlan as error:
         refused.append(str(error))
     if not plans:
         raise InfeasiblePlan("; ".join(dict.fromkeys(refused)))
     return min(plans, key=lambda plan: simulate(plan).makespan)
-
-
-def scheduled(
-    graph: Graph,
-    system: System,
-    prices: Prices,
-    pins: Mapping[str, str],
-    spec: str,
-    splits: Sequence[Split] = (),
-    original: Graph | None = None,
-) -> Plan:
-    """Each group, by upward rank, where it finishes first; `pins` say where an operation has to be.
-
-    Raises
-    ------
-    InfeasiblePlan
-        A device cannot hold what is on it, or cannot run what is pinned to it.
-    """
-    tasks = group_tasks(graph, system, prices)
-    members = {group.name: group for group in graph.groups}
-    free = {device.name: device.memory_bytes for device in system.devices}
-    pinned = []
-    for task in tasks.tasks:
-        ops = members[task.name].ops
-        pin = next((pins[op.name] for op in ops if op.name in pins), None)
-        row = {n: s for n, s in task.seconds.items() if pin in (None, n)}
-        pinned.append(Task(task.name, row, task.memory_bytes))
-    tasks = TaskGraph(system, tuple(pinned), tasks.edges)
-    rank = upward_rank(tasks)
-    timeline = Timeline(tasks)
-    # Stable, so that tasks of equal rank stay in topological order.
-    for task in sorted(tasks.tasks, key=lambda task: -rank[task.name]):
-        fitting = [name for name in task.seconds if task.memory_bytes <= free[name]]
-        slots = [timeline.earliest(task.name, name) for name in fitting]
-        slots = [slot for slot in slots if slot.finish < float("inf")]
-        if not slots:
-            raise InfeasiblePlan(
-                f"no device that can run '{task.name}' has {task.memory_bytes / 2**20:.1f} MiB "
-                "left for it and a link to its inputs; add a device, raise memory_bytes of one, "
-                "or use another partitioner"
-            )
-        best = min(slots, key=lambda slot: slot.finish)
-        free[best.device] -= task.memory_bytes
-        timeline.place(best)
-    runs = arrange(timeline)
-    return make_plan(
-        graph,
-        system,
-        prices,
-        {name: slot.device for name, slot in timeline.slots.items()},
-        [name for run in runs for name in run],
-        spec,
-        [run[0] for run in runs],
-        splits,
-        original,
-    )
 
 
 def one_of_each_unit(graph: Graph, system: System, prices: Prices) -> tuple[Device, ...]:

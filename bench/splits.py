@@ -1,0 +1,593 @@
+"""Operations in pieces: are they right, and what do shares of two devices bring.
+
+    python -m bench.splits --json FILE [--sets chains,layers,tiles,models] [--devices cpu:0,cpu:1]
+
+chains   random chains of operations, split at random, beside ONNX Runtime on the whole
+layers   single layers: the share of channels that `channel` chooses, or one device where that is
+         measured faster, beside all aligned shares
+tiles    the memory of activations on one device, tile after tile, and what is computed twice
+models   whole networks on two devices beside each alone, the same code with two threads, and ONNX
+         Runtime with two threads; and the throughput of a pipeline
+
+Ways to run one thing take turns in one process, round after round; figures are ratios of medians.
+What two devices can bring at most is the sum of their rates over the better one.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import hetsched
+from bench import engines, families, models
+from bench.chains import chain
+from bench.record import record, write
+from bench.timing import geometric_mean, seconds_of
+from hetsched.api import priced
+from hetsched.cost import Prices
+from hetsched.errors import HetschedError, InfeasiblePlan
+from hetsched.executable import Executable
+from hetsched.graph import Graph, to_onnx
+from hetsched.inputs import seeded_inputs
+from hetsched.liveness import peak_nbytes
+from hetsched.op import Op, Tensor
+from hetsched.operation import flops
+from hetsched.partitioner import Partitioner
+from hetsched.plan import Plan, simulate
+from hetsched.plugin import load
+from hetsched.rewrite import rewrite
+from hetsched.sharing.memory import Tiling
+from hetsched.sharing.search import placed
+from hetsched.split import Exit, Split
+from hetsched.store import Store
+from hetsched.system import System
+from hetsched.verify import verify
+
+SETS = ("chains", "layers", "tiles", "models")
+CHAINS = 2_000
+# Of the peak, in float32; integers are to be the same.
+EXACT = 1e-5
+# Bounds of an exhaustive search lie this far apart, or a thirty-second of the channels.
+GRAIN = 16
+MOST_BOUNDS = 32
+# Layers of about as much work as one core does in half a millisecond and more.
+LAYERS: tuple[tuple[str, tuple[int, ...]], ...] = (
+    # Channels in, rows and columns, channels out, kernel, stride.
+    ("conv", (3, 224, 64, 7, 2)),
+    ("conv", (64, 56, 64, 3, 1)),
+    ("conv", (64, 112, 64, 3, 1)),
+    ("conv", (64, 112, 128, 3, 1)),
+    ("conv", (64, 56, 128, 3, 2)),
+    ("conv", (128, 28, 128, 3, 1)),
+    ("conv", (128, 56, 128, 3, 1)),
+    ("conv", (128, 56, 256, 3, 1)),
+    ("conv", (128, 28, 256, 3, 2)),
+    ("conv", (256, 14, 256, 3, 1)),
+    ("conv", (256, 28, 256, 3, 1)),
+    ("conv", (256, 28, 512, 3, 1)),
+    ("conv", (256, 14, 512, 3, 2)),
+    ("conv", (512, 7, 512, 3, 1)),
+    ("conv", (512, 14, 512, 3, 1)),
+    ("conv", (96, 27, 256, 5, 1)),
+    ("conv", (192, 35, 192, 3, 1)),
+    ("conv", (48, 56, 192, 3, 1)),
+    ("conv", (256, 56, 64, 1, 1)),
+    ("conv", (64, 56, 256, 1, 1)),
+    ("conv", (512, 28, 128, 1, 1)),
+    ("conv", (128, 28, 512, 1, 1)),
+    ("conv", (1024, 14, 256, 1, 1)),
+    ("conv", (256, 14, 1024, 1, 1)),
+    ("conv", (512, 14, 2048, 1, 1)),
+    ("conv", (2048, 7, 512, 1, 1)),
+    ("conv", (512, 28, 1024, 1, 2)),
+    # Rows, columns in, columns out.
+    ("linear", (128, 768, 768)),
+    ("linear", (128, 768, 3072)),
+    ("linear", (128, 3072, 768)),
+    ("linear", (197, 768, 2304)),
+    ("linear", (197, 1024, 1024)),
+    ("linear", (512, 512, 512)),
+    ("linear", (1, 4096, 4096)),
+    ("linear", (1, 9216, 4096)),
+    ("linear", (16, 2048, 1000)),
+)
+MODELS = (
+    "resnet18 light_vgg19 googlenet mobilenet_v2 squeezenet1_1 vit_b_16 bert_base_like unet "
+    "resnet50 batch_of_4"
+).split()
+IN_FLIGHT = 4
+REQUESTS = 24
+# Between two ways, so that no thread of the one before spins on.
+PAUSE_SECONDS = 0.002
+GOALS = {"share": 0.97, "least": 0.99, "memory": 0.75, "models": 0.85, "threads": 0.95}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    devices: str
+    seed: int
+    chains: int
+    rounds: int
+    layers: int
+    models: tuple[str, ...]
+    store: Path
+
+
+def chains(options: Options) -> dict[str, Any]:
+    """How far random chains in pieces are from the whole, by arithmetic."""
+    rows: dict[str, list[float]] = {}
+    ways: dict[str, int] = {}
+    for seed in track(range(options.chains), "chains", transient=True):
+        drawn = chain(options.seed + seed)
+        rows.setdefault(drawn.arithmetic, []).append(drawn.deviation())
+        for way in drawn.ways:
+            ways[way] = ways.get(way, 0) + 1
+    return {
+        "chains": options.chains,
+        "ways": ways,
+        "rows": [
+            {"arithmetic": name, "chains": len(found), "worst": max(found)}
+            for name, found in rows.items()
+        ],
+        "passed": all(
+            max(found) <= (EXACT if name == "float32" else 0.0) for name, found in rows.items()
+        ),
+    }
+
+
+def layers(options: Options) -> dict[str, Any]:
+    """Each layer alone, by the chosen share, and by every share of two devices there is."""
+    system = System.local(options.devices, Store(options.store))
+    rows = [
+        layer(kind, sizes, system, options)
+        for kind, sizes in track(LAYERS[: options.layers], "layers", transient=True)
+    ]
+    return {
+        "devices": options.devices,
+        "rows": rows,
+        "mean_share": geometric_mean(row["share"] for row in rows),
+        "mean_speedup": geometric_mean(row["speedup"] for row in rows),
+        "mean_possible": geometric_mean(row["possible"] for row in rows),
+        "least_speedup": min(row["speedup"] for row in rows),
+    }
+
+
+def layer(kind: str, sizes: Sequence[int], system: System, options: Options) -> dict[str, Any]:
+    """The times of one layer: each device alone, the chosen share, and all aligned shares."""
+    graph = layer_graph(kind, sizes)
+    width = sizes[2]
+    grain = max(GRAIN, width // MOST_BOUNDS // GRAIN * GRAIN)
+    prices = priced(graph, system, "profiled", options.store)
+    chosen = load(Partitioner, f"channel:grain={grain}").partition(graph, system, prices)
+    plans = {f"'{d.name}' alone": _alone(graph, system, prices, d.name) for d in system.devices}
+    singles = tuple(plans)
+    written = graph.outputs[0]
+    axis = 1 if kind == "conv" else len(written.shape) - 1
+    for bound in range(grain, width, grain):
+        exit_ = Exit(written.name, ((axis, (0, bound, width)),))
+        item = Split(tuple(op.name for op in graph.ops), (exit_,))
+        plans[f"{bound} | {width - bound}"] = placed(
+            rewrite(graph, (item,)),
+            graph,
+            system,
+            prices,
+            (item,),
+            system.devices,
+            "exhaustive",
+        )
+    inputs = seeded_inputs(graph, options.seed)
+    with ExitStack() as stack:
+        ways = {name: stack.enter_context(hetsched.compile(plan)) for name, plan in plans.items()}
+        # As `hetsched compile --measure` ships it.
+        ways["chosen"] = stack.enter_context(hetsched.compile(chosen, measure=True))
+        first = _turns(ways, inputs, max(3, options.rounds // 4))
+        # Once more with the best alone: the least of many noisy medians is too little.
+        order = sorted(plans, key=lambda name: statistics.median(first[name]))
+        final = dict.fromkeys(["chosen", *singles, *order[:4]])
+        times = _turns({name: ways[name] for name in final}, inputs, options.rounds)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    single = min(medians[name] for name in singles)
+    best = min((name for name in medians if name != "chosen"), key=medians.__getitem__)
+    return {
+        "layer": f"{kind} {'x'.join(map(str, sizes))}",
+        "flops": sum(map(flops, graph.ops)),
+        "grain": grain,
+        "shares": len(plans),
+        "planned": _sizes(chosen),
+        "chosen": _sizes(ways["chosen"].plan),
+        "best": best,
+        "single_seconds": single,
+        "chosen_seconds": medians["chosen"],
+        "best_seconds": medians[best],
+        "predicted_seconds": simulate(chosen).makespan,
+        "speedup": single / medians["chosen"],
+        "best_speedup": single / medians[best],
+        "share": medians[best] / medians["chosen"],
+        "possible": _possible([medians[name] for name in singles]),
+        "seconds": {name: statistics.median(found) for name, found in first.items()},
+    }
+
+
+def layer_graph(kind: str, sizes: Sequence[int]) -> Graph:
+    """A convolution with bias and ReLU, or a matrix product with bias."""
+    values = np.random.default_rng(0)
+
+    def drawn(*shape: int) -> np.ndarray:
+        return values.standard_normal(shape).astype(np.float32) * np.float32(0.05)
+
+    if kind == "conv":
+        before, size, after, kernel, stride = sizes
+        x = Tensor("x", (1, before, size, size), "float32")
+        constants = {"weights": drawn(after, before, kernel, kernel), "bias": drawn(after)}
+        rows = (size - 1) // stride + 1
+        y = Tensor("y", (1, after, rows, rows), "float32")
+        z = Tensor("z", y.shape, "float32")
+        pad = kernel // 2
+        attributes = {"pads": (pad,) * 4, "strides": (stride,) * 2, "kernel_shape": (kernel,) * 2}
+        read = [Tensor(name, array.shape, "float32") for name, array in constants.items()]
+        ops = (Op("conv", "Conv", (x, *read), (y,), attributes), Op("relu", "Relu", (y,), (z,)))
+        return Graph(kind, ops, (x,), (z,), constants, {"": 17})
+    rows, before, after = sizes
+    x = Tensor("x", (rows, before), "float32")
+    constants = {"weights": drawn(before, after), "bias": drawn(after)}
+    read = [Tensor(name, array.shape, "float32") for name, array in constants.items()]
+    y = Tensor("y", (rows, after), "float32")
+    return Graph(kind, (Op("gemm", "Gemm", (x, *read), (y,)),), (x,), (y,), constants, {"": 17})
+
+
+def tiles(options: Options) -> dict[str, Any]:
+    """A stem in grids of tiles: the memory held at once, by tensors and as compiled."""
+    graph = hetsched.read_onnx(families.yolo_stem(options.seed))
+    system = System.local(options.devices.split(",")[0], Store(options.store))
+    inputs = seeded_inputs(graph, options.seed)
+    work = sum(map(flops, graph.ops))
+    rows = []
+    with ExitStack() as stack:
+        ways: dict[str, Executable] = {}
+        for grid in ("", "3x3", "5x5", "8x8"):
+            spec = f"tile:tiles={grid}" if grid else "single"
+            prices = priced(graph, system, "roofline")
+            plan = load(Partitioner, spec).partition(graph, system, prices)
+            executable = stack.enter_context(hetsched.compile(plan))
+            verify(executable, inputs, options.seed).check()
+            ways[grid] = executable
+            predicted = Tiling(graph, (1, 1), 0.0).extra_flops(plan.splits)
+            rows.append(
+                {
+                    "grid": grid or "whole",
+                    "splits": [item.to_dict() for item in plan.splits],
+                    "peak_nbytes": peak_nbytes(plan.graph),
+                    "workspace_nbytes": _workspace(executable),
+                    "predicted_extra_flops": predicted,
+                    "extra_flops": sum(map(flops, plan.graph.ops)) / work - 1,
+                }
+            )
+        times = _turns(ways, inputs, options.rounds)
+    for row, found in zip(rows, times.values(), strict=True):
+        row["seconds"] = statistics.median(found)
+        row["saved"] = 1 - row["peak_nbytes"] / rows[0]["peak_nbytes"]
+        row["saved_workspace"] = 1 - row["workspace_nbytes"] / rows[0]["workspace_nbytes"]
+    return {"model": graph.name, "rows": rows}
+
+
+def networks(options: Options) -> dict[str, Any]:
+    """Whole networks on two devices, beside other ways to use both."""
+    system = System.local(options.devices, Store(options.store))
+    rows = []
+    for name in track(options.models, "models", transient=True):
+        graph, inputs = _model(name, options.seed)
+        rows.append({"model": name, **network(graph, inputs, system, options)})
+    return {
+        "devices": options.devices,
+        "rows": rows,
+        "mean_speedup": geometric_mean(row["speedup"] for row in rows),
+        "mean_of_possible": geometric_mean(row["of_possible"] for row in rows),
+        "mean_of_threads": geometric_mean(row["over_threads"] for row in rows),
+        "mean_pipeline": geometric_mean(
+            row["pipeline"]["of_bottleneck"] for row in rows if row["pipeline"]
+        ),
+    }
+
+
+def network(
+    graph: Graph, inputs: Mapping[str, np.ndarray], system: System, options: Options
+) -> dict[str, Any]:
+    prices = priced(graph, system, "profiled", options.store)
+    names = [device.name for device in system.devices]
+    plan = load(Partitioner, "hybrid").partition(graph, system, prices)
+    threads = ",".join(str(core) for device in system.devices for core in device.cores)
+    both = System.local(engines.device(len(threads.split(","))))
+    together = load(Partitioner, "single").partition(graph, both, priced(graph, both, "roofline"))
+    with ExitStack() as stack:
+        ways: dict[str, Any] = {
+            name: stack.enter_context(hetsched.compile(_alone(graph, system, prices, name)))
+            for name in names
+        }
+        shared = stack.enter_context(hetsched.compile(plan))
+        verify(shared, inputs, options.seed).check()
+        ways |= {"shared": shared, "threads": stack.enter_context(hetsched.compile(together))}
+        peer = engines.OnnxRuntime(to_onnx(graph), inputs, 2)
+        stack.callback(peer.close)
+        calls = {name: partial(way.run, inputs) for name, way in ways.items()}
+        calls["onnxruntime"] = peer.run
+        times = _calls(calls, options.rounds)
+        overlaps = []
+        for _ in range(options.rounds):
+            shared.run(inputs)
+            overlaps.append(shared.schedule.overlap_seconds())
+        piped = _pipeline(graph, system, prices, inputs, options.rounds)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    alone = [medians[name] for name in names]
+    speedup = min(alone) / medians["shared"]
+    return {
+        "parts": len(plan.parts),
+        "splits": [item.to_dict() for item in plan.splits],
+        "seconds": medians,
+        "predicted_seconds": simulate(plan).makespan,
+        "predicted_alone_seconds": sum(prices.seconds[g.name][names[0]] for g in graph.groups),
+        "overlap_seconds": statistics.median(overlaps),
+        "speedup": speedup,
+        "possible": _possible(alone),
+        "of_possible": speedup / _possible(alone),
+        "over_threads": medians["threads"] / medians["shared"],
+        "over_onnxruntime": medians["onnxruntime"] / medians["shared"],
+        "pipeline": piped,
+    }
+
+
+def _pipeline(
+    graph: Graph,
+    system: System,
+    prices: Prices,
+    inputs: Mapping[str, np.ndarray],
+    rounds: int,
+) -> dict[str, Any] | None:
+    """Requests a second with several in flight, beside what the busiest device allows."""
+    try:
+        plan = load(Partitioner, "layerwise:objective=throughput").partition(graph, system, prices)
+    except InfeasiblePlan:
+        return None
+    with hetsched.compile(plan) as executable:
+        executable.run(inputs)
+        alone: list[float] = []
+        seconds: list[float] = []
+        for _ in range(max(3, rounds // 4)):
+            executable.run(inputs)
+            schedule = executable.schedule
+            alone.append(max(schedule.busy_seconds(name) for name in plan.devices))
+            seconds.append(_in_flight(executable, inputs) / REQUESTS)
+    bottleneck, request = statistics.median(alone), statistics.median(seconds)
+    # The first requests fill the pipeline, and the last empty it.
+    filling = (REQUESTS + len(plan.parts) - 1) / REQUESTS
+    return {
+        "parts": len(plan.parts),
+        "bottleneck_seconds": bottleneck,
+        "request_seconds": request,
+        "of_bottleneck": bottleneck * filling / request,
+    }
+
+
+def _in_flight(executable: Executable, inputs: Mapping[str, np.ndarray]) -> float:
+    start = perf_counter()
+    waiting = [executable.submit(inputs) for _ in range(IN_FLIGHT)]
+    for _ in range(REQUESTS - IN_FLIGHT):
+        waiting.pop(0).result()
+        waiting.append(executable.submit(inputs))
+    for request in waiting:
+        request.result()
+    return perf_counter() - start
+
+
+def _model(name: str, seed: int) -> tuple[Graph, Mapping[str, np.ndarray]]:
+    found = {model.name: model for model in models.models()}
+    if name == "batch_of_4":
+        graph = hetsched.read_onnx(families.batch_of_4(seed))
+        return graph, seeded_inputs(graph, seed)
+    if name not in found:
+        raise HetschedError(f"no model '{name}'; there are batch_of_4, {', '.join(found)}")
+    model = found[name]
+    graph = hetsched.read_onnx(models.load(model, seed), model.shapes)
+    return graph, models.inputs(model, graph, seed)
+
+
+def _alone(graph: Graph, system: System, prices: Prices, device: str) -> Plan:
+    return load(Partitioner, f"single:device={device}").partition(graph, system, prices)
+
+
+def _possible(seconds: Sequence[float]) -> float:
+    """The sum of the rates over the best rate."""
+    return min(seconds) * sum(1 / value for value in seconds)
+
+
+def _turns(
+    ways: Mapping[str, Executable], inputs: Mapping[str, np.ndarray], rounds: int
+) -> dict[str, list[float]]:
+    return _calls({name: partial(way.run, inputs) for name, way in ways.items()}, rounds)
+
+
+def _calls(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, in turns: one to warm up, and one that counts."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            sleep(PAUSE_SECONDS)
+            call()
+            times[name].append(seconds_of(call))
+    return times
+
+
+def _workspace(executable: Executable) -> int:
+    """What the compiled parts keep tensors in, besides inputs and outputs."""
+    return sum(
+        json.loads(item.artifact.files["layout.json"])["workspace_nbytes"]
+        for item in executable.parts
+    )
+
+
+def _sizes(plan: Plan) -> str:
+    """The shares of a plan's splits, or the device that has all."""
+    if not plan.splits:
+        return f"'{plan.devices[0]}' alone"
+    return "; ".join(
+        " | ".join(str(high - low) for low, high in pairwise(item.exits[-1].axes[0][1]))
+        for item in plan.splits
+    )
+
+
+def _tables(content: Mapping[str, Any]) -> list[Table]:
+    found = []
+    if "chains" in content:
+        rows = content["chains"]["rows"]
+        cells = [(r["arithmetic"], str(r["chains"]), f"{r['worst']:.1e}") for r in rows]
+        found.append(_table("chains", ("arithmetic", "chains", "worst"), cells))
+    if "layers" in content:
+        heads = ("layer", "alone ms", "chosen", "ms", "best", "ms", "speed-up", "of best")
+        found.append(
+            _table(
+                "layers",
+                heads,
+                [
+                    (
+                        row["layer"],
+                        _ms(row["single_seconds"]),
+                        row["chosen"],
+                        _ms(row["chosen_seconds"]),
+                        row["best"],
+                        _ms(row["best_seconds"]),
+                        f"{row['speedup']:.2f}",
+                        f"{row['share']:.3f}",
+                    )
+                    for row in content["layers"]["rows"]
+                ],
+            )
+        )
+    if "tiles" in content:
+        heads = ("grid", "peak MB", "saved", "workspace MB", "saved", "more FLOPs", "ms")
+        found.append(
+            _table(
+                content["tiles"]["model"],
+                heads,
+                [
+                    (
+                        row["grid"],
+                        f"{row['peak_nbytes'] / 1e6:.1f}",
+                        f"{row['saved']:.1%}",
+                        f"{row['workspace_nbytes'] / 1e6:.1f}",
+                        f"{row['saved_workspace']:.1%}",
+                        f"{row['extra_flops']:.2%}",
+                        _ms(row["seconds"]),
+                    )
+                    for row in content["tiles"]["rows"]
+                ],
+            )
+        )
+    if "models" in content:
+        heads = (
+            "model",
+            "alone ms",
+            "shared ms",
+            "predicted",
+            "threads ms",
+            "ort ms",
+            "speed-up",
+            "of possible",
+            "of threads",
+            "pipeline",
+        )
+        rows = [
+            (
+                row["model"],
+                _ms(row["seconds"][content["models"]["devices"].split(",")[0]]),
+                _ms(row["seconds"]["shared"]),
+                _ms(row["predicted_seconds"]),
+                _ms(row["seconds"]["threads"]),
+                _ms(row["seconds"]["onnxruntime"]),
+                f"{row['speedup']:.2f}",
+                f"{row['of_possible']:.2f}",
+                f"{row['over_threads']:.2f}",
+                f"{row['pipeline']['of_bottleneck']:.2f}" if row["pipeline"] else "",
+            )
+            for row in content["models"]["rows"]
+        ]
+        found.append(_table("models", heads, rows))
+    return found
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    shown = Table(title=title)
+    for number, head in enumerate(heads):
+        shown.add_column(head, justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f}"
+
+
+RUNS = {"chains": chains, "layers": layers, "tiles": tiles, "models": networks}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.splits", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="where the results go")
+    parser.add_argument("--sets", default=",".join(SETS), help="what to run")
+    parser.add_argument("--devices", default="cpu:0,cpu:1", help="two devices")
+    parser.add_argument("--chains", type=int, default=CHAINS, help="random chains")
+    parser.add_argument("--layers", type=int, default=len(LAYERS), help="the first layers")
+    parser.add_argument("--models", nargs="*", default=MODELS, help="whole networks")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of all ways")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    wanted = given.sets.split(",")
+    for name in wanted:
+        if name not in RUNS:
+            parser.error(f"no set '{name}'; there are {', '.join(RUNS)}")
+    content: dict[str, Any] = {**record(given.seed), "rounds": given.rounds, "goals": GOALS}
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    try:
+        with TemporaryDirectory(prefix="hetsched-bench-") as folder:
+            # A store of its own: what is predicted was measured in this very run.
+            options = Options(
+                given.devices,
+                given.seed,
+                given.chains,
+                given.rounds,
+                given.layers,
+                tuple(given.models),
+                Path(folder) / "profile.sqlite",
+            )
+            for name in wanted:
+                content[name] = RUNS[name](options)
+                write(given.json, content)
+    except HetschedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    for shown in _tables(content):
+        console.print(shown)
+    for name in wanted:
+        means = {k: v for k, v in content[name].items() if isinstance(v, float | bool)}
+        for what, value in means.items():
+            console.print(f"{name}: {what.replace('_', ' ')} {value:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,440 @@
+"""The stages of a pipeline, on heterogeneous devices, whose slowest is fastest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+
+from hetsched.bounds import throughput_bound
+from hetsched.problem import Problem
+from hetsched.stages.borders import (
+    Family,
+    Flow,
+    Machine,
+    borders,
+    cost_of_stages,
+    ideals,
+    search,
+    table,
+)
+from hetsched.stages.exact import improved
+from hetsched.stages.relaxation import NEAR, relaxed
+from hetsched.stages.traffic import Traffic
+
+# Looks at tasks and borders in the exact search: about a second.
+BUDGET = 200_000_000
+# Pairs of borders times states of the table: about two seconds.
+WORK = 3_000_000_000
+LARGEST_FAMILY = 8192
+ROUNDS = 6
+EXACT = 1 + 1e-9
+# Tasks times devices that constraint programming is tried for, and its deterministic seconds.
+LARGEST_PROGRAM = 1000
+PROGRAM_WORK = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """Stages as device and tasks, both numbers, in order; no pipeline is faster than `bound`."""
+
+    stages: tuple[tuple[int, tuple[int, ...]], ...]
+    seconds: float
+    bound: float
+
+    @property
+    def optimal(self) -> bool:
+        """Whether the bound proves that none is faster, but for a millionth."""
+        return self.seconds <= self.bound * (1 + 1e-6)
+
+
+def fastest(traffic: Traffic, most: int = 0, least: float = 0.0) -> Pipeline | None:
+    """The pipeline of least bottleneck with each unit at most once; None if there is none.
+
+    The bottleneck is the work of the busiest stage, with its launch, or the transfers of the
+    busiest link, each tensor once to a device. Of equal ones, less work and transfers in all are
+    preferred. At most `most` stages, if it is not 0, none of which takes less than `least` seconds
+    unless it is the only one.
+
+    Dynamic programming over the borders, after Tarnawski et al., with the devices that have a
+    stage behind each, after PipeEdge; O(borders^2 * devices * 2^devices) time, where units that
+    are alike count once. What it cannot see in a graph with branches, tensors that pass over a
+    stage, it leaves out, so that its value is a lower bound; an exact search, with the table as its
+    bound, settles the rest. Graphs with too many borders get those of several orders of the tasks,
+    and others near the best that were found; there the bound is that of a
+    relaxation, and of constraint programming where that can go on.
+
+    References
+    ----------
+    Tarnawski et al., "Efficient algorithms for device placement of DNN graph operators",
+    NeurIPS 2020, https://doi.org/10.48550/arXiv.2006.16423
+    Hu et al., "Pipeline parallelism for inference on heterogeneous edge computing" (PipeEdge),
+    DSD 2022, https://doi.org/10.1109/DSD57027.2022.00048
+    """
+    solver = _Solver(traffic, most, least)
+    bits = solver.all_borders()
+    if len(bits):
+        return solver.solve(bits, complete=True)
+    return solver.refined()
+
+
+class _Solver:
+    """One problem, and the arrays that do not depend on the borders."""
+
+    def __init__(self, traffic: Traffic, most: int, least: float) -> None:
+        self.traffic = traffic
+        self.units, self.devices, self.machine = _machine(traffic, most, least)
+        reads_first, reads = traffic.reads
+        entry_first, entry_reads = traffic.entry_reads
+        self.flow = Flow(
+            traffic.producer,
+            traffic.nbytes,
+            traffic.first,
+            traffic.readers,
+            reads_first,
+            reads,
+            np.ascontiguousarray(traffic.entry[:, self.devices]),
+            entry_first,
+            entry_reads,
+        )
+        states = len(self.devices) * self.machine.states
+        self.limit = int(min(LARGEST_FAMILY, (2 * WORK / states) ** 0.5))
+
+    def all_borders(self) -> np.ndarray:
+        predecessors = self.traffic.predecessors
+        first = np.zeros(len(predecessors) + 1, np.int64)
+        np.cumsum([len(row) for row in predecessors], out=first[1:])
+        flat = np.array([task for row in predecessors for task in row], np.int64)
+        found: np.ndarray = ideals(first, flat, self.limit)
+        return found
+
+    def solve(self, bits: np.ndarray, complete: bool) -> Pipeline | None:
+        """The best stages between these borders; with all of them there, the best of all."""
+        family = self.family(bits)
+        bound = self._first_bound(family)
+        value, rest, kinds, ends = table(family, self.machine, bound, False, False)
+        if value == np.inf:
+            return None
+        best = cost_of_stages(family, self.machine, self.flow, kinds, ends)
+        if best > value * EXACT:
+            _, _, *relayed = table(family, self.machine, bound, True, False)
+            cost = cost_of_stages(family, self.machine, self.flow, *relayed)
+            if len(relayed[0]) and cost < best:
+                best, (kinds, ends) = cost, relayed
+            if complete:
+                best, value, kinds, ends = self._settled(family, rest, best, value, kinds, ends)
+        if best == np.inf:
+            return None
+        # As little work and as few transfers as the bottleneck allows.
+        _, _, *lean = table(family, self.machine, best * EXACT, False, True)
+        if len(lean[0]):
+            cost = cost_of_stages(family, self.machine, self.flow, *lean)
+            if cost <= best * EXACT:
+                kinds, ends = lean
+                best = cost
+        return Pipeline(
+            self._stages(family, kinds, ends),
+            float(best),
+            float(min(best, value)) if complete else 0.0,
+        )
+
+    def _settled(
+        self,
+        family: Family,
+        rest: np.ndarray,
+        best: float,
+        value: float,
+        kinds: np.ndarray,
+        ends: np.ndarray,
+    ) -> tuple[float, float, np.ndarray, np.ndarray]:
+        """The best stages and a lower bound, by search below thresholds that grow to `best`."""
+        budget, step = BUDGET, 0.0
+        while value * EXACT < best and budget > 0:
+            threshold = min(value * (1 + step) * EXACT, best / EXACT)
+            cost, *found, budget = search(family, self.machine, self.flow, rest, threshold, budget)
+            if cost < best:
+                best, (kinds, ends) = cost, found
+            if budget > 0:
+                # All below has been seen.
+                value = best if cost < np.inf or threshold == best / EXACT else threshold
+            step = max(0.01, 2 * step)
+        return best, value, kinds, ends
+
+    def _first_bound(self, family: Family) -> float:
+        """What a few of the borders can do: the table need not look above it."""
+        count = len(family.bits)
+        if count <= 256:
+            return np.inf
+        few = np.unique(np.linspace(0, count - 1, 128).astype(np.int64))
+        sample = Family(
+            *(np.ascontiguousarray(array[few]) for array in family[:1]),
+            *(np.ascontiguousarray(array[:, few]) for array in family[1:5]),
+            *(np.ascontiguousarray(array[few]) for array in family[5:]),
+        )
+        _, _, kinds, ends = table(sample, self.machine, np.inf, True, False)
+        if not len(kinds):
+            return np.inf
+        return float(cost_of_stages(sample, self.machine, self.flow, kinds, ends)) * EXACT
+
+    def family(self, bits: np.ndarray) -> Family:
+        """What lies before each border."""
+        traffic, tasks = self.traffic, self.traffic.count
+        seconds = traffic.seconds[:, self.devices]
+        able = np.isfinite(seconds)
+        # Each input from the host at the first task that reads it.
+        enter = np.zeros_like(seconds)
+        for tensor, begin in enumerate(traffic.entry_first[:-1]):
+            enter[traffic.entry_readers[begin]] += traffic.entry[tensor, self.devices]
+        columns = np.concatenate(
+            [
+                np.where(able, seconds, 0.0),
+                (~able).astype(np.float64),
+                enter,
+                traffic.exit[:, self.devices],
+                traffic.memory[:, None],
+            ],
+            axis=1,
+        )
+        sums = np.empty((columns.shape[1], len(bits)))
+        for begin in range(0, len(bits), 512):
+            sums[:, begin : begin + 512] = (members(bits[begin : begin + 512], tasks) @ columns).T
+        kinds = len(self.devices)
+        work, unable, enter, leave = (
+            np.ascontiguousarray(sums[index * kinds : (index + 1) * kinds]) for index in range(4)
+        )
+        crossing = borders(bits, self.flow)
+        return Family(bits, work, unable, enter, leave, sums[-1].copy(), *crossing)
+
+    def _stages(
+        self, family: Family, kinds: np.ndarray, ends: np.ndarray
+    ) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """On devices: of units that are alike the next one gets the next stage."""
+        taken = [0] * len(self.units)
+        stages = []
+        before = np.zeros(self.traffic.count, bool)
+        for kind, end in zip(kinds, ends, strict=True):
+            group = next(
+                index for index, alike in enumerate(self.units) if self.devices[kind] in alike[0]
+            )
+            member = self.units[group][0].index(self.devices[kind])
+            device = self.units[group][taken[group]][member]
+            taken[group] += 1
+            inside = members(family.bits[end : end + 1], self.traffic.count)[0] > 0
+            stages.append((int(device), tuple(map(int, np.flatnonzero(inside & ~before)))))
+            before = inside
+        return tuple(stages)
+
+    def refined(self) -> Pipeline | None:
+        """The best stages between borders of several orders, then near the best found."""
+        traffic = self.traffic
+        orders = _orders(traffic)
+        best = self.solve(_prefixes(orders, (), self.limit), complete=False)
+        enough = best.seconds if best else np.inf
+        bound, mixed = relaxed(traffic, self.machine.most, enough)
+        bound = max(bound, throughput_bound(Problem.of(traffic.tasks)).seconds)
+        # A mixture of cuts is an order too: none of them has a task before what it reads from.
+        orders = [
+            *(
+                order[np.argsort(mix[order], kind="stable")]
+                for mix in mixed
+                for order in orders[:4]
+            ),
+            *orders,
+        ]
+        if mixed:
+            best = _better(best, self.solve(_prefixes(orders, (), self.limit), complete=False))
+        for _ in range(ROUNDS if best else 0):
+            assert best is not None
+            if best.seconds <= bound * NEAR:
+                break
+            ends = np.cumsum([len(tasks) for _, tasks in best.stages])[:-1].tolist()
+            stage = np.zeros(traffic.count, np.int64)
+            for index, (_, tasks) in enumerate(best.stages):
+                stage[list(tasks)] = index
+            # Each order, but through the borders of the best stages.
+            through = [order[np.argsort(stage[order], kind="stable")] for order in orders]
+            found = self.solve(_prefixes(through, ends, self.limit), complete=False)
+            if found is None or found.seconds * NEAR >= best.seconds:
+                break
+            best = found
+        if best is None or best.seconds <= bound * NEAR or traffic.seconds.size > LARGEST_PROGRAM:
+            return best and replace(best, bound=min(best.seconds, bound))
+        if self.machine.least:
+            return replace(best, bound=min(best.seconds, bound))
+        most = self.machine.most
+        stages, bound = improved(traffic, most, best.stages, best.seconds, bound, PROGRAM_WORK)
+        found = Pipeline(tuple(stages), self.seconds_of(stages), 0.0)
+        best = _better(best, found)
+        assert best is not None
+        return replace(best, bound=min(best.seconds, bound))
+
+    def seconds_of(self, stages: Sequence[tuple[int, Sequence[int]]]) -> float:
+        """The bottleneck of stages on devices."""
+        count = self.traffic.count
+        order = np.array([task for _, tasks in stages for task in tasks], np.int64)
+        ends = np.cumsum([0] + [len(tasks) for _, tasks in stages])
+        family = self.family(_bits(order, ends, count))
+        kinds = [
+            next(
+                place
+                for alike in self.units
+                for unit in alike
+                for first, member in zip(alike[0], unit, strict=True)
+                if member == device
+                for place in [self.devices.index(first)]
+            )
+            for device, _ in stages
+        ]
+        numbers = np.array(kinds, np.int64), np.arange(1, len(ends), dtype=np.int64)
+        return float(cost_of_stages(family, self.machine, self.flow, *numbers))
+
+
+def _better(one: Pipeline | None, other: Pipeline | None) -> Pipeline | None:
+    found = [pipeline for pipeline in (one, other) if pipeline]
+    return min(found, key=lambda pipeline: pipeline.seconds, default=None)
+
+
+def members(bits: np.ndarray, tasks: int) -> np.ndarray:
+    """(borders, tasks) 1 where the task lies before the border."""
+    flags = np.unpackbits(bits.astype("<u8").view(np.uint8), axis=1, bitorder="little")
+    return flags[:, :tasks].astype(np.float64)
+
+
+def _machine(
+    traffic: Traffic, most: int, least: float
+) -> tuple[list[list[list[int]]], list[int], Machine]:
+    """Units that are alike together, a device of each kind, and the kinds."""
+    units: list[list[int]] = [[] for _ in range(int(traffic.unit.max()) + 1)]
+    for device, unit in enumerate(traffic.unit):
+        units[unit].append(device)
+    classes: list[list[list[int]]] = []
+    for unit in units:
+        alike = next((c for c in classes if _interchangeable(traffic, c[0], unit)), None)
+        if alike is None:
+            classes.append([unit])
+        else:
+            alike.append(unit)
+    devices, strides, digits = [], [], []
+    states = 1
+    for alike in classes:
+        devices += alike[0]
+        strides += [states] * len(alike[0])
+        digits += [len(alike) + 1] * len(alike[0])
+        states *= len(alike) + 1
+    latency = traffic.latency[np.ix_(devices, devices)].copy()
+    per_byte = traffic.per_byte[np.ix_(devices, devices)].copy()
+    for alike in classes:
+        for row, one in zip(map(devices.index, alike[0]), alike[0], strict=True):
+            for j, other in enumerate(alike[-1]):
+                # A link within a class leads from one unit to another; with one unit to none.
+                column = devices.index(alike[0][j])
+                latency[row, column] = traffic.latency[one, other] if len(alike) > 1 else np.inf
+                per_byte[row, column] = traffic.per_byte[one, other] if len(alike) > 1 else 0.0
+    machine = Machine(
+        launch=traffic.launch[devices],
+        limit=traffic.limit[devices],
+        stride=np.array(strides, np.int64),
+        digits=np.array(digits, np.int64),
+        states=states,
+        latency=latency,
+        per_byte=per_byte,
+        least=least,
+        most=min(most or len(units), len(units)),
+    )
+    return classes, devices, machine
+
+
+def _interchangeable(traffic: Traffic, one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two units can trade places without a change to anything."""
+    if len(one) != len(other):
+        return False
+    swap = np.arange(len(traffic.unit))
+    swap[list(one)], swap[list(other)] = other, one
+    return (
+        all(np.array_equal(row, row[swap]) for row in (traffic.launch, traffic.limit))
+        and all(
+            np.array_equal(rows, rows[:, swap])
+            for rows in (traffic.seconds, traffic.entry, traffic.exit)
+        )
+        and all(
+            np.array_equal(square, square[np.ix_(swap, swap)])
+            for square in (traffic.latency, traffic.per_byte)
+        )
+    )
+
+
+def _orders(traffic: Traffic) -> list[np.ndarray]:
+    """Topological orders of the tasks that differ: deep, wide, by rank, by what devices like."""
+    count = traffic.count
+    finite = np.where(np.isfinite(traffic.seconds), traffic.seconds, np.nan)
+    mean = np.nan_to_num(np.nanmean(finite, axis=1)) if count else np.zeros(0)
+    depth, rank = np.zeros(count), np.zeros(count)
+    for task in range(count):
+        for source in traffic.predecessors[task]:
+            depth[task] = max(depth[task], depth[source] + 1)
+    for task in reversed(range(count)):
+        after = max((rank[sink] for sink in traffic.successors[task]), default=0.0)
+        rank[task] = mean[task] + after
+    worst = np.nan_to_num(np.nanmax(finite, axis=1)) * 10 if count else np.zeros(0)
+    filled = np.where(np.isfinite(traffic.seconds), traffic.seconds, worst[:, None]) + 1e-12
+    kinds = np.unique(filled, axis=1, return_index=True)[1]
+    keys = [np.arange(count, dtype=np.float64), depth, -rank]
+    for one in sorted(kinds):
+        for other in sorted(kinds):
+            if one != other and len(keys) < 15:
+                # What `one` is better at comes early.
+                keys.append(filled[:, one] / filled[:, other])
+    return [_ordered(traffic, key, deep=False) for key in keys] + [
+        _ordered(traffic, keys[0], deep=True)
+    ]
+
+
+def _ordered(traffic: Traffic, key: np.ndarray, deep: bool) -> np.ndarray:
+    """The ready task of least key first; with `deep`, the one that became ready last."""
+    missing = [len(row) for row in traffic.predecessors]
+    ready = [(0.0, float(key[task]), task) for task, count in enumerate(missing) if not count]
+    heapify(ready)
+    order: list[int] = []
+    while ready:
+        _, _, task = heappop(ready)
+        order.append(task)
+        for sink in traffic.successors[task]:
+            missing[sink] -= 1
+            if not missing[sink]:
+                heappush(ready, (-float(len(order)) if deep else 0.0, float(key[sink]), sink))
+    return np.array(order, np.int64)
+
+
+def _prefixes(
+    orders: Sequence[np.ndarray], near: Sequence[int] | np.ndarray, limit: int
+) -> np.ndarray:
+    """Borders by size, each once: beginnings of the orders, all if they are few enough.
+
+    Else those next to the sizes `near`, or spread evenly.
+    """
+    tasks = len(orders[0])
+    share = max(2, limit // len(orders) - 2)
+    sizes = np.arange(tasks + 1)
+    if len(sizes) > share:
+        spread = np.linspace(0, tasks, share // 2 if len(near) else share).astype(np.int64)
+        sizes = spread
+        if len(near):
+            width = max(1, share // (4 * len(near)))
+            close = [np.arange(size - width, size + width + 1) for size in near]
+            sizes = np.concatenate([spread, *close])
+        sizes = np.unique(np.clip(sizes, 0, tasks))
+    found: dict[bytes, int] = {}
+    for order in orders:
+        for size, row in zip(sizes, _bits(order, sizes, tasks), strict=True):
+            found.setdefault(row.tobytes(), int(size))
+    ordered = sorted(found, key=lambda key: found[key])
+    return np.frombuffer(b"".join(ordered), np.uint64).reshape(len(ordered), -1).copy()
+
+
+def _bits(order: np.ndarray, sizes: Sequence[int] | np.ndarray, tasks: int) -> np.ndarray:
+    """The beginnings of `order` of these sizes, which grow, as borders."""
+    flags = np.zeros((len(sizes), (tasks // 64 + 1) * 64), np.uint8)
+    rank = np.empty(tasks, np.int64)
+    rank[order] = np.arange(tasks)
+    flags[:, :tasks] = rank < np.asarray(sizes)[:, None]
+    return np.packbits(flags, axis=1, bitorder="little").view("<u8").astype(np.uint64)

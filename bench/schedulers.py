@@ -26,6 +26,7 @@ from rich.table import Table
 from bench import models
 from bench.instances import families, instance, layered, odd, planted
 from bench.record import record, write
+from bench.stages import layerwise
 from hetsched import HetschedError, read_onnx
 from hetsched.bounds import lower_bound
 from hetsched.cost import Prices, roofline_seconds
@@ -241,6 +242,7 @@ SETS: dict[str, Callable[[Options], Result]] = {
     "planted": planted_optimum,
     "memory": memory,
     "bound": bound,
+    "layerwise": lambda options: Result(*layerwise(options.seed, options.instances)),
 }
 
 

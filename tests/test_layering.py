@@ -19,12 +19,14 @@ fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request
-measure  crew
+crew
+measure
 system
 tasks  cost
 problem  instance
 scheduler  plan  bounds
-partitioner  compiler  executor  explain  objective
+objective
+partitioner  compiler  executor  explain  stream
 sharing  stages
 package
 executable

@@ -1,10 +1,7 @@
 """The worst instances for a scheduler that a search finds: beside the optimum, and beside others.
 
-    python -m bench.attack --json FILE [--scheduler SPEC] [--steps 1000] [--restarts 10]
-
-Instances of at most 12 tasks are annealed, as PISA does: a step changes a task's seconds, an edge
-or its bytes, and is kept if it makes the ratio larger, or by chance. There are two ratios, one run
-each: makespan over the optimum, and over the best that any other scheduler finds.
+Instances are annealed, as PISA does: a step changes a task's seconds, an edge or its bytes, and is
+kept if it makes the ratio larger, or by chance.
 
 References
 ----------
@@ -12,22 +9,16 @@ Coleman and Krishnamachari, "PISA: An adversarial approach to comparing task gra
 algorithms", 2024, https://arxiv.org/abs/2403.07120
 """
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from math import exp
-from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from bench.instances import layered
-from bench.record import record, write
-from hetsched.errors import HetschedError
 from hetsched.plugin import load
 from hetsched.problem import Problem
 from hetsched.scheduler import Scheduler
@@ -126,35 +117,33 @@ def over_members(spec: str) -> Callable[[Problem], float]:
 RATIOS = {"optimum": over_optimum, "best list scheduler": over_members}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.attack", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, help="where the results go")
-    parser.add_argument("--scheduler", default="portfolio", help="the one that is attacked")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--restarts", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    content: dict[str, Any] = record(given.seed) | {"options": vars(given) | {"json": None}}
-    table = Table(title=f"{given.scheduler}: {given.restarts} x {given.steps} steps")
-    for head in ("makespan over", "largest", "median of restarts"):
-        table.add_column(head, justify="right" if head != "makespan over" else "left")
-    try:
+def attack(
+    seed: int = 0, instances: int = 0, scheduler: str = "portfolio", steps: int = 1000
+) -> tuple[str, tuple[str, ...], list[list[str]], list[dict[str, Any]], dict[str, Any]]:
+    """The set of `bench.schedulers`: what it says, heads and cells of its table, rows, figures.
+
+    `instances` is the number of restarts of each attack.
+    """
+    restarts = instances or 10
+    cells, rows, figures = [], [], {}
+    for spec in (scheduler, "heft"):
         for name, made in RATIOS.items():
-            ratio = made(given.scheduler)
-            rows = []
-            for restart in track(range(given.restarts), name, transient=True):
-                value, worst, so_far = attacked(ratio, given.steps, given.seed + restart)
-                rows.append({"ratio": value, "instance": _content(worst), "so_far": so_far[::50]})
-            values = [row["ratio"] for row in rows]
-            content[name] = {"largest": max(values), "restarts": rows}
-            # After each, so that a long run that breaks off has told something.
-            write(given.json, content)
-            table.add_row(name, f"{max(values):.6f}", f"{np.median(values):.6f}")
-    except HetschedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    return 0
+            ratio, values = made(spec), []
+            for restart in track(range(restarts), f"{spec}, {name}", transient=True):
+                value, worst, so_far = attacked(ratio, steps, seed + restart)
+                values.append(value)
+                rows.append(
+                    {"scheduler": spec, "over": name, "seed": seed + restart, "ratio": value}
+                    | {"instance": _content(worst), "so_far": so_far[::50]}
+                )
+            figures[f"{spec}, {name}"] = {"max": max(values), "median": median(values)}
+            cells.append([spec, name, f"{max(values):.6f}", f"{median(values):.6f}"])
+    text = (
+        f"Instances of at most {MOST} tasks on {DEVICES} devices, annealed in {restarts} x {steps} "
+        "steps so that the makespan over the optimum, or over that of the best list scheduler, is "
+        "as large as can be: the largest ratio found, and the median of the restarts."
+    )
+    return text, ("scheduler", "over", "max", "median"), cells, rows, figures
 
 
 def _content(problem: Problem) -> dict[str, Any]:
@@ -166,7 +155,3 @@ def _content(problem: Problem) -> dict[str, Any]:
             for i, j, nbytes in zip(problem.source, problem.sink, problem.nbytes, strict=True)
         ],
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

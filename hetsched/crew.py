@@ -128,7 +128,7 @@ class Crew:
         self._stop(self._crew)
 
     def submit(self, inputs: Mapping[str, np.ndarray], attended: bool = False) -> "CrewRequest":
-        """Starts a run; waits while there are two in flight for each unit.
+        """Starts a run; waits while there are two in flight for each unit, and two more.
 
         If `attended`, the caller goes on to `attend` it.
         """

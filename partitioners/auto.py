@@ -71,8 +71,10 @@ class Auto(Partitioner):
             chosen = load(Partitioner, name)
             if name in ("auto", "single") or chosen.covered:
                 continue
-            # What is meant for another objective can serve this one too.
-            for variant in dict.fromkeys(serving(chosen, other) for other in chosen.objectives):
+            # What is meant for another objective can serve this one too; but nobody may have said
+            # the watts that energy needs.
+            served = {name for name in chosen.objectives if name != "energy"} | {goal.name}
+            for variant in dict.fromkeys(serving(chosen, name) for name in sorted(served)):
                 plan = _plan(variant, graph, system, prices)
                 yield plan.partitioner if isinstance(plan, Plan) else name, plan
                 if not variant.splits:

@@ -645,3 +645,10 @@ def test_the_arrays_of_a_task_graph() -> None:
     assert made.limit.tolist() == [inf, inf, 9]
     assert made.memory.tolist() == [0, 5, 0]
     assert made.contention
+
+
+def test_a_tensor_that_a_task_reads_twice_comes_once() -> None:
+    made = weighted([(1, np.inf), (np.inf, 1)], "1-2:4 1-2:4", contention=True)
+    shared = replace(made, tensor=np.array([0, 0]))
+    assert scheduler("heft").schedule(shared).start.tolist() == [0, 5]
+    assert scheduler("heft").schedule(made).start.tolist() == [0, 9]

@@ -270,9 +270,7 @@ def test_where_memory_is_short_another_run_is_found() -> None:
     for seed in range(60):
         tasks = chained(random.Random(seed), 6, 3)
         held = sum(task.memory_bytes for task in tasks.tasks)
-        devices = tuple(
-            replace(device, memory_bytes=0.6 * held) for device in tasks.system.devices
-        )
+        devices = tuple(replace(device, memory_bytes=0.6 * held) for device in tasks.system.devices)
         tasks = TaskGraph(replace(tasks.system, devices=devices), tasks.tasks, tasks.edges)
         every = [list(each) for each in product(devices, repeat=len(tasks.tasks))]
         fitting = min((total(tasks, each) for each in every if holds(tasks, each)), default=inf)

@@ -24,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import models
+from bench.attack import attack
 from bench.instances import families, instance, layered, odd, planted
 from bench.record import record, write
 from bench.stages import layerwise
@@ -242,6 +243,7 @@ SETS: dict[str, Callable[[Options], Result]] = {
     "planted": planted_optimum,
     "memory": memory,
     "bound": bound,
+    "attack": lambda options: Result(*attack(options.seed, options.instances, options.scheduler)),
     "layerwise": lambda options: Result(*layerwise(options.seed, options.instances)),
 }
 

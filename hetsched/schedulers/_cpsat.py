@@ -32,12 +32,16 @@ class Limit:
 
 
 def solve(
-    problem: Problem, limit: Limit, known: Solution | None = None, seed: int = 0
+    problem: Problem,
+    limit: Limit,
+    known: Solution | None = None,
+    seed: int = 0,
+    presolve: bool = True,
 ) -> Solution | None:
     """The best schedule within `limit`, and a bound; None if nothing was found.
 
     `known`, which holds all limits of memory, is where the search starts, and nothing longer is
-    looked for.
+    looked for. To do without CP-SAT's presolve is better where little work is allowed.
 
     Time is counted in ticks of a power of two of a second, and all times are rounded down: what is
     minimised is never above the real makespan, so the bound holds for the real problem, and
@@ -49,14 +53,14 @@ def solve(
     InfeasiblePlan
         There is no schedule.
     """
-    found = _Model(problem, known, np.floor).solve(limit, seed)
+    found = _Model(problem, known, np.floor).solve(limit, seed, presolve)
     if found and not holds(problem, found.device):
         # Only what is rounded up is sure to fit, but only what is rounded down is a bound.
         bound = found.lower_bound
-        found = _Model(problem, known, np.ceil).solve(limit, seed)
+        found = _Model(problem, known, np.ceil).solve(limit, seed, presolve)
         found = replace(found, lower_bound=bound) if found else None
     if found and not known and found.makespan < COARSE * serial_seconds(problem):
-        return solve(problem, limit, found, seed)
+        return solve(problem, limit, found, seed, presolve)
     return found
 
 
@@ -244,11 +248,12 @@ class _Model:
                 self.model.add_hint(here, int(known.device[i] == q))
             self.model.add_hint(self.start[i], int(np.floor(known.start[i] * self.ticks)))
 
-    def solve(self, limit: Limit, seed: int) -> Solution | None:
+    def solve(self, limit: Limit, seed: int, presolve: bool) -> Solution | None:
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = limit.workers
         solver.parameters.random_seed = seed
         solver.parameters.linearization_level = 0
+        solver.parameters.cp_model_presolve = presolve
         if isfinite(limit.seconds):
             solver.parameters.max_time_in_seconds = limit.seconds
         if isfinite(limit.work):

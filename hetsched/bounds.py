@@ -366,3 +366,8 @@ def infeasible_memory(problem: Problem) -> str | None:
         f"tasks that run nowhere else, and {'has' if len(names) == 1 else 'have'} "
         f"{limit[first] / 2**20:.1f} MiB; add a device, or raise memory_bytes"
     )
+
+
+def shares(problem: Problem) -> np.ndarray:
+    """(n, p) of each task on each device, with which `area` is reached, up to rounding."""
+    return _Program.of(problem).solve()[1]

@@ -183,8 +183,8 @@ def _key(target: Target, device: Device, settings: str, kind: str, content: str)
 
 @cache
 def _sources(folder: Path) -> str:
-    """A digest of the Python files below `folder`: with other rules, code is other code."""
+    """A digest of the source files below `folder`: with other rules, code is other code."""
     digest = sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.c")]):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -9,6 +10,10 @@ from onnx import TensorProto, helper
 from hetsched.errors import ModelError
 
 STRING = "string"
+# What generated code may assume of a buffer's address.
+ALIGNMENT = 64
+# Below it is quicker to take what numpy gives.
+LEAST_ALIGNED_NBYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,13 @@ def itemsize(dtype: str) -> int:
 def raw_bytes(array: np.ndarray) -> memoryview:
     """The elements in order, as bytes; no copy if they lie like that. Not for strings."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array without values, aligned if it is large enough for that to count."""
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes < LEAST_ALIGNED_NBYTES:
+        return np.empty(shape, dtype)
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + nbytes].view(dtype).reshape(shape)

@@ -11,11 +11,12 @@ from hetsched import package
 from hetsched.compiler import CompiledPart
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import InputError
-from hetsched.executor import Executor, Request, Run, Step
+from hetsched.executor import Executor
 from hetsched.graph import dtype_of
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
+from hetsched.request import Request, Run, Step
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 

@@ -22,61 +22,14 @@ from weakref import finalize
 
 import numpy as np
 
-from hetsched.device import Device
+from hetsched.crew import Crew, CrewRequest
 from hetsched.errors import DeviceError, HetschedError, PartError
-from hetsched.schedule import Schedule, Slot, Transfer
+from hetsched.request import Request, Run, Step, failure, one_line
+from hetsched.schedule import Transfer
 from hetsched.target import Kernel
 
 T = TypeVar("T")
 HOST_SPACE = "host"
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """A part as the executor sees it; `load` makes its kernel, in the worker's thread."""
-
-    name: str
-    device: Device
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    load: Callable[[], Kernel]
-    label: str = ""
-
-
-class Run:
-    """When the steps and transfers of one run took place; its time counts from the start."""
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.started = perf_counter()
-        self._steps = steps
-        # Of steps (index, start, finish), as the clock had it.
-        self._slots: list[tuple[int, float, float]] = []
-        self._transfers: list[Transfer] = []
-
-    def schedule(self) -> Schedule:
-        """The measured schedule; waits for the end of the run."""
-        clock = "measured"
-        if any(step.device.modelled for step in self._steps):
-            clock += ", modelled"
-        slots = [
-            Slot(self._steps[i].name, self._steps[i].device.name, *map(self.since, times))
-            for i, *times in self._slots
-        ]
-        return Schedule(
-            tuple(sorted(slots, key=lambda slot: slot.start)),
-            tuple(sorted(self._transfers, key=lambda move: move.start)),
-            clock,
-            {step.name: step.label for step in self._steps},
-        )
-
-    def since(self, time: float) -> float:
-        return time - self.started
-
-    def record(self, index: int, start: float, finish: float) -> None:
-        self._slots.append((index, start, finish))
-
-    def record_transfer(self, transfer: Transfer) -> None:
-        self._transfers.append(transfer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +64,8 @@ class _Course:
     results: Mapping[str, int]
 
 
-class Request(Run):
-    """One run in flight."""
+class _Queued(Request):
+    """One run in flight, of which workers take one step after the other."""
 
     def __init__(self, course: _Course) -> None:
         super().__init__(course.steps)
@@ -121,8 +74,6 @@ class Request(Run):
         # Held until the run has ended.
         self._ended = Lock()
         self._ended.acquire()
-        self._result: dict[str, np.ndarray] = {}
-        self._error: BaseException | None = None
         self._over = False
         self._values: list[Any] = [None] * len(course.uses)
         self._uses = list(course.uses)
@@ -131,34 +82,13 @@ class Request(Run):
         self._position = dict.fromkeys(course.order, 0)
         self._waiting_for = len(course.steps) + len(course.results)
         # Called once, at the end.
-        self.at_end: Callable[[Request], None] | None = None
-
-    def result(self, timeout: float | None = None) -> dict[str, np.ndarray]:
-        """The outputs by name, once they are there.
-
-        Raises
-        ------
-        PartError
-            A part failed; the message has its name.
-        TimeoutError
-            They are not there within `timeout` seconds.
-        """
-        if not self.wait(timeout):
-            raise TimeoutError(f"no result within {timeout} seconds")
-        if self._error is not None:
-            raise self._error
-        return self._result
+        self.at_end: Callable[[_Queued], None] | None = None
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Whether the run has ended, well or not, within `timeout` seconds."""
         if not self._ended.acquire(timeout=-1 if timeout is None else timeout):
             return False
         self._ended.release()
         return True
-
-    def schedule(self) -> Schedule:
-        self.wait()
-        return super().schedule()
 
     @property
     def failed(self) -> bool:
@@ -234,11 +164,12 @@ class _Worker:
 
     def __init__(self, name: str) -> None:
         self._tasks: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self._crew: Crew | None = None
         # A thread that nobody stops must not keep the process from its end.
         self._thread = Thread(target=_work, args=(self._tasks,), name=name, daemon=True)
         self._thread.start()
 
-    def put(self, work: Callable[..., None], request: Request, *arguments: Any) -> None:
+    def put(self, work: Callable[..., None], request: _Queued, *arguments: Any) -> None:
         """Calls `work` with the request, which fails with what that raises, and `arguments`."""
         self._tasks.put((work, request, arguments))
 
@@ -247,8 +178,15 @@ class _Worker:
         self._tasks.put((_answer, future, (function, *arguments)))
         return future
 
+    def join(self, crew: Crew, unit: str) -> None:
+        """Works in the crew from now on; nothing else is done until it stops."""
+        self._crew = crew
+        self.call(crew.work, unit)
+
     def stop(self) -> None:
         """Returns when all that was put has been done."""
+        if self._crew is not None:
+            self._crew.stop()
         self._tasks.put(None)
         # The last to forget an executor can be its own worker.
         if self._thread is not current_thread():
@@ -293,7 +231,7 @@ class Executor:
         self._steps = course.steps
         self._constants = dict(constants)
         self._kernels: list[Kernel] = []
-        self._in_flight: set[Request] = set()
+        self._in_flight: set[_Queued] = set()
         self._lock = Lock()
         self._closed = False
         self._workers = {unit: _Worker(f"hetsched {unit}") for unit in course.order}
@@ -314,6 +252,7 @@ class Executor:
         self._load()
         self._cores = frozenset(self._steps[0].device.cores) if self._steps else frozenset()
         self._here = self._runs_on_any_thread()
+        self._crew = self._joined()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Run]:
         """The outputs by name, and when it took place; waits for the end.
@@ -336,7 +275,9 @@ class Executor:
                 return self._held(partial(self._run_here, inputs))
             finally:
                 self._turn.release()
-        request = self.submit(inputs)
+        request = self._started(inputs, attended=True)
+        if self._crew is not None and isinstance(request, CrewRequest):
+            self._crew.attend(request)
         return request.result(), request
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
@@ -358,7 +299,7 @@ class Executor:
                 try:
                     results = self._held(compute)
                 except Exception as error:
-                    raise _failed(f"{step.name} on '{step.device.name}'", error) from error
+                    raise failure(step, error) from error
             made = {**values, **dict(zip(step.outputs, results, strict=True))}
             return {name: made[name] for name in self._course.results}
 
@@ -372,10 +313,15 @@ class Executor:
         HetschedError
             The executor is closed.
         """
-        request = Request(self._course)
+        return self._started(inputs)
+
+    def _started(self, inputs: Mapping[str, np.ndarray], attended: bool = False) -> Request:
         with self._lock:
             if self._closed:
                 raise HetschedError("this executable is closed")
+            if self._crew is not None:
+                return self._crew.submit(inputs, attended)
+            request = _Queued(self._course)
             self._in_flight.add(request)
         request.at_end = self._in_flight.discard
         try:
@@ -425,6 +371,16 @@ class Executor:
             and not self._couriers
         )
 
+    def _joined(self) -> Crew | None:
+        """The workers as a crew, if there are several and all that they run is code."""
+        codes = [code for kernel in self._kernels if (code := kernel.code()) is not None]
+        if len(self._course.order) < 2 or self._couriers or len(codes) < len(self._steps):
+            return None
+        crew = Crew(self._steps, codes, tuple(self._course.results), self._constants)
+        for unit, worker in self._workers.items():
+            worker.join(crew, unit)
+        return crew
+
     def _held(self, work: Callable[[], T]) -> T:
         """What `work` gives, the calling thread on the cores of the device meanwhile."""
         if not self._cores or not hasattr(os, "sched_setaffinity"):
@@ -448,11 +404,11 @@ class Executor:
                 results = kernel.run([values[name] for name in step.inputs])
                 values.update(zip(step.outputs, results, strict=True))
             except Exception as error:
-                raise _failed(f"{step.name} on '{step.device.name}'", error) from error
+                raise failure(step, error) from error
             run.record(index, start, perf_counter())
         return {name: values[name] for name in self._course.results}, run
 
-    def _publish(self, request: Request, ways: Iterable[_Way], value: Any) -> None:
+    def _publish(self, request: _Queued, ways: Iterable[_Way], value: Any) -> None:
         """Brings a new value to every place that needs it."""
         for way in ways:
             if way.between_memories:
@@ -460,7 +416,7 @@ class Executor:
             else:
                 self._move(request, way, value)
 
-    def _move(self, request: Request, way: _Way, value: Any) -> None:
+    def _move(self, request: _Queued, way: _Way, value: Any) -> None:
         if way.source != way.sink:
             start = perf_counter()
             try:
@@ -468,7 +424,7 @@ class Executor:
                 value = self._by_device[way.sink].receive(array) if way.sink else array
             except Exception as error:
                 where = f"transfer of '{way.tensor}' to '{way.sink or 'host'}'"
-                raise _failed(where, error) from error
+                raise failure(where, error) from error
             finish = perf_counter()
             # Between a device and the host's own memory nothing moves where they share it.
             if None not in (way.source, way.sink) or way.between_memories:
@@ -482,12 +438,12 @@ class Executor:
         if way.sink is None:
             request.settle()
 
-    def _start_ready(self, request: Request, unit: str) -> None:
+    def _start_ready(self, request: _Queued, unit: str) -> None:
         index = request.claim(unit)
         if index is not None:
             self._workers[unit].put(self._run, request, index)
 
-    def _run(self, request: Request, index: int) -> None:
+    def _run(self, request: _Queued, index: int) -> None:
         if request.failed:
             return
         step = self._steps[index]
@@ -499,7 +455,7 @@ class Executor:
             results = self._kernels[index].run(inputs)
             outputs = list(zip(step.outputs, results, strict=True))
         except Exception as error:
-            raise _failed(f"{step.name} on '{step.device.name}'", error) from error
+            raise failure(step, error) from error
         finally:
             if self._here:
                 self._turn.release()
@@ -565,14 +521,4 @@ def _loaded(step: Step) -> Kernel:
     except HetschedError:
         raise
     except Exception as error:
-        what = f"{step.name} on '{step.device.name}'"
-        raise PartError(f"{what} does not load: {_one_line(error)}") from error
-
-
-def _failed(what: str, error: Exception) -> PartError:
-    """Whatever kernels raise, as an error that says where."""
-    return PartError(f"{what} failed: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or repr(error)
+        raise PartError(f"{step} does not load: {one_line(error)}") from error

@@ -68,46 +68,28 @@ def fuse(
     A group has one exit until its last operation, so that nothing outside can lie on a path
     between two of its members: the groups form an acyclic graph. Linear time in `ops`.
     """
-    region = _Region(ops, {tensor.name for tensor in outputs}, joins)
-    taken: set[int] = set()
-    members: list[list[int]] = []
-    for index in range(len(ops)):
-        if index in taken or index in region.heads:
-            continue
-        group = [index]
-        while tail := region.next_tail(group[-1], taken):
-            group.extend(tail)
-        taken.update(group)
-        members.append(region.with_heads(group))
-    # A group runs when the last of its inputs is there: where its last operation stands.
-    members.sort(key=lambda group: group[-1])
-    return tuple(region.group(indices, constants) for indices in members)
+    return Wiring(ops, outputs, constants, joins).groups()
 
 
-def gather(
-    ops: Sequence[Op],
-    part: Iterable[Op],
-    outputs: Iterable[Tensor],
-    constants: Mapping[str, object],
-) -> Group:
-    """The operations `part` of `ops` as one group, with the tensors that cross its border."""
-    wanted = {op.name for op in part}
-    region = _Region(ops, {tensor.name for tensor in outputs})
-    return region.group([i for i, op in enumerate(ops) if op.name in wanted], constants)
+class Wiring:
+    """Who writes and who reads each tensor of `ops`, by position; `outputs` leave them.
 
-
-class _Region:
-    """Who writes and who reads each tensor of `ops`, by position; `kept` leave the graph.
-
-    No operation of `joins` is in a tail.
+    No operation of `joins` is in a tail. Made once, it gathers parts in time that is linear in
+    each part.
     """
 
     def __init__(
-        self, ops: Sequence[Op], kept: set[str], joins: frozenset[str] = frozenset()
+        self,
+        ops: Sequence[Op],
+        outputs: Iterable[Tensor],
+        constants: Mapping[str, object],
+        joins: frozenset[str] = frozenset(),
     ) -> None:
         self._ops = ops
-        self._kept = kept
+        self._kept = {tensor.name for tensor in outputs}
+        self._constants = constants
         self._joins = joins
+        self._position = {op.name: index for index, op in enumerate(ops)}
         self._producer = {t.name: i for i, op in enumerate(ops) for t in op.writes}
         self._consumers: dict[str, list[int]] = {}
         for index, op in enumerate(ops):
@@ -115,7 +97,27 @@ class _Region:
                 self._consumers.setdefault(tensor.name, []).append(index)
         self.heads = {index for index, op in enumerate(ops) if self._is_head(op)}
 
-    def with_heads(self, group: Sequence[int]) -> list[int]:
+    def groups(self) -> tuple[Group, ...]:
+        """The kernel groups, as `fuse` says."""
+        taken: set[int] = set()
+        members: list[list[int]] = []
+        for index in range(len(self._ops)):
+            if index in taken or index in self.heads:
+                continue
+            group = [index]
+            while tail := self._next_tail(group[-1], taken):
+                group.extend(tail)
+            taken.update(group)
+            members.append(self._with_heads(group))
+        # A group runs when the last of its inputs is there: where its last operation stands.
+        members.sort(key=lambda group: group[-1])
+        return tuple(map(self._group, members))
+
+    def gather(self, part: Iterable[Op]) -> Group:
+        """The operations `part` as one group, with the tensors that cross its border."""
+        return self._group(sorted({self._position[op.name] for op in part}))
+
+    def _with_heads(self, group: Sequence[int]) -> list[int]:
         """`group` and the heads of its operations, in topological order."""
         read = {tensor.name for index in group for tensor in self._ops[index].reads}
         makers = {self._producer[name] for name in read if name in self._producer}
@@ -137,7 +139,7 @@ class _Region:
             return index
         return max((self._producer.get(t.name, -1) for t in self._ops[index].reads), default=-1)
 
-    def next_tail(self, last: int, taken: set[int]) -> list[int]:
+    def _next_tail(self, last: int, taken: set[int]) -> list[int]:
         """The operations from the one exit of a group, `last`, to its next single exit, or none.
 
         Walks through elementwise operations until all paths meet again: a chain meets at once,
@@ -174,15 +176,15 @@ class _Region:
                 return found
         return []
 
-    def group(self, indices: Sequence[int], constants: Mapping[str, object]) -> Group:
+    def _group(self, indices: Sequence[int]) -> Group:
         inside = set(indices)
         ops = tuple(self._ops[index] for index in indices)
         written = {tensor.name for op in ops for tensor in op.writes}
         read = dict.fromkeys(t for op in ops for t in op.reads if t.name not in written)
         return Group(
             ops=ops,
-            inputs=tuple(tensor for tensor in read if tensor.name not in constants),
-            constants=tuple(tensor for tensor in read if tensor.name in constants),
+            inputs=tuple(tensor for tensor in read if tensor.name not in self._constants),
+            constants=tuple(tensor for tensor in read if tensor.name in self._constants),
             outputs=tuple(
                 tensor
                 for op in ops

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from hetsched.dtype import dtype_name, numpy_dtype, onnx_code, raw_bytes
 from hetsched.errors import ModelError
-from hetsched.fusion import Group, fuse, gather
+from hetsched.fusion import Group, Wiring
 from hetsched.op import Op, Tensor
 
 # The oldest IR that has all that a graph can hold (16-bit floats, several domains), so that every
@@ -70,7 +70,11 @@ class Graph:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The kernel groups, in topological order: the unit of price and placement."""
-        return fuse(self.ops, self.outputs, self.constants, self.joins)
+        return self._wiring.groups()
+
+    @cached_property
+    def _wiring(self) -> Wiring:
+        return Wiring(self.ops, self.outputs, self.constants, self.joins)
 
     @cached_property
     def producers(self) -> Mapping[str, Op]:
@@ -107,12 +111,13 @@ class Graph:
                     view.add_edge(self.producers[tensor.name].name, op.name, tensor=tensor)
         return view
 
-    def part(self, ops: Iterable[Op], name: str) -> "Graph":
-        """`ops` as a graph of its own, with the constants that they read.
+    def border(self, ops: Iterable[Op]) -> Group:
+        """`ops` as one group, with the tensors that cross its border, in order of first use."""
+        return self._wiring.gather(ops)
 
-        Its inputs and outputs are the tensors that cross its border, in order of first use.
-        """
-        border = gather(self.ops, ops, self.outputs, self.constants)
+    def part(self, ops: Iterable[Op], name: str) -> "Graph":
+        """`ops` as a graph of its own, with the constants that they read, and their border."""
+        border = self.border(ops)
         return Graph(
             name=name,
             ops=border.ops,

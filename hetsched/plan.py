@@ -12,7 +12,7 @@ from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
 from hetsched.document import NUMBER, check, parse
 from hetsched.errors import DeviceError, PlanError, SplitRefused
-from hetsched.fusion import Group, gather
+from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import group_flops, group_nbytes
@@ -156,7 +156,7 @@ class Plan:
         found: list[Part] = []
         for members in runs:
             ops = [op for group in members for op in group.ops]
-            border = gather(self.graph.ops, ops, self.graph.outputs, self.graph.constants)
+            border = self.graph.border(ops)
             device = self.system.device(self.placement[members[0].name])
             found.append(Part(f"part{len(found)}", device, tuple(members), border))
         return tuple(found)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from ctypes import CDLL
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -30,6 +31,28 @@ class Artifact:
     requires: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A loaded part as machine code on the host's memory, for threads that need no Python.
+
+    `function` is the address of a function by TVM's convention of calls. It takes the address of a
+    table; `inputs` and `outputs` are the cells with the addresses of those tensors, compact and in
+    the order of the graph, and `results` the shapes and dtypes of the outputs. `table` has the
+    other cells; each caller needs a copy. One thread at a time may call it, after `enter`, which
+    prepares a thread for code of so many `threads` or fewer. `library` has the functions of
+    `crew.c`. It is valid until the kernel is closed.
+    """
+
+    function: int
+    table: np.ndarray
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    results: tuple[tuple[tuple[int, ...], np.dtype], ...]
+    threads: int
+    enter: Callable[[], None]
+    library: CDLL
+
+
 class Kernel(ABC):
     """A part that is loaded on its device.
 
@@ -51,6 +74,10 @@ class Kernel(ABC):
         What a call returns may be the same buffers as before, with new values.
         """
         return partial(self.run, inputs)
+
+    def code(self) -> Code | None:
+        """`run` without Python, where it is no more than a call on addresses."""
+        return None
 
     def receive(self, array: np.ndarray) -> Any:
         """A buffer on this device with the values of `array`; not to be written to."""

@@ -9,13 +9,12 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
 
-from hetsched.dtype import numpy_dtype
+from hetsched.dtype import ALIGNMENT, numpy_dtype
 
 # Read by the runtime when a thread first computes. Idle workers yield so many times, about 0.1 ms,
 # and then sleep: the next kernel mostly comes sooner and waking takes longer than many kernels, but
@@ -27,11 +26,6 @@ os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
 
 import tvm
 import tvm_ffi
-
-# What generated code may assume of a buffer's address.
-ALIGNMENT = 64
-# Below it is quicker to take what numpy gives.
-LEAST_ALIGNED_NBYTES = 4096
 
 # TVM has no base class for what it raises: its C++ checks become the kinds of tvm.error (which are
 # RuntimeErrors) or plain ones, and its Python code fails in whatever way an unforeseen value makes
@@ -163,16 +157,6 @@ def aligned(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if array.dtype != dtype or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
         array = _aligned_copy(array, dtype)
     return array
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array without values, aligned if it is large enough for that to count."""
-    nbytes = prod(shape) * dtype.itemsize
-    if nbytes < LEAST_ALIGNED_NBYTES:
-        return np.empty(shape, dtype)
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def _aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

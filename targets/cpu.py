@@ -5,10 +5,11 @@ import os
 import platform
 import shutil
 import struct
+import subprocess
 from collections.abc import Callable, Collection, Iterator, Sequence
-from ctypes import c_void_p
+from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from hetsched import lowering, schedules
+from hetsched import crew, lowering, schedules
 from hetsched.device import Device
-from hetsched.dtype import numpy_dtype
+from hetsched.dtype import empty, numpy_dtype
 from hetsched.errors import CompileError, PackageError, PartError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cpu_device, cpu_devices
@@ -28,10 +29,13 @@ from hetsched.op import Tensor
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
-from hetsched.target import Artifact, Kernel, Target
+from hetsched.target import Artifact, Code, Kernel, Target
 from hetsched.trial import Step, Trial, choices
 
 CODE = "code.so"
+# In it: the part by TVM's convention of calls, and what runs it without Python.
+MAIN = "__tvm_ffi_main"
+CREW = "crew_work"
 CONSTANTS = "constants.bin"
 LAYOUT = "layout.json"
 LINKERS = ("gcc", "cc", "clang", "g++", "c++", "clang++")
@@ -235,13 +239,13 @@ class CpuKernel(Kernel):
         self._all_computed = self._picks == list(range(self._computed))
         self._compute: Callable[[Sequence[Any]], list[np.ndarray]] | None = None
         if computed:
-            module = _module(artifact.files.get(CODE, b""), graph.name)
+            module, library = _module(artifact.files.get(CODE, b""), graph.name)
             if workspace_nbytes is None:
                 self._compute = _Program(module, graph, weights)
             else:
                 # Small weights are together in one file.
                 weights.append(np.frombuffer(artifact.files.get(CONSTANTS, b""), np.uint8))
-                self._compute = _Function(module, graph, weights, workspace_nbytes)
+                self._compute = _Function(module, library, graph, weights, workspace_nbytes)
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         if not self._computed:
@@ -272,6 +276,11 @@ class CpuKernel(Kernel):
 
         return call
 
+    def code(self) -> Code | None:
+        if not isinstance(self._compute, _Function) or not self._all_computed:
+            return None
+        return self._compute.code(self._threads, partial(self._tvm.use_threads, self._threads))
+
     def close(self) -> None:
         self._compute = None
 
@@ -283,12 +292,18 @@ class _Function:
     """
 
     def __init__(
-        self, module: Any, graph: Graph, weights: Sequence[np.ndarray], workspace_nbytes: int
+        self,
+        module: Any,
+        library: CDLL,
+        graph: Graph,
+        weights: Sequence[np.ndarray],
+        workspace_nbytes: int,
     ) -> None:
-        from hetsched.tvm_runtime import address, aligned, empty
+        from hetsched.tvm_runtime import address, aligned
 
-        self._address, self._empty = address, empty
+        self._address = address
         self._main = module["main"]
+        self._library = library
         self._inputs = [(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in graph.inputs]
         self._outputs = [
             (tensor.shape, numpy_dtype(tensor.dtype)) for tensor in computed_outputs(graph)
@@ -327,6 +342,22 @@ class _Function:
 
         return call
 
+    def code(self, threads: int, enter: Callable[[], None]) -> Code | None:
+        if not hasattr(self._library, CREW):
+            return None
+        outputs = range(len(self._table) - 1 - len(self._outputs), len(self._table) - 1)
+        # Of one row, the address is the second of two numbers.
+        return Code(
+            function=cast(getattr(self._library, MAIN), c_void_p).value or 0,
+            table=self._table.copy(),
+            inputs=tuple(2 * row + 1 for row in range(len(self._inputs))),
+            outputs=tuple(2 * row + 1 for row in outputs),
+            results=tuple(self._outputs),
+            threads=threads,
+            enter=enter,
+            library=self._library,
+        )
+
     def _placed(self, inputs: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """New outputs, and the inputs as the code reads them; the table has their addresses."""
         arrays = []
@@ -339,7 +370,7 @@ class _Function:
             arrays.append(array)
         outputs = []
         for row, (shape, dtype) in enumerate(self._outputs):
-            array = self._empty(shape, dtype)
+            array = empty(shape, dtype)
             self._output_addresses[row] = self._address(array)
             outputs.append(array)
         return outputs, arrays
@@ -413,8 +444,8 @@ def _weights(
     return weights, constants, workspace_nbytes, threads
 
 
-def _module(code: bytes, name: str) -> Any:
-    """TVM's module of a shared library, which leaves no file behind."""
+def _module(code: bytes, name: str) -> tuple[Any, CDLL]:
+    """A shared library, as TVM's module and as it is, which leaves no file behind."""
     import tvm
 
     from hetsched.tvm_runtime import ERRORS, first_line
@@ -427,7 +458,7 @@ def _module(code: bytes, name: str) -> Any:
             # The loader knows libraries by their path, so that no two may share one.
             path = Path(folder) / CODE
             path.write_bytes(code)
-            return tvm.runtime.load_module(str(path))
+            return tvm.runtime.load_module(str(path)), CDLL(str(path))
     except ERRORS as error:
         raise PackageError(f"part '{name}' does not load: {first_line(error)}") from error
 
@@ -467,9 +498,25 @@ def _shared_library(module: Any, isa: str, linker: str) -> bytes:
 
     with TemporaryDirectory(prefix="hetsched-") as folder:
         objects = build(module, llvm(isa), Path(folder))
+        if (crew := _crew(linker)) is not None:
+            objects.append(Path(folder) / "crew.o")
+            objects[-1].write_bytes(crew)
         path = Path(folder) / CODE
         create_shared(str(path), list(map(str, objects)), cc=linker)
         return path.read_bytes()
+
+
+@cache
+def _crew(linker: str) -> bytes | None:
+    """The object file of `crew.c`; without it, parts take their turns by Python."""
+    with TemporaryDirectory(prefix="hetsched-") as folder:
+        path = Path(folder) / "crew.o"
+        made = subprocess.run(
+            [linker, "-x", "c", "-O2", "-fPIC", "-c", str(crew.SOURCE), "-o", str(path)],
+            capture_output=True,
+            check=False,
+        )
+        return path.read_bytes() if made.returncode == 0 else None
 
 
 def llvm(isa: str) -> dict[str, Any]:

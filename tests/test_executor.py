@@ -16,7 +16,8 @@ import pytest
 
 from hetsched.device import Device
 from hetsched.errors import HetschedError, PartError
-from hetsched.executor import Executor, Step
+from hetsched.executor import Executor
+from hetsched.request import Step
 from hetsched.target import Kernel
 
 # Long for a thread that is only waiting for its turn on a busy machine.

@@ -18,8 +18,8 @@ op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache
-measure
+cache  request
+measure  crew
 system
 tasks  cost
 problem  instance
@@ -58,7 +58,8 @@ LOADERS = (
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_cpsat _gaps _list _lns _rank cpop exact heft ippts lookahead peft".split()
+        for name in "_cpsat _gaps _list _lns _rank _search cpop exact heft ippts lookahead peft "
+        "portfolio".split()
     }
 )
 

@@ -9,10 +9,10 @@ import hetsched
 from bench.overlap import Serial, ideal_makespan, layered
 from hetsched import Executable, Slot, System
 from hetsched.api import priced
-from hetsched.executor import Request
 from hetsched.host import cores
 from hetsched.inputs import seeded_inputs
 from hetsched.plan import make_plan
+from hetsched.request import Request
 from hetsched.store import Store
 from hetsched.verify import verify
 

@@ -20,7 +20,7 @@ from hetsched.schedulers._rank import upward_rank
 # One pass over the tasks, so that they can be tried on many.
 LISTS = ["cpop", "heft", "ippts", "lookahead", "peft"]
 # The spec that tests use of one that searches, so that it ends soon.
-SPECS: dict[str, str] = {}
+SPECS: dict[str, str] = {"portfolio": "portfolio:seconds=0,iterations=2000"}
 
 
 def scheduler(name: str) -> Scheduler:

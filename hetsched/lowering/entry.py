@@ -20,9 +20,9 @@ from tvm.ir import PointerType, PrimType
 from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 from tvm.tirx.stmt import AttrStmt, Bind, DeclBuffer, Evaluate, IfThenElse, Return, SeqStmt
 
-from hetsched.dtype import numpy_dtype
+from hetsched.dtype import ALIGNMENT, numpy_dtype
 from hetsched.lowering.stack import ON_STACK
-from hetsched.tvm_runtime import ALIGNMENT, to_numpy
+from hetsched.tvm_runtime import to_numpy
 
 # The name under which TVM knows how functions of addresses are lowered.
 PIPELINE = "hetsched"

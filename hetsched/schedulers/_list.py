@@ -512,15 +512,16 @@ def find_home(problem: Problem) -> np.ndarray:
     if stuck < 0:
         return home
     devices = problem.devices or tuple(map(str, range(len(held))))
+    mebi = 2.0**20
     rooms = [
-        f"'{devices[on]}' holds {held[on] / 2**20:.3f} of {problem.limit[on] / 2**20:.3f} MiB"
+        f"'{devices[on]}' holds {held[on] / mebi:.4g} of {problem.limit[on] / mebi:.4g} MiB"
         for on in np.flatnonzero(can[stuck])
     ]
     raise InfeasiblePlan(
-        f"{name_of(problem, stuck)} needs {problem.memory[stuck] / 2**20:.3f} MiB where it can run "
-        f"and {', '.join(rooms)}"
-        + ("; no other placement fits" if all_tried else "; no placement was found that fits")
-        + ": raise memory_bytes of a device or add one"
+        f"{name_of(problem, stuck)} needs {problem.memory[stuck] / mebi:.4g} MiB, and where it can "
+        f"run {', '.join(rooms)}; "
+        + ("no other placement fits" if all_tried else "no placement was found that fits")
+        + ": add a device, or raise its memory_bytes"
     )
 
 

@@ -1,0 +1,347 @@
+/* Follows a plan whose parts are functions of addresses, without Python between two of them.
+
+   A thread for each unit calls `crew_work`; who waits for a request may do the work of one unit
+   meanwhile. How far a unit is in a request is known to who serves it alone; that a step is done is
+   told to the others by the number of the request, which nothing has to reset. Who waits for a step
+   spins for a short time and then sleeps. crew.py has the same structures and makes their memory;
+   numbers of requests begin at 1 and may wrap. */
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A wait up to so long does not cost a wake-up, which takes tens of microseconds. */
+#define SPIN_NANOSECONDS 150000
+
+/* A value as TVM's functions take and give it, and the numbers of two kinds: an integer, and an
+   address of whatever. */
+struct value {
+    int32_t kind, unused;
+    int64_t content;
+};
+enum { INTEGER = 1, ADDRESS = 4 };
+
+/* What a plan does at one point, for every request. */
+struct step {
+    /* It takes the address of a table and gives 0; else it has failed. */
+    int (*function)(void *, const struct value *arguments, int32_t count, struct value *result);
+    /* The steps of other units that it waits for, and the units that wait for it. */
+    const int32_t *sources, *readers;
+    int32_t source_count, reader_count;
+};
+
+/* A step in one request: a cache line, as another unit reads `done` of the next one meanwhile. */
+struct state {
+    int64_t table, start, finish, handed;
+    /* The number of the request in which it has run. */
+    _Atomic uint32_t done;
+    char unused[28];
+};
+
+/* The memory of one request. */
+struct slot {
+    struct state *states;
+    /* The units that have not run all of their steps. */
+    _Atomic int32_t working;
+    /* The step that failed, counted from 1, and what its function gave. */
+    _Atomic int32_t failed;
+    int32_t status;
+    /* The unit that is served by who waits for the request, or -1. */
+    int32_t host;
+    /* The number of the last request that has ended; who sleeps until then says so. */
+    _Atomic uint32_t ended, waiters;
+};
+
+/* How far a unit is in a request. */
+struct progress {
+    uint32_t number;
+    int32_t position;
+};
+
+struct unit {
+    /* Others write to this cache line. The signal changes when a step may have become ready, the
+       calls when the unit's own thread has to come. */
+    _Atomic uint32_t signal, sleeping, calls, idle;
+    char unused[48];
+    /* Whether anybody serves the unit: one at a time. */
+    _Atomic uint32_t taken;
+    int32_t count;
+    const int32_t *order;
+    struct progress *progress;
+    /* Nanoseconds that each step was waited for the last time, and behind them the end. */
+    int64_t *waited;
+    /* The oldest request of which it has steps to run. */
+    uint32_t oldest;
+    char line[28];
+};
+
+struct crew {
+    const struct step *steps;
+    struct unit *units;
+    /* By the number of the request, modulo `most`. */
+    struct slot **slots;
+    int32_t step_count, unit_count, most;
+    _Atomic uint32_t submitted, stopping;
+};
+
+static int64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+static void sleep_while(_Atomic uint32_t *word, uint32_t value, int64_t nanoseconds)
+{
+    struct timespec most = {nanoseconds / 1000000000, nanoseconds % 1000000000};
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, nanoseconds < 0 ? NULL : &most);
+}
+
+static void wake(struct unit *unit)
+{
+    atomic_fetch_add(&unit->signal, 1);
+    if (atomic_load(&unit->sleeping))
+        syscall(SYS_futex, &unit->signal, FUTEX_WAKE_PRIVATE, 1);
+}
+
+/* Tells whoever serves the unit, and has its own thread come if nobody does. */
+static void summon(struct unit *unit)
+{
+    wake(unit);
+    atomic_fetch_add(&unit->calls, 1);
+    if (atomic_load(&unit->idle))
+        syscall(SYS_futex, &unit->calls, FUTEX_WAKE_PRIVATE, 1);
+}
+
+/* Until `signal` is no longer `seen`; first sleeps for `asleep`, then spins, then sleeps on. */
+static void wait(struct unit *unit, uint32_t seen, int64_t asleep)
+{
+    int64_t end;
+    atomic_store(&unit->sleeping, 1);
+    if (asleep > 0 && atomic_load(&unit->signal) == seen)
+        sleep_while(&unit->signal, seen, asleep);
+    atomic_store(&unit->sleeping, 0);
+    for (end = now() + SPIN_NANOSECONDS; now() < end;)
+        for (int turn = 0; turn < 16; turn++) {
+            if (atomic_load_explicit(&unit->signal, memory_order_acquire) != seen)
+                return;
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#elif defined(__aarch64__)
+            __asm__ volatile("yield");
+#endif
+        }
+    atomic_store(&unit->sleeping, 1);
+    while (atomic_load(&unit->signal) == seen)
+        sleep_while(&unit->signal, seen, -1);
+    atomic_store(&unit->sleeping, 0);
+}
+
+static int call(const struct step *step, int64_t table)
+{
+    struct value argument = {ADDRESS, 0, table}, result = {0, 0, 0};
+    int status = step->function(NULL, &argument, 1, &result);
+    return status == 0 && result.kind == INTEGER ? (int)result.content : status;
+}
+
+static int ready(const struct step *step, const struct slot *slot, uint32_t number)
+{
+    for (int32_t i = 0; i < step->source_count; i++)
+        if (atomic_load(&slot->states[step->sources[i]].done) != number)
+            return 0;
+    return 1;
+}
+
+/* The unit has no more to do in the request, whose memory may have another use from now on. */
+static void leave(struct crew *crew, struct unit *unit, struct slot *slot, uint32_t number)
+{
+    unit->progress[number % crew->most].position = unit->count;
+    while (unit->oldest != atomic_load(&crew->submitted) + 1) {
+        struct progress *progress = &unit->progress[unit->oldest % crew->most];
+        if (progress->number != unit->oldest || progress->position < unit->count)
+            break;
+        unit->oldest++;
+    }
+    if (atomic_fetch_sub(&slot->working, 1) == 1) {
+        int32_t host = slot->host;
+        atomic_store(&slot->ended, number);
+        if (host >= 0)
+            wake(&crew->units[host]);
+        if (atomic_load(&slot->waiters))
+            syscall(SYS_futex, &slot->ended, FUTEX_WAKE_PRIVATE, INT_MAX);
+    }
+}
+
+static void run(struct crew *crew, struct unit *unit, struct slot *slot, uint32_t number)
+{
+    struct progress *progress = &unit->progress[number % crew->most];
+    int32_t index = unit->order[progress->position], none = 0, status;
+    const struct step *step = &crew->steps[index];
+    struct state *state = &slot->states[index];
+    state->start = now();
+    status = call(step, state->table);
+    state->finish = now();
+    if (status) {
+        if (atomic_compare_exchange_strong(&slot->failed, &none, index + 1))
+            slot->status = status;
+        for (int32_t other = 0; other < crew->unit_count; other++)
+            wake(&crew->units[other]);
+    } else {
+        atomic_store(&state->done, number);
+        for (int32_t i = 0; i < step->reader_count; i++)
+            wake(&crew->units[step->readers[i]]);
+    }
+    state->handed = now();
+    if (++progress->position == unit->count || status)
+        leave(crew, unit, slot, number);
+}
+
+/* Runs the first step that can run, of the oldest request that has one, or gives 0.
+
+   Then `next` is what the oldest request waits for, or -1 without any. */
+static int advance(struct crew *crew, struct unit *unit, int32_t *next)
+{
+    uint32_t end = atomic_load(&crew->submitted) + 1;
+    *next = -1;
+    for (uint32_t number = unit->oldest; number != end; number++) {
+        struct progress *progress = &unit->progress[number % crew->most];
+        struct slot *slot;
+        int32_t index;
+        if (progress->number != number) {
+            progress->number = number;
+            progress->position = 0;
+        }
+        if (progress->position == unit->count)
+            continue;
+        slot = crew->slots[number % crew->most];
+        if (atomic_load(&slot->failed)) {
+            leave(crew, unit, slot, number);
+            return 1;
+        }
+        index = unit->order[progress->position];
+        if (ready(&crew->steps[index], slot, number)) {
+            run(crew, unit, slot, number);
+            return 1;
+        }
+        if (*next < 0)
+            *next = index;
+    }
+    return 0;
+}
+
+static int has_ended(struct slot *slot, uint32_t number)
+{
+    return (int32_t)(atomic_load(&slot->ended) - number) >= 0;
+}
+
+static int has_work(struct crew *crew, struct unit *unit)
+{
+    return unit->oldest != atomic_load(&crew->submitted) + 1;
+}
+
+/* Runs the steps of a unit as long as there are any or, if given, until the request has ended. */
+static void serve(struct crew *crew, struct unit *unit, struct slot *slot, uint32_t number)
+{
+    for (;;) {
+        uint32_t seen = atomic_load(&unit->signal);
+        int32_t next;
+        if (slot ? has_ended(slot, number) : !has_work(crew, unit))
+            return;
+        if (!advance(crew, unit, &next)) {
+            /* It mostly takes as long as the last time; timers are late by up to 60 us. */
+            int64_t *waited = &unit->waited[next < 0 ? crew->step_count : next];
+            int64_t begin = now();
+            wait(unit, seen, *waited - *waited / 16 - SPIN_NANOSECONDS / 2);
+            *waited = now() - begin;
+        }
+    }
+}
+
+static int take(struct unit *unit)
+{
+    uint32_t none = 0;
+    return atomic_compare_exchange_strong(&unit->taken, &none, 1);
+}
+
+/* Runs the steps of a unit until the crew stops and nothing is left to do. */
+void crew_work(struct crew *crew, int32_t index)
+{
+    struct unit *unit = &crew->units[index];
+    for (;;) {
+        uint32_t calls = atomic_load(&unit->calls);
+        if (take(unit)) {
+            int stopping = atomic_load(&crew->stopping);
+            serve(crew, unit, NULL, 0);
+            atomic_store(&unit->taken, 0);
+            if (stopping)
+                return;
+        }
+        atomic_store(&unit->idle, 1);
+        while (atomic_load(&unit->calls) == calls)
+            sleep_while(&unit->calls, calls, -1);
+        atomic_store(&unit->idle, 0);
+    }
+}
+
+/* Begins a request in `slot`, of which nothing is in flight; its number. One thread at a time.
+
+   Unless `host` is -1, the caller goes on with `crew_serve` for that unit. */
+uint32_t crew_submit(struct crew *crew, struct slot *slot, int32_t host)
+{
+    uint32_t number = atomic_load(&crew->submitted) + 1;
+    atomic_store(&slot->working, crew->unit_count);
+    atomic_store(&slot->failed, 0);
+    slot->host = host;
+    crew->slots[number % crew->most] = slot;
+    atomic_store(&crew->submitted, number);
+    for (int32_t index = 0; index < crew->unit_count; index++)
+        if (index == host)
+            wake(&crew->units[index]);
+        else
+            summon(&crew->units[index]);
+    return number;
+}
+
+/* Does the work of a unit until the request has ended, unless another does it; then see
+   `crew_wait`. */
+void crew_serve(struct crew *crew, int32_t index, struct slot *slot, uint32_t number)
+{
+    struct unit *unit = &crew->units[index];
+    if (take(unit)) {
+        serve(crew, unit, slot, number);
+        atomic_store(&unit->taken, 0);
+    }
+    /* Other requests may have come meanwhile, or the end. */
+    if (!has_ended(slot, number) || atomic_load(&crew->submitted) != number
+        || atomic_load(&crew->stopping))
+        summon(unit);
+}
+
+/* Whether the request has ended within `nanoseconds`. */
+int crew_wait(struct slot *slot, uint32_t number, int64_t nanoseconds)
+{
+    int64_t end = now() + nanoseconds;
+    atomic_fetch_add(&slot->waiters, 1);
+    for (;;) {
+        uint32_t ended = atomic_load(&slot->ended);
+        int64_t left = end - now();
+        if (has_ended(slot, number) || left <= 0)
+            break;
+        sleep_while(&slot->ended, ended, left);
+    }
+    atomic_fetch_sub(&slot->waiters, 1);
+    return has_ended(slot, number);
+}
+
+/* The workers return when nothing is left to do. */
+void crew_stop(struct crew *crew)
+{
+    atomic_store(&crew->stopping, 1);
+    for (int32_t index = 0; index < crew->unit_count; index++)
+        summon(&crew->units[index]);
+}

@@ -1,0 +1,417 @@
+"""Runs plans whose parts are all functions of addresses, without Python between two of them.
+
+`crew.c` has the work of a thread; it is compiled into what a target makes of a part. All that its
+threads need stands ready when a request begins: the memory of what one part hands to the next, the
+tables of addresses, and which steps wait for which. Such memory is used again by later requests;
+results are always new arrays.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from ctypes import c_int32, c_int64, c_uint32, c_void_p
+from math import prod
+from pathlib import Path
+from threading import Lock
+from time import perf_counter
+
+import numpy as np
+
+from hetsched.dtype import ALIGNMENT, empty
+from hetsched.errors import PartError
+from hetsched.host import pinned
+from hetsched.request import Request, Step
+from hetsched.schedule import Schedule, Transfer
+from hetsched.target import Code
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+# The structures of crew.c.
+STEP = np.dtype(
+    [("function", "u8"), ("sources", "u8"), ("readers", "u8"), ("counts", "i4", 2)], align=True
+)
+STATE = np.dtype(
+    [
+        *((name, "i8") for name in ("table", "start", "finish", "handed")),
+        ("done", "u4"),
+        ("unused", "V28"),
+    ]
+)
+SLOT = np.dtype(
+    [
+        ("states", "u8"),
+        *((name, "i4") for name in ("working", "failed", "status", "host")),
+        *((name, "u4") for name in ("ended", "waiters")),
+    ],
+    align=True,
+)
+PROGRESS = np.dtype([("number", "u4"), ("position", "i4")])
+UNIT = np.dtype(
+    [
+        *((name, "u4") for name in ("signal", "sleeping", "calls", "idle")),
+        ("unused", "V48"),
+        ("taken", "u4"),
+        ("count", "i4"),
+        *((name, "u8") for name in ("order", "progress", "waited")),
+        ("oldest", "u4"),
+        ("line", "V28"),
+    ]
+)
+CREW = np.dtype(
+    [
+        *((name, "u8") for name in ("steps", "units", "slots")),
+        *((name, "i4") for name in ("step_count", "unit_count", "most")),
+        *((name, "u4") for name in ("submitted", "stopping")),
+    ],
+    align=True,
+)
+
+NANOSECOND = 1e-9
+# A wait in C ends so often to see whether Python was interrupted.
+LONGEST_WAIT_SECONDS = 0.05
+# Requests are told apart by their numbers modulo this; fewer are in flight.
+NUMBERS = 64
+
+
+class Crew:
+    """The units of a plan whose steps have `codes`. `outputs` are the names that a run returns.
+
+    `constants` are results that no step writes. Each unit needs a thread that calls `work`.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        codes: Sequence[Code],
+        outputs: Sequence[str],
+        constants: Mapping[str, np.ndarray],
+    ) -> None:
+        self._codes = tuple(codes)
+        self._constants = dict(constants)
+        self._order: dict[str, list[int]] = defaultdict(list)
+        for index, step in enumerate(steps):
+            self._order[step.device.unit].append(index)
+        # What a caller that waits may serve: the unit of the last step, if its code runs anywhere.
+        unit = steps[-1].device.unit
+        anywhere = all(codes[index].threads == 1 for index in self._order[unit])
+        self._host = list(self._order).index(unit) if anywhere else -1
+        self._cores = steps[-1].device.cores
+        # A request that each unit begins, and one that each ends.
+        self._most_in_flight = 2 * len(self._order) + 2
+        self._in_flight: dict[int, CrewRequest] = {}
+        self._free: list[_Memory] = []
+        self._lock = Lock()
+        self._course = _Course(steps, codes, outputs)
+        library = codes[0].library
+        self._work, self._stop = library.crew_work, library.crew_stop
+        self._submit, self._serve = library.crew_submit, library.crew_serve
+        self._wait = library.crew_wait
+        self._work.argtypes, self._work.restype = (c_void_p, c_int32), None
+        self._submit.argtypes, self._submit.restype = (c_void_p, c_void_p, c_int32), c_uint32
+        self._serve.argtypes, self._serve.restype = (c_void_p, c_int32, c_void_p, c_uint32), None
+        self._wait.argtypes = (c_void_p, c_uint32, c_int64)
+        self._stop.argtypes, self._stop.restype = (c_void_p,), None
+        self._kept: list[np.ndarray] = []
+        self._crew = self._made()
+
+    def work(self, unit: str) -> None:
+        """Runs the steps of `unit` on the calling thread until the crew is told to stop."""
+        own = (self._codes[index] for index in self._order[unit])
+        max(own, key=lambda code: code.threads).enter()
+        self._work(self._crew, list(self._order).index(unit))
+
+    def stop(self) -> None:
+        """Threads that work return when all requests have ended."""
+        self._stop(self._crew)
+
+    def submit(self, inputs: Mapping[str, np.ndarray], attended: bool = False) -> "CrewRequest":
+        """Starts a run; waits while there are two in flight for each unit.
+
+        If `attended`, the caller goes on to `attend` it.
+        """
+        values = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        values.update(self._constants)
+        with self._lock:
+            memory = self._memory()
+            request = CrewRequest(self, self._course, memory, values)
+            if attended and not self._in_flight:
+                request.host = self._host
+            slot = memory.slot_address
+            request.number = self._submit(self._crew, slot, request.host)
+            self._in_flight[request.number] = request
+        return request
+
+    def attend(self, request: "CrewRequest") -> None:
+        """Does the work of a unit on the calling thread until the request ends, if it has none.
+
+        To wait for a thread that has to be woken takes longer than many parts.
+        """
+        memory = request.memory
+        if request.host >= 0 and memory is not None:
+            self._codes[-1].enter()
+            with pinned(self._cores):
+                self._serve(self._crew, request.host, memory.slot_address, request.number)
+
+    def wait(self, request: "CrewRequest", timeout: float | None) -> bool:
+        """Whether the request ends within `timeout` seconds."""
+        end = None if timeout is None else perf_counter() + timeout
+        memory = request.memory
+        while memory is not None:
+            left = LONGEST_WAIT_SECONDS if end is None else end - perf_counter()
+            seconds = max(0.0, min(left, LONGEST_WAIT_SECONDS))
+            slot = memory.slot_address
+            if self._wait(slot, request.number, round(seconds / NANOSECOND)):
+                with self._lock:
+                    self._settle(request)
+                return True
+            if left <= 0:
+                return False
+        return True
+
+    def _settle(self, request: "CrewRequest") -> None:
+        """Takes what an ended request tells, and its memory for others; the lock is held."""
+        if request.memory is not None:
+            del self._in_flight[request.number]
+            self._free.append(request.memory)
+            request.settle()
+
+    def _memory(self) -> "_Memory":
+        """Memory that no request in flight uses; the lock is held."""
+        waiting = list(self._in_flight.values())
+        for request in waiting:
+            if not self._free and request.memory is not None and request.ended:
+                self._settle(request)
+        number = int(self._fields["submitted"][0]) + 1
+        while self._in_flight:
+            oldest = next(iter(self._in_flight.values()))
+            most = len(self._in_flight) >= self._most_in_flight
+            if not most and (number - oldest.number) % (1 << 32) < NUMBERS:
+                break
+            assert oldest.memory is not None
+            self._wait(oldest.memory.slot_address, oldest.number, 1 << 62)
+            self._settle(oldest)
+        return self._free.pop() if self._free else _Memory(self._course, self._codes)
+
+    def _made(self) -> int:
+        """The address of what C knows of the crew."""
+        course, units = self._course, list(self._order)
+        steps = self._keep(np.zeros(len(self._codes), STEP))
+        for index, code in enumerate(self._codes):
+            sources = self._keep(np.array(course.sources[index], np.int32))
+            readers = self._keep(
+                np.array([units.index(unit) for unit in course.readers[index]], np.int32)
+            )
+            steps[index] = (
+                code.function,
+                sources.ctypes.data,
+                readers.ctypes.data,
+                (len(sources), len(readers)),
+            )
+        members = self._keep(_zeros(len(units), UNIT))
+        for index, unit in enumerate(units):
+            order = self._keep(np.array(self._order[unit], np.int32))
+            progress = self._keep(np.zeros(NUMBERS, PROGRESS))
+            waited = self._keep(np.zeros(len(self._codes) + 1, np.int64))
+            fields = members[index]
+            fields["order"], fields["count"] = order.ctypes.data, len(order)
+            fields["oldest"] = 1
+            fields["progress"], fields["waited"] = progress.ctypes.data, waited.ctypes.data
+        slots = self._keep(np.zeros(NUMBERS, np.uint64))
+        self._fields = np.zeros(1, CREW)
+        self._fields["steps"] = steps.ctypes.data
+        self._fields["units"] = members.ctypes.data
+        self._fields["slots"] = slots.ctypes.data
+        self._fields["step_count"], self._fields["unit_count"] = len(self._codes), len(units)
+        self._fields["most"] = NUMBERS
+        return self._fields.ctypes.data
+
+    def _keep(self, array: np.ndarray) -> np.ndarray:
+        """The array, which lives as long as the crew: C has its address only."""
+        self._kept.append(array)
+        return array
+
+
+class CrewRequest(Request):
+    """One run in flight, in `memory` until it has ended."""
+
+    number = 0
+    host = -1
+
+    def __init__(
+        self,
+        crew: Crew,
+        course: "_Course",
+        memory: "_Memory",
+        values: dict[str, np.ndarray],
+    ) -> None:
+        super().__init__(course.steps)
+        self._crew = crew
+        self._course = course
+        self.memory: _Memory | None = memory
+        self._states: np.ndarray | None = None
+        # What the code reads and writes; C has only the addresses.
+        self._values = values
+        for name, (shape, dtype) in course.results.items():
+            values[name] = empty(shape, dtype)
+        for name, places in course.bound.items():
+            memory.bind(places, address(values[name]))
+
+    @property
+    def ended(self) -> bool:
+        return self.memory is None or int(self.memory.slot["ended"][0]) == self.number
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._crew.wait(self, timeout)
+
+    def settle(self) -> None:
+        """Keeps what the memory tells, and forgets it."""
+        assert self.memory is not None
+        slot = self.memory.slot[0]
+        self._states = self.memory.states.copy()
+        if slot["failed"]:
+            step = self._course.steps[slot["failed"] - 1]
+            self._error = PartError(f"{step} failed: its code gave {slot['status']}")
+        else:
+            self._result = {name: self._values[name] for name in self._course.outputs}
+        self._values = {}
+        self.memory = None
+
+    def schedule(self) -> Schedule:
+        self.wait()
+        # Told from the stamps when somebody asks: a run of many parts would wait for it.
+        if self._states is not None:
+            states, self._states = self._states, None
+            for index in np.flatnonzero(states["done"] == self.number).tolist():
+                start, finish, handed = (
+                    int(states[name][index]) * NANOSECOND for name in ("start", "finish", "handed")
+                )
+                self.record(index, start, finish)
+                for tensor, nbytes, source, sink in self._course.transfers[index]:
+                    times = self.since(finish), self.since(handed)
+                    self.record_transfer(Transfer(tensor, nbytes, source, sink, *times))
+        return super().schedule()
+
+
+class _Course:
+    """What each request does, and where in its memory the tensors between the parts are."""
+
+    def __init__(
+        self, steps: Sequence[Step], codes: Sequence[Code], outputs: Sequence[str]
+    ) -> None:
+        self.steps = tuple(steps)
+        self.outputs = tuple(outputs)
+        made = {name: index for index, step in enumerate(steps) for name in step.outputs}
+        kinds = {
+            name: kind
+            for step, code in zip(steps, codes, strict=True)
+            for name, kind in zip(step.outputs, code.results, strict=True)
+        }
+        self.results = {name: kinds[name] for name in outputs if name in made}
+        # By step: the steps of other units that it waits for, and the units that wait for it.
+        self.sources: list[list[int]] = []
+        self.readers: list[list[str]] = [[] for _ in steps]
+        # Of tensor, bytes, source and sink, by the step that makes the tensor.
+        self.transfers: list[list[tuple[str, int, str, str]]] = [[] for _ in steps]
+        # By tensor, where its address stands: step and cell of its table.
+        self.bound: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        between: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        users: dict[str, list[int]] = defaultdict(list)
+        for index, (step, code) in enumerate(zip(steps, codes, strict=True)):
+            cells = zip((*step.inputs, *step.outputs), (*code.inputs, *code.outputs), strict=True)
+            for name, cell in cells:
+                inside = name in made and name not in self.results
+                (between if inside else self.bound)[name].append((index, cell))
+                users[name].append(index)
+            sources = sorted({made[name] for name in step.inputs if name in made})
+            others = [i for i in sources if steps[i].device.unit != step.device.unit]
+            self.sources.append(others)
+            for source in others:
+                if step.device.unit not in self.readers[source]:
+                    self.readers[source].append(step.device.unit)
+            for name in step.inputs:
+                maker = made.get(name)
+                if maker is None or steps[maker].device.name == step.device.name:
+                    continue
+                move = (name, _nbytes(kinds[name]), steps[maker].device.name, step.device.name)
+                if move not in self.transfers[maker]:
+                    self.transfers[maker].append(move)
+        places, self.nbytes = self._placed(
+            {name: _nbytes(kinds[name]) for name in between}, made, users
+        )
+        # Step, cell, and the bytes before it in the memory.
+        self.fixed = [(*at, places[name]) for name, found in between.items() for at in found]
+
+    def _placed(
+        self,
+        nbytes: Mapping[str, int],
+        made: Mapping[str, int],
+        users: Mapping[str, Sequence[int]],
+    ) -> tuple[dict[str, int], int]:
+        """The start of each tensor and the bytes of all together.
+
+        A tensor takes the smallest piece that is large enough and whose users have all run when it
+        is made, whatever the units do meanwhile; else a new one.
+        """
+        before: list[int] = []
+        last: dict[str, int] = {}
+        pieces: list[tuple[int, int, int]] = []  # size, start, users
+        places: dict[str, int] = {}
+        total = 0
+        for index, step in enumerate(self.steps):
+            known = 0
+            earlier = {made[name] for name in step.inputs if name in made}
+            earlier.update(last[unit] for unit in [step.device.unit] if unit in last)
+            for other in earlier:
+                known |= before[other] | 1 << other
+            before.append(known)
+            last[step.device.unit] = index
+            for name in step.outputs:
+                if name not in nbytes:
+                    continue
+                size = -(-nbytes[name] // ALIGNMENT) * ALIGNMENT
+                free = [p for p in pieces if p[0] >= size and not p[2] & ~known]
+                if free:
+                    piece = min(free)
+                    pieces.remove(piece)
+                else:
+                    piece = (size, total, 0)
+                    total += size
+                places[name] = piece[1]
+                used = sum(1 << user for user in set(users[name]))
+                pieces.append((piece[0], piece[1], used))
+        return places, total
+
+
+class _Memory:
+    """What one request needs, for one request after another."""
+
+    def __init__(self, course: _Course, codes: Sequence[Code]) -> None:
+        self._between = empty((course.nbytes + ALIGNMENT,), np.dtype(np.uint8))
+        start = -address(self._between) % ALIGNMENT + address(self._between)
+        self._tables = [code.table.reshape(-1).copy() for code in codes]
+        for index, cell, offset in course.fixed:
+            self._tables[index][cell] = start + offset
+        self.states = _zeros(len(codes), STATE)
+        self.states["table"] = [address(table) for table in self._tables]
+        self.slot = np.zeros(1, SLOT)
+        self.slot["states"] = address(self.states)
+        self.slot_address = address(self.slot)
+
+    def bind(self, places: Sequence[tuple[int, int]], value: int) -> None:
+        for index, cell in places:
+            self._tables[index][cell] = value
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _zeros(count: int, dtype: np.dtype) -> np.ndarray:
+    """An array that begins with a cache line."""
+    memory = np.zeros(count * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -address(memory) % ALIGNMENT
+    return memory[start : start + count * dtype.itemsize].view(dtype)
+
+
+def _nbytes(kind: tuple[tuple[int, ...], np.dtype]) -> int:
+    shape, dtype = kind
+    return prod(shape) * dtype.itemsize

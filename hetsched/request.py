@@ -1,0 +1,106 @@
+"""A step of a run, and a run: in flight, or over and measured."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from hetsched.device import Device
+from hetsched.errors import PartError
+from hetsched.schedule import Schedule, Slot, Transfer
+from hetsched.target import Kernel
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A part as the executor sees it; `load` makes its kernel, in the worker's thread."""
+
+    name: str
+    device: Device
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    load: Callable[[], Kernel]
+    label: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} on '{self.device.name}'"
+
+
+class Run:
+    """When the steps and transfers of one run took place; its time counts from the start."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.started = perf_counter()
+        self._steps = steps
+        # Of steps (index, start, finish), as the clock had it.
+        self._slots: list[tuple[int, float, float]] = []
+        self._transfers: list[Transfer] = []
+
+    def schedule(self) -> Schedule:
+        """The measured schedule; waits for the end of the run."""
+        clock = "measured"
+        if any(step.device.modelled for step in self._steps):
+            clock += ", modelled"
+        slots = [
+            Slot(self._steps[i].name, self._steps[i].device.name, *map(self.since, times))
+            for i, *times in self._slots
+        ]
+        return Schedule(
+            tuple(sorted(slots, key=lambda slot: slot.start)),
+            tuple(sorted(self._transfers, key=lambda move: move.start)),
+            clock,
+            {step.name: step.label for step in self._steps},
+        )
+
+    def since(self, time: float) -> float:
+        return time - self.started
+
+    def record(self, index: int, start: float, finish: float) -> None:
+        self._slots.append((index, start, finish))
+
+    def record_transfer(self, transfer: Transfer) -> None:
+        self._transfers.append(transfer)
+
+
+class Request(Run, ABC):
+    """One run in flight."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        super().__init__(steps)
+        self._result: dict[str, np.ndarray] = {}
+        self._error: BaseException | None = None
+
+    def result(self, timeout: float | None = None) -> dict[str, np.ndarray]:
+        """The outputs by name, once they are there.
+
+        Raises
+        ------
+        PartError
+            A part failed; the message has its name.
+        TimeoutError
+            They are not there within `timeout` seconds.
+        """
+        if not self.wait(timeout):
+            raise TimeoutError(f"no result within {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    @abstractmethod
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether the run has ended, well or not, within `timeout` seconds."""
+
+    def schedule(self) -> Schedule:
+        self.wait()
+        return super().schedule()
+
+
+def failure(what: object, error: Exception) -> PartError:
+    """Whatever a kernel raises, as an error that says where."""
+    return PartError(f"{what} failed: {one_line(error)}")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or repr(error)

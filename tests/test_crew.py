@@ -1,0 +1,534 @@
+"""Workers without Python between steps; the parts are functions that C calls, made of Python."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import CDLL, CFUNCTYPE, POINTER, Structure, c_int, c_int32, c_int64, c_void_p, cast
+from pathlib import Path
+from shutil import which
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetsched import crew
+from hetsched.device import Device
+from hetsched.errors import HetschedError, PartError
+from hetsched.executor import Executor
+from hetsched.request import Step
+from hetsched.target import Code, Kernel
+
+PATIENCE = 30.0
+SHAPE, DTYPE = (4,), np.dtype(np.float32)
+DEVICES = tuple(Device(name, "none") for name in "abc")
+X = np.arange(4, dtype=DTYPE)
+
+pytestmark = pytest.mark.skipif(which("cc") is None, reason="there is no C compiler")
+
+
+class Value(Structure):
+    _fields_ = (("kind", c_int32), ("unused", c_int32), ("content", c_int64))
+
+
+FUNCTION = CFUNCTYPE(c_int, c_void_p, POINTER(Value), c_int32, POINTER(Value))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> CDLL:
+    path = tmp_path_factory.mktemp("crew") / "crew.so"
+    strict = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(
+        ["cc", "-O2", "-fPIC", "-shared", *strict, str(crew.SOURCE), "-o", str(path)], check=True
+    )
+    return CDLL(str(path))
+
+
+class Coded(Kernel):
+    """`work` on arrays, as a function of a table of addresses; it fails with what `work` returns
+    if that is a number."""
+
+    def __init__(self, library: CDLL, inputs: int, outputs: int, work: Callable[..., Any]) -> None:
+        self.library, self.inputs, self.outputs, self.work = library, inputs, outputs, work
+        self.threads: set[int] = set()
+        self.runs = 0
+        self.closed = 0
+        self.function = FUNCTION(self.call)
+
+    def call(self, _: Any, arguments: Any, count: int, result: Any) -> int:
+        assert count == 1
+        assert arguments[0].kind == 4
+        self.threads.add(threading.get_ident())
+        rows = self.inputs + self.outputs
+        table = np.ctypeslib.as_array((c_int64 * rows).from_address(arguments[0].content))
+        arrays = [
+            np.frombuffer((c_int32 * 4).from_address(int(address)), DTYPE) for address in table
+        ]
+        found = self.work(*arrays[: self.inputs])
+        if isinstance(found, int):
+            result[0] = Value(1, 0, found)
+            return 0
+        for array, value in zip(arrays[self.inputs :], np.atleast_2d(found), strict=True):
+            array[...] = value
+        return 0
+
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        self.runs += 1
+        return [np.array(value) for value in np.atleast_2d(self.work(*inputs))]
+
+    def code(self) -> Code | None:
+        rows = self.inputs + self.outputs
+        return Code(
+            cast(self.function, c_void_p).value or 0,
+            np.zeros(rows, np.uint64),
+            tuple(range(self.inputs)),
+            tuple(range(self.inputs, rows)),
+            ((SHAPE, DTYPE),) * self.outputs,
+            1,
+            lambda: None,
+            self.library,
+        )
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Plain(Coded):
+    """The same for Python only."""
+
+    def code(self) -> Code | None:
+        return None
+
+
+@pytest.fixture
+def make(library: CDLL) -> Iterator[Callable[..., Executor]]:
+    """Makes an executor of (name, device, inputs, outputs, work), and closes it at the end."""
+    opened: list[Executor] = []
+    threads = set(threading.enumerate())
+
+    def made(
+        parts: Sequence[tuple[str, Device, str, str, Callable[..., Any]]],
+        outputs: str,
+        kind: type[Coded] = Coded,
+        **constants: np.ndarray,
+    ) -> Executor:
+        steps = []
+        for name, device, inputs, results, work in parts:
+            kernel = kind(library, len(inputs.split()), len(results.split()), work)
+            steps.append(
+                Step(
+                    name,
+                    device,
+                    tuple(inputs.split()),
+                    tuple(results.split()),
+                    lambda kernel=kernel: kernel,
+                )
+            )
+        opened.append(Executor(steps, outputs.split(), constants))
+        return opened[-1]
+
+    yield made
+    for executor in opened:
+        executor.close()
+    assert set(threading.enumerate()) <= threads
+
+
+def kernels(executor: Executor) -> list[Any]:
+    return list(executor._kernels)
+
+
+def wait(event: Event) -> None:
+    assert event.wait(PATIENCE), "the other side never came"
+
+
+def test_the_structures_are_those_of_c(library: CDLL, tmp_path: Path) -> None:
+    dtypes = {"step": crew.STEP, "state": crew.STATE, "slot": crew.SLOT, "unit": crew.UNIT}
+    dtypes |= {"crew": crew.CREW, "progress": crew.PROGRESS}
+    checks = [f"sizeof(struct {name}) == {dtype.itemsize}" for name, dtype in dtypes.items()]
+    checks += [
+        f"offsetof(struct {name}, {field}) == {dtype.fields[field][1]}"
+        for name, dtype in dtypes.items()
+        for field in dtype.names
+        if field != "counts"
+    ]
+    source = tmp_path / "check.c"
+    asserts = "".join(f'_Static_assert({check}, "{check}");\n' for check in checks)
+    source.write_text(f'#include "{crew.SOURCE}"\n{asserts}')
+    subprocess.run(["cc", "-c", str(source), "-o", str(tmp_path / "check.o")], check=True)
+
+
+def test_steps_follow_the_plan_and_are_stamped(make: Callable[..., Executor]) -> None:
+    a, b, _ = DEVICES
+    log: list[str] = []
+
+    def logged(name: str) -> Callable[..., Any]:
+        return lambda *inputs: (log.append(name), sum(inputs) + 1)[1]
+
+    executor = make(
+        [
+            ("first", a, "x", "p", logged("first")),
+            ("other", b, "p", "q", logged("other")),
+            ("second", a, "q", "r", logged("second")),
+            ("third", a, "p", "s", logged("third")),
+        ],
+        "r s x c",
+        c=X,
+    )
+    for how in ("run", "submit"):
+        log.clear()
+        if how == "run":
+            outputs, run = executor.run({"x": X})
+        else:
+            run = executor.submit({"x": X})
+            outputs = run.result(PATIENCE)
+        assert list(outputs) == ["r", "s", "x", "c"]
+        np.testing.assert_array_equal(outputs["r"], X + 3)
+        np.testing.assert_array_equal(outputs["s"], X + 2)
+        assert outputs["x"] is X
+        assert outputs["c"] is X
+        assert log == ["first", "other", "second", "third"]
+        schedule = run.schedule()
+        assert [slot.task for slot in schedule.slots] == log
+        assert [slot.device for slot in schedule.slots] == ["a", "b", "a", "a"]
+        for before, behind in zip(schedule.slots, schedule.slots[1:], strict=False):
+            assert 0 <= before.start <= before.finish <= behind.start
+        there, back = schedule.transfers
+        assert (there.tensor, there.nbytes, there.source, there.sink) == ("p", 16, "a", "b")
+        assert (back.tensor, back.source, back.sink) == ("q", "b", "a")
+        slot = schedule.slot("first")
+        assert slot.finish == there.start <= there.finish
+        assert run.schedule() == schedule
+    assert [kernel.runs for kernel in kernels(executor)] == [0] * 4
+
+
+def test_the_caller_does_the_work_of_the_last_unit(make: Callable[..., Executor]) -> None:
+    a, b, _ = DEVICES
+    parts = [("one", a, "x", "p", lambda x: x + 1), ("two", b, "p", "y", lambda p: p * 2)]
+    executor = make(parts, "y")
+    outputs, _ = executor.run({"x": X})
+    np.testing.assert_array_equal(outputs["y"], (X + 1) * 2)
+    one, two = kernels(executor)
+    assert two.threads == {threading.get_ident()}
+    assert threading.get_ident() not in one.threads
+    executor.submit({"x": X}).result(PATIENCE)
+    assert len(two.threads) == 2
+
+
+@st.composite
+def plans(draw: Any) -> tuple[list[tuple[str, Device, str, str, Any]], str]:
+    """Steps in topological order on up to three units, each of one to three tensors."""
+    names = ["x"]
+    parts = []
+    for index in range(draw(st.integers(2, 12))):
+        inputs = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
+        count = draw(st.integers(1, 2))
+        outputs = [f"t{index}_{i}" for i in range(count)]
+
+        def work(*arrays: np.ndarray, index: int = index, count: int = count) -> Any:
+            return [sum(arrays) % 17 + index * (i + 1) for i in range(count)]
+
+        device = draw(st.sampled_from(DEVICES))
+        parts.append((f"part{index}", device, " ".join(inputs), " ".join(outputs), work))
+        names += outputs
+    results = draw(st.lists(st.sampled_from(names[1:]), min_size=1, max_size=3, unique=True))
+    return parts, " ".join(results)
+
+
+def by_hand(parts: Sequence[Any], x: np.ndarray) -> dict[str, np.ndarray]:
+    values = {"x": x}
+    for _, _, inputs, outputs, work in parts:
+        found = np.atleast_2d(work(*(values[name] for name in inputs.split())))
+        values.update(zip(outputs.split(), found.astype(DTYPE), strict=True))
+    return values
+
+
+@given(plan=plans())
+def test_any_plan_gives_what_its_parts_give(library: CDLL, plan: Any) -> None:
+    parts, outputs = plan
+    xs = [X + i for i in range(20)]
+    steps = []
+    for name, device, inputs, results, work in parts:
+        kernel = Coded(library, len(inputs.split()), len(results.split()), work)
+        sides = tuple(inputs.split()), tuple(results.split())
+        steps.append(Step(name, device, *sides, lambda kernel=kernel: kernel))
+    executor = Executor(steps, outputs.split(), {})
+    try:
+        found = [executor.run({"x": xs[0]})[0]]
+        requests = [executor.submit({"x": x}) for x in xs]
+        found += [request.result(PATIENCE) for request in requests]
+        for x, values in zip([xs[0], *xs], found, strict=True):
+            expected = by_hand(parts, x)
+            assert list(values) == outputs.split()
+            for name, value in values.items():
+                np.testing.assert_array_equal(value, expected[name])
+        for request in requests:
+            slots = request.schedule().slots
+            assert sorted(slot.task for slot in slots) == sorted(part[0] for part in parts)
+    finally:
+        executor.close()
+
+
+def test_results_are_not_written_to_again(make: Callable[..., Executor]) -> None:
+    a, b, _ = DEVICES
+    parts = [("one", a, "x", "p", lambda x: x + 1), ("two", b, "p", "y", lambda p: p * 2)]
+    executor = make(parts, "p y")
+    found = [executor.run({"x": X + i})[0] for i in range(10)]
+    for i, values in enumerate(found):
+        np.testing.assert_array_equal(values["p"], X + i + 1)
+        np.testing.assert_array_equal(values["y"], (X + i + 1) * 2)
+
+
+def test_inputs_of_any_strides(make: Callable[..., Executor]) -> None:
+    a, b, _ = DEVICES
+    parts = [("one", a, "x", "p", lambda x: x + 1), ("two", b, "p", "y", lambda p: p * 2)]
+    executor = make(parts, "y")
+    wide = np.arange(8, dtype=DTYPE)
+    wide.flags.writeable = False
+    np.testing.assert_array_equal(executor.run({"x": wide[::2]})[0]["y"], (wide[::2] + 1) * 2)
+
+
+def test_units_work_at_the_same_time(make: Callable[..., Executor]) -> None:
+    left, right = Event(), Event()
+
+    def meet(mine: Event, other: Event) -> Callable[[np.ndarray], Any]:
+        return lambda x: (mine.set(), wait(other), x + 1)[2]
+
+    a, b, _ = DEVICES
+    executor = make(
+        [("left", a, "x", "p", meet(left, right)), ("right", b, "x", "q", meet(right, left))],
+        "p q",
+    )
+    _, run = executor.run({"x": X})
+    assert run.schedule().overlap_seconds() > 0
+
+
+def test_a_unit_that_waits_works_for_the_next_request(make: Callable[..., Executor]) -> None:
+    again = Event()
+    seen: list[float] = []
+
+    def first(x: np.ndarray) -> Any:
+        seen.append(float(x[0]))
+        if len(seen) == 2:
+            again.set()
+        return x + 1
+
+    def middle(p: np.ndarray) -> Any:
+        # Of the first request it ends only when the other unit is at the second.
+        wait(again)
+        return p * 2
+
+    a, b, _ = DEVICES
+    executor = make(
+        [
+            ("first", a, "x", "p", first),
+            ("middle", b, "p", "q", middle),
+            ("last", a, "q", "y", lambda q: q + 3),
+        ],
+        "y",
+    )
+    requests = [executor.submit({"x": X + i}) for i in range(3)]
+    for i, request in enumerate(requests):
+        np.testing.assert_array_equal(request.result(PATIENCE)["y"], (X + i + 1) * 2 + 3)
+    assert seen == [0.0, 1.0, 2.0]
+
+
+def test_a_part_that_fails_is_named_and_other_requests_go_on(
+    make: Callable[..., Executor],
+) -> None:
+    a, b, _ = DEVICES
+    executor = make(
+        [
+            ("part0", a, "x", "p", lambda x: x + 1),
+            ("part1", b, "p", "q", lambda p: 7 if p[0] == 2 else p * 2),
+            ("part2", a, "q", "y", lambda q: q + 3),
+        ],
+        "y p",
+    )
+    requests = [executor.submit({"x": X + i}) for i in range(12)]
+    for i, request in enumerate(requests):
+        if i == 1:
+            with pytest.raises(PartError) as caught:
+                request.result(PATIENCE)
+            assert str(caught.value) == "part1 on 'b' failed: its code gave 7"
+            assert [slot.task for slot in request.schedule().slots] == ["part0"]
+        else:
+            np.testing.assert_array_equal(request.result(PATIENCE)["y"], (X + i + 1) * 2 + 3)
+    with pytest.raises(PartError, match="part1"):
+        executor.run({"x": X + 1})
+    np.testing.assert_array_equal(executor.run({"x": X})[0]["p"], X + 1)
+
+
+def test_many_callers(make: Callable[..., Executor]) -> None:
+    a, b, c = DEVICES
+    executor = make(
+        [
+            ("one", a, "x", "p", lambda x: x + 1),
+            ("two", b, "p", "q", lambda p: p * 2),
+            ("three", c, "p", "r", lambda p: p * 3),
+            ("four", a, "q r", "y", lambda q, r: q + r),
+        ],
+        "y",
+    )
+    wrong: list[float] = []
+
+    def call(first: int) -> None:
+        for i in range(first, first + 25):
+            found = executor.run({"x": X + i})[0] if i % 3 else None
+            found = found or executor.submit({"x": X + i}).result(PATIENCE)
+            if not np.array_equal(found["y"], (X + i + 1) * 5):
+                wrong.append(i)
+
+    callers = [threading.Thread(target=call, args=(100 * i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(PATIENCE)
+        assert not caller.is_alive()
+    assert wrong == []
+
+
+def test_close_waits_for_requests_and_refuses_new_ones(make: Callable[..., Executor]) -> None:
+    entered, let_go = Event(), Event()
+    a, b, _ = DEVICES
+    executor = make(
+        [
+            ("part0", a, "x", "p", lambda x: (entered.set(), wait(let_go), x + 1)[2]),
+            ("part1", b, "p", "y", lambda p: p * 2),
+        ],
+        "y",
+    )
+    loaded = kernels(executor)
+    requests = [executor.submit({"x": X}) for _ in range(2)]
+    wait(entered)
+    closing = threading.Thread(target=executor.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    for attempt in (executor.submit, executor.run):
+        with pytest.raises(HetschedError, match="closed"):
+            attempt({"x": X})
+    let_go.set()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    for request in requests:
+        np.testing.assert_array_equal(request.result(0)["y"], (X + 1) * 2)
+    assert [kernel.closed for kernel in loaded] == [1, 1]
+
+
+def test_close_while_a_caller_works(make: Callable[..., Executor]) -> None:
+    entered, let_go = Event(), Event()
+    a, b, _ = DEVICES
+    executor = make(
+        [
+            ("part0", a, "x", "p", lambda x: x + 1),
+            ("part1", b, "p", "y", lambda p: (entered.set(), wait(let_go), p * 2)[2]),
+        ],
+        "y",
+    )
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.append(executor.run({"x": X})[0]))
+    caller.start()
+    wait(entered)
+    closing = threading.Thread(target=executor.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    let_go.set()
+    for thread in (closing, caller):
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    np.testing.assert_array_equal(found[0]["y"], (X + 1) * 2)
+
+
+def test_a_result_that_is_late(make: Callable[..., Executor]) -> None:
+    let_go = Event()
+    a, b, _ = DEVICES
+    executor = make(
+        [
+            ("part0", a, "x", "p", lambda x: (wait(let_go), x + 1)[1]),
+            ("part1", b, "p", "y", lambda p: p * 2),
+        ],
+        "y",
+    )
+    request = executor.submit({"x": X})
+    with pytest.raises(TimeoutError):
+        request.result(0.01)
+    let_go.set()
+    np.testing.assert_array_equal(request.result(PATIENCE)["y"], (X + 1) * 2)
+    assert request.result(0) is request.result(0)
+
+
+def test_idle_and_waiting_units_use_no_time(make: Callable[..., Executor]) -> None:
+    let_go = Event()
+    a, b, _ = DEVICES
+    executor = make(
+        [
+            ("part0", a, "x", "p", lambda x: (wait(let_go), x + 1)[1]),
+            ("part1", b, "p", "y", lambda p: p * 2),
+        ],
+        "y",
+    )
+    before = time.process_time()
+    time.sleep(0.2)
+    request = executor.submit({"x": X})
+    time.sleep(0.2)
+    assert time.process_time() - before < 0.03
+    let_go.set()
+    request.result(PATIENCE)
+
+
+def test_one_part_without_code_makes_all_run_by_python(make: Callable[..., Executor]) -> None:
+    a, b, _ = DEVICES
+    parts = [("one", a, "x", "p", lambda x: x + 1), ("two", b, "p", "y", lambda p: p * 2)]
+    executor = make(parts, "y", Plain)
+    np.testing.assert_array_equal(executor.run({"x": X})[0]["y"], (X + 1) * 2)
+    assert [kernel.runs for kernel in kernels(executor)] == [1, 1]
+
+
+def test_an_executor_that_is_forgotten_leaves_no_thread(
+    make: Callable[..., Executor], library: CDLL
+) -> None:
+    a, b, _ = DEVICES
+    before = set(threading.enumerate())
+    works = [Coded(library, 1, 1, lambda x: x + 1) for _ in range(2)]
+    executor = Executor(
+        [
+            Step("one", a, ("x",), ("p",), lambda: works[0]),
+            Step("two", b, ("p",), ("y",), lambda: works[1]),
+        ],
+        ["y"],
+        {},
+    )
+    executor.submit({"x": X}).result(PATIENCE)
+    del executor
+    deadline = time.monotonic() + PATIENCE
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_process_ends_with_its_workers_asleep(library: CDLL) -> None:
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from ctypes import CDLL
+from tests import test_crew as t
+works = [t.Coded(CDLL({library._name!r}), 1, 1, lambda x: x + 1) for _ in range(2)]
+executor = t.Executor(
+    [
+        t.Step("one", t.DEVICES[0], ("x",), ("p",), lambda: works[0]),
+        t.Step("two", t.DEVICES[1], ("p",), ("y",), lambda: works[1]),
+    ],
+    ["y"],
+    {{}},
+)
+print(executor.run({{"x": t.X}})[0]["y"].tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[2.0, 3.0, 4.0, 5.0]"

@@ -1,5 +1,6 @@
 """The scheduling problem as arrays, which loops run over: 100,000 tasks and more."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hetsched.device import Device
-from hetsched.schedule import Schedule, Slot
+from hetsched.schedule import Schedule, Slot, Transfer
 from hetsched.tasks import TaskGraph
 
 
@@ -137,10 +138,11 @@ class Problem:
         return Arrays(**{**fields, "begins": begins, "outgoing": outgoing})
 
     @classmethod
-    def of(cls, tasks: TaskGraph) -> "Problem":
+    def of(cls, tasks: TaskGraph, contention: bool = False) -> "Problem":
         """The arrays of a task graph. Linear in tasks and edges, times devices.
 
-        Several tensors between the same two tasks stay several edges.
+        Several tensors between the same two tasks stay several edges. Edges without a tensor's name
+        carry each their own.
         """
         system = tasks.system
         devices = [device.name for device in system.devices]
@@ -162,18 +164,22 @@ class Problem:
                 way = [tasks.transfer_seconds(edge.nbytes, name, None) for name in devices]
                 np.maximum(row, way, out=row)
             elif edge.source is not None and edge.sink is not None:
-                inner.append((number[edge.sink], number[edge.source], edge.nbytes))
+                ends = number[edge.sink], number[edge.source]
+                inner.append((*ends, edge.nbytes, edge.tensor))
         inner.sort(key=lambda item: item[:2])
-        ends = np.array(inner, dtype=np.float64).reshape(-1, 3)
+        sink, source, nbytes, tensors = zip(*inner, strict=True) if inner else ((),) * 4
+        carried: dict[tuple[int, str | int], int] = {}
+        for index, (one, name) in enumerate(zip(source, tensors, strict=True)):
+            carried.setdefault((one, name or index), index)
         # What cannot be reached, or cannot return its results, cannot run there.
         seconds[np.isinf(entry) | np.isinf(exit_)] = np.inf
         latency, per_byte = links(system.devices, tasks)
         units = list(dict.fromkeys(device.unit for device in system.devices))
         return cls(
             seconds=seconds,
-            source=ends[:, 1].astype(np.int64),
-            sink=ends[:, 0].astype(np.int64),
-            nbytes=ends[:, 2].copy(),
+            source=np.array(source, np.int64),
+            sink=np.array(sink, np.int64),
+            nbytes=np.array(nbytes, np.float64),
             latency=latency,
             per_byte=per_byte,
             entry=np.where(np.isinf(entry), 0.0, entry),
@@ -183,6 +189,14 @@ class Problem:
             limit=np.array([device.memory_bytes for device in system.devices], np.float64),
             names=tuple(number),
             devices=tuple(devices),
+            tensor=np.array(
+                [
+                    carried[one, name or index]
+                    for index, (one, name) in enumerate(zip(source, tensors, strict=True))
+                ],
+                np.int64,
+            ),
+            contention=contention,
         )
 
 
@@ -227,7 +241,10 @@ class Solution:
         return 1 - self.lower_bound / self.makespan if self.makespan > 0 else 0.0
 
     def schedule(self, problem: Problem) -> Schedule:
-        """Its slots, by start; a task without work comes before the one that it starts with."""
+        """Its slots, by start; a task without work comes before the one that it starts with.
+
+        Where links contend, with transfers between devices, each named after the task it is from.
+        """
         rows = np.arange(problem.tasks)
         finish = self.start + problem.seconds[rows, self.device]
         order = np.lexsort((rows, finish, self.start))
@@ -240,4 +257,21 @@ class Solution:
             )
             for i in order
         )
-        return Schedule(slots)
+        return Schedule(slots, tuple(self._transfers(problem)))
+
+    def _transfers(self, problem: Problem) -> Iterator[Transfer]:
+        if self.sent is None:
+            return
+        here, there = self.device[problem.source], self.device[problem.sink]
+        way = problem.latency[here, there] + problem.nbytes * problem.per_byte[here, there]
+        moves = np.flatnonzero(here != there)
+        _, first = np.unique(np.stack([problem.tensor, there])[:, moves], axis=1, return_index=True)
+        for edge in moves[first]:
+            yield Transfer(
+                problem.names[problem.source[edge]],
+                int(problem.nbytes[edge]),
+                problem.devices[here[edge]],
+                problem.devices[there[edge]],
+                float(self.sent[edge]),
+                float(self.sent[edge] + way[edge]),
+            )

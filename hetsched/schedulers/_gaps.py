@@ -15,6 +15,10 @@ BLOCK = 64
 ROUNDING = 4 * 2.0**-52
 
 
+# For functions that only other compiled ones call: what Python would need is not compiled.
+inner = njit(cache=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
 class Gaps(NamedTuple):
     """By block: its gaps, how many, and bounds on the finish of its last and the longest of them.
 
@@ -32,7 +36,7 @@ class Gaps(NamedTuple):
     least: np.ndarray
 
 
-@njit(cache=True, nogil=True)
+@inner
 def new_gaps(least: np.ndarray, taken: int) -> Gaps:
     """All lanes free for ever; at most `taken` calls of `take` may follow."""
     lanes = len(least)
@@ -58,7 +62,7 @@ def new_gaps(least: np.ndarray, taken: int) -> Gaps:
     return gaps
 
 
-@njit(cache=True, nogil=True)
+@inner
 def find(gaps: Gaps, lane: int, ready: float, seconds: float) -> tuple[float, int, int]:
     """The first start at or after `ready` that fits, and the gap: place in the row, and in it."""
     end = ready + seconds
@@ -91,7 +95,7 @@ def find(gaps: Gaps, lane: int, ready: float, seconds: float) -> tuple[float, in
         place += 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def behind(gaps: Gaps, lane: int, ready: float) -> tuple[float, int, int]:
     """As `find`, behind all that the lane has got so far."""
     place = gaps.blocks[lane] - 1
@@ -100,7 +104,7 @@ def behind(gaps: Gaps, lane: int, ready: float) -> tuple[float, int, int]:
     return max(ready, gaps.start[block, index]), place, index
 
 
-@njit(cache=True, nogil=True)
+@inner
 def take(gaps: Gaps, lane: int, place: int, index: int, start: float, seconds: float) -> None:
     """Occupies the gap at `place` and `index` from `start`, for `seconds`."""
     block = gaps.row[lane, place]
@@ -136,7 +140,7 @@ def take(gaps: Gaps, lane: int, place: int, index: int, start: float, seconds: f
         _measure(gaps, block)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _measure(gaps: Gaps, block: int) -> None:
     longest = -np.inf
     for i in range(gaps.size[block]):
@@ -144,7 +148,7 @@ def _measure(gaps: Gaps, block: int) -> None:
     gaps.longest[block] = longest
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _split(gaps: Gaps, lane: int, place: int) -> None:
     """Moves the later half of a full block to a new one behind it."""
     lanes = len(gaps.least)

@@ -24,7 +24,7 @@ from numba import njit
 
 from hetsched.errors import InfeasiblePlan
 from hetsched.problem import Arrays, Problem, Solution
-from hetsched.schedulers._gaps import Gaps, behind, find, new_gaps, take
+from hetsched.schedulers._gaps import Gaps, behind, find, inner, new_gaps, take
 from hetsched.schedulers._rank import remaining
 
 # How many tasks are asked to leave a full device for one that wants to go there.
@@ -72,7 +72,7 @@ def _ready_first(a: Arrays, priority: np.ndarray) -> np.ndarray:
     return order
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _push(heap: np.ndarray, keys: np.ndarray, size: int, task: int, key: float) -> int:
     hole = size
     while hole > 0:
@@ -85,7 +85,7 @@ def _push(heap: np.ndarray, keys: np.ndarray, size: int, task: int, key: float) 
     return size + 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _pop(heap: np.ndarray, keys: np.ndarray, size: int) -> int:
     size -= 1
     task, key = heap[size], keys[size]
@@ -104,7 +104,7 @@ def _pop(heap: np.ndarray, keys: np.ndarray, size: int) -> int:
     return size
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _free(a: Arrays) -> tuple[Gaps, np.ndarray]:
     """The lanes, units first and then, where they contend, links; and (m, p) when tensors leave.
 
@@ -123,23 +123,16 @@ def _free(a: Arrays) -> tuple[Gaps, np.ndarray]:
     return new_gaps(least, tasks + moves), np.full((moves, devices), np.inf)
 
 
-@njit(cache=True, nogil=True)
-def _ready(a: Arrays, task: int, on: int, device: np.ndarray, finish: np.ndarray) -> float:
-    """When all that `task` reads from placed tasks has arrived on device `on`."""
-    ready: float = a.entry[task, on]
-    for edge in range(a.incoming[task], a.incoming[task + 1]):
-        source = a.source[edge]
-        place = device[source]
-        if place < 0:
-            continue
-        arrival = finish[source]
-        if place != on:
-            arrival += a.latency[place, on] + a.nbytes[edge] * a.per_byte[place, on]
-        ready = max(ready, arrival)
-    return ready
+@inner
+def _way(a: Arrays, edge: int, source: int, sink: int) -> float:
+    """Seconds that the data of an edge need from device to device."""
+    if source == sink:
+        return 0.0
+    seconds: float = a.latency[source, sink] + a.nbytes[edge] * a.per_byte[source, sink]
+    return seconds
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _ready_over_links(
     a: Arrays,
     task: int,
@@ -151,10 +144,11 @@ def _ready_over_links(
     sent: np.ndarray,
     send: bool,
 ) -> float:
-    """As `_ready` where links contend; with `send` the transfers are made and written to `sent`.
+    """When all that `task` reads has arrived on device `on` if links contend.
 
-    They are taken as their sources finish, ties in order of the edges; each goes in the first gap
-    of its link behind the one before it.
+    With `send` the transfers are made and written to `sent`. They are taken as their sources
+    finish, ties in order of the edges; each goes in the first gap of its link behind the one
+    before it.
     """
     devices = len(a.limit)
     lane = len(gaps.least) - devices * devices
@@ -174,7 +168,7 @@ def _ready_over_links(
         if place == on:
             ready = max(ready, finish[source])
             continue
-        seconds = a.latency[place, on] + a.nbytes[edge] * a.per_byte[place, on]
+        seconds = _way(a, edge, place, on)
         if seconds == np.inf:
             return np.inf
         start = left[a.tensor[edge], on]
@@ -217,7 +211,10 @@ def decode(
         if a.contention:
             ready = _ready_over_links(a, task, on, device, finish, gaps, left, sent, True)
         else:
-            ready = _ready(a, task, on, device, finish)
+            ready = a.entry[task, on]
+            for edge in range(a.incoming[task], a.incoming[task + 1]):
+                source = a.source[edge]
+                ready = max(ready, finish[source] + _way(a, edge, device[source], on))
         seconds = a.seconds[task, on]
         if ready + seconds == np.inf:
             start[task] = np.inf
@@ -266,6 +263,8 @@ def place(
     device = np.full(tasks, -1)
     start = np.zeros(tasks)
     finish = np.zeros(tasks)
+    # When what has been placed so far is there; links that contend are asked later.
+    arrived = a.entry.copy()
     cost = np.empty(devices)
     begins = np.empty(devices)
     rows = np.empty(devices, np.int64)
@@ -279,22 +278,19 @@ def place(
             seconds = a.seconds[task, on]
             if seconds == np.inf or bias[task, on] == np.inf:
                 continue
+            ready = arrived[task, on]
             if a.contention:
                 ready = _ready_over_links(a, task, on, device, finish, gaps, left, sent, False)
-            else:
-                ready = _ready(a, task, on, device, finish)
             if ready == np.inf:
                 continue
             if insertion:
                 begins[on], rows[on], indices[on] = find(gaps, a.unit[on], ready, seconds)
             else:
                 begins[on], rows[on], indices[on] = behind(gaps, a.unit[on], ready)
-            finish[task] = begins[on] + seconds
+            end = begins[on] + seconds
+            cost[on] = end + a.exit[task, on]
             if ahead:
-                device[task] = on
-                cost[on] = _last_child(a, task, device, finish, gaps, insertion)
-                device[task] = -1
-            cost[on] = max(cost[on] if ahead else 0.0, finish[task] + a.exit[task, on])
+                cost[on] = max(cost[on], _last_child(a, task, on, end, arrived, gaps, insertion))
             cost[on] += bias[task, on]
         while True:
             on = int(np.argmin(cost))
@@ -310,45 +306,57 @@ def place(
         device[task] = on
         start[task] = begins[on]
         finish[task] = begins[on] + seconds
+        for edge in a.outgoing[a.begins[task] : a.begins[task + 1]]:
+            row = arrived[a.sink[edge]]
+            for other in range(devices):
+                row[other] = max(row[other], finish[task] + _way(a, edge, on, other))
     return device, start, sent, -1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _last_child(
     a: Arrays,
     task: int,
-    device: np.ndarray,
-    finish: np.ndarray,
+    on: int,
+    end: float,
+    arrived: np.ndarray,
     gaps: Gaps,
     insertion: bool,
 ) -> float:
-    """When the last of the tasks that read from `task` has finished, each where that is first.
+    """When the last task that reads from `task` has finished, each where that is first.
 
-    `task` itself need not be taken from the gaps, as they start behind it.
+    That `task` runs on device `on` until `end` need not be taken from the gaps: its readers start
+    behind it. The links to them are counted as if they were free.
     """
     last = 0.0
-    for edge in a.outgoing[a.begins[task] : a.begins[task + 1]]:
-        child = a.sink[edge]
+    edges = a.outgoing[a.begins[task] : a.begins[task + 1]]
+    index = 0
+    while index < len(edges):
+        child = a.sink[edges[index]]
+        # Several edges to one task stand together.
+        until = index + 1
+        while until < len(edges) and a.sink[edges[until]] == child:
+            until += 1
         first = np.inf
-        for on in range(len(a.limit)):
-            seconds = a.seconds[child, on]
-            ready = _ready(a, child, on, device, finish)
-            if ready + seconds == np.inf:
-                continue
+        for other in range(len(a.limit)):
+            seconds = a.seconds[child, other]
+            ready = arrived[child, other]
+            for edge in edges[index:until]:
+                ready = max(ready, end + _way(a, edge, on, other))
             # What cannot be ready before a better end needs no search.
-            if ready + seconds + a.exit[child, on] >= first:
+            if ready + seconds == np.inf or ready + seconds + a.exit[child, other] >= first:
                 continue
-            ready = max(ready, finish[task])
             if insertion:
-                begin = find(gaps, a.unit[on], ready, seconds)[0]
+                begin = find(gaps, a.unit[other], ready, seconds)[0]
             else:
-                begin = behind(gaps, a.unit[on], ready)[0]
-            first = min(first, begin + seconds + a.exit[child, on])
+                begin = behind(gaps, a.unit[other], ready)[0]
+            first = min(first, begin + seconds + a.exit[child, other])
         last = max(last, first)
+        index = until
     return last
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _guests(
     a: Arrays, order: np.ndarray, home: np.ndarray, held: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -366,7 +374,7 @@ def _guests(
     return before, follows
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _move_in(task: int, on: int, before: np.ndarray, follows: np.ndarray) -> None:
     head = len(before) + on
     first = follows[head]
@@ -377,14 +385,14 @@ def _move_in(task: int, on: int, before: np.ndarray, follows: np.ndarray) -> Non
         before[first] = task
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _move_out(task: int, before: np.ndarray, follows: np.ndarray) -> None:
     follows[before[task]] = follows[task]
     if follows[task] >= 0:
         before[follows[task]] = before[task]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _settle(
     a: Arrays,
     task: int,
@@ -430,7 +438,7 @@ def _settle(
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _move(
     a: Arrays,
     guest: int,

@@ -4,9 +4,10 @@ import numpy as np
 from numba import njit
 
 from hetsched.problem import Arrays
+from hetsched.schedulers._gaps import inner
 
 
-@njit(cache=True, nogil=True)
+@inner
 def mean_link(a: Arrays) -> tuple[float, float]:
     """Latency, and seconds for each byte, in the mean of the pairs of devices that have a link."""
     latency, per_byte, links = 0.0, 0.0, 0
@@ -19,7 +20,7 @@ def mean_link(a: Arrays) -> tuple[float, float]:
     return latency / max(1, links), per_byte / max(1, links)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def mean(a: Arrays, task: int, row: np.ndarray) -> float:
     """Of the finite values of `row`, over the devices that can run `task`."""
     total, count = 0.0, 0

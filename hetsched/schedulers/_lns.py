@@ -8,7 +8,7 @@ import numpy as np
 from hetsched.problem import Problem, Solution
 from hetsched.schedulers._cpsat import Limit, decode, order_of, solve, transfer_seconds
 
-# Tasks of a window, and the work on it: some 0.1 s, in which CP-SAT improves it or mostly cannot.
+# Tasks of a window, and CP-SAT's own units of work on it, some 0.1 s.
 WINDOW = 30
 WORK = 0.01
 
@@ -82,7 +82,7 @@ def _solved(
     chosen = np.sort(order[begin:end])
     small = window(problem, solution, order, begin, end)
     known = Solution(solution.device[chosen], solution.start[chosen], solution.makespan)
-    found = solve(small, limit, known, seed, presolve=False)
+    found = solve(small, limit, known, seed)
     if found is None or found.makespan >= known.makespan:
         return solution
     device = solution.device.copy()

@@ -2,9 +2,11 @@
 
     python -m bench.overlap --json FILE [--devices cpu:0,cpu:1] [--repeats 15]
 
-Two models are made of equal layers, a matrix product and tanh: two branches that meet at the end,
-and one chain. Single devices and plans take turns in one process, round after round, so that what
-else the machine does strikes all alike. Times are of the wall; overlap is from recorded stamps.
+Models are made of equal layers, a matrix product and tanh: two branches that meet at the end, one
+chain, and two branches that exchange what they have after each layer. Single devices and plans
+take turns in one process, round after round, so that what else the machine does strikes all alike.
+Times are of the wall. Overlap and hand-overs are from recorded stamps: a hand-over takes from the
+finish of a part to the start of one on another core that had nothing else to wait for.
 """
 
 import argparse
@@ -30,20 +32,25 @@ from rich.table import Table
 
 import hetsched
 from bench.record import record, write
-from hetsched.api import partition
+from hetsched.api import partition, priced
 from hetsched.compiler import CompiledPart
 from hetsched.errors import HetschedError
 from hetsched.executable import Executable
 from hetsched.graph import Graph
 from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
+from hetsched.plan import make_plan
 from hetsched.plugin import load
+from hetsched.schedule import Schedule
 from hetsched.store import Store
 from hetsched.system import System
 from hetsched.target import Kernel, Target
 from hetsched.verify import verify
 
-IN_FLIGHT = 2
+IN_FLIGHT = 4
+# The layers of the branches that exchange their results, and their rows and columns.
+EXCHANGES = 16
+EXCHANGE_SIZES = (128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,35 @@ def layered(branches: Sequence[str], layers: int, size: int, seed: int = 0) -> o
     return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
 
 
+def exchanging(layers: int, size: int, seed: int = 0) -> onnx.ModelProto:
+    """Two branches, `left` and `right`, whose every layer reads the sum of the last of both."""
+    rng = np.random.default_rng(seed)
+    nodes, weights, values = [], [], ["x", "x"]
+    for layer in range(layers):
+        made = []
+        for branch in ("left", "right"):
+            name = f"{branch}{layer}"
+            weight = rng.standard_normal((size, size)) / np.sqrt(2 * size)
+            weights.append(numpy_helper.from_array(weight.astype(np.float32), f"{name}.weight"))
+            product = [f"{name}.sum", f"{name}.weight"]
+            nodes += [
+                helper.make_node("Add", values, [f"{name}.sum"], f"{name}.add"),
+                helper.make_node("MatMul", product, [f"{name}.product"], name),
+                helper.make_node("Tanh", [f"{name}.product"], [f"{name}.value"], f"{name}.tanh"),
+            ]
+            made.append(f"{name}.value")
+        values = made
+    nodes.append(helper.make_node("Concat", values, ["y"], "join", axis=0))
+    graph = helper.make_graph(
+        nodes,
+        "exchanging",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (size, size))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2 * size, size))],
+        initializer=weights,
+    )
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
 class Serial:
     """The parts of an executable one after the other, each alone on its device. A context."""
 
@@ -161,6 +197,27 @@ def ideal_makespan(parts: Sequence[CompiledPart], seconds: Mapping[str, float]) 
     return max(free.values())
 
 
+def handovers(parts: Sequence[CompiledPart], schedule: Schedule) -> list[float]:
+    """The seconds of each hand-over between units that a part had nothing else to wait for."""
+    makers = {tensor.name: item for item in parts for tensor in item.graph.outputs}
+    last: dict[str, CompiledPart] = {}
+    found = []
+    for item in parts:
+        unit = item.part.device.unit
+        before = [makers[t.name] for t in item.graph.inputs if t.name in makers]
+        if unit in last:
+            before.append(last[unit])
+        last[unit] = item
+        if not before:
+            continue
+        finish, latest = max(
+            (schedule.slot(other.part.name).finish, index) for index, other in enumerate(before)
+        )
+        if before[latest].part.device.unit != unit:
+            found.append(schedule.slot(item.part.name).start - finish)
+    return found
+
+
 def in_flight(executable: Executable, inputs: Mapping[str, np.ndarray], requests: int) -> float:
     """The seconds a request, of `requests` of which two are always on their way."""
     start = perf_counter()
@@ -192,12 +249,13 @@ def branches_bench(
         serial = stack.enter_context(Serial(both))
         serial.run(inputs)
         times: dict[str, list[float]] = {name: [] for name in (*alone, "both", "serial")}
-        overlaps, parts = [], []
+        overlaps, parts, waits = [], [], []
         for _ in range(repeats):
             for name, executable in alone.items():
                 times[name].append(_wall(partial(executable.run, inputs)))
             times["both"].append(_wall(partial(both.run, inputs)))
             overlaps.append(both.schedule.overlap_seconds())
+            waits += handovers(both.parts, both.schedule)
             parts.append(serial.run(inputs))
             times["serial"].append(sum(parts[-1].values()))
         samples = [
@@ -226,6 +284,7 @@ def branches_bench(
         "ideal_seconds": ideal,
         "possible_overlap_seconds": possible,
         "overlap_seconds": overlap,
+        "handover_seconds": statistics.median(waits) if waits else None,
         # A plan of one part has nothing to overlap.
         "achieved_share": overlap / possible if possible > 0 else None,
         "saved_share": (samples[-2].median - samples[-1].median) / possible if possible else None,
@@ -251,10 +310,19 @@ def pipeline_bench(
         runs = {**alone, "stages": stages}
         for executable in runs.values():
             verify(executable, inputs, seed).check()
+        serial = stack.enter_context(Serial(stages))
+        serial.run(inputs)
         times: dict[str, list[float]] = {name: [] for name in runs}
+        parts = []
         for _ in range(repeats):
             for name, executable in runs.items():
                 times[name].append(in_flight(executable, inputs, requests))
+                parts.append(serial.run(inputs))
+        work: dict[str, float] = {}
+        for item in stages.parts:
+            unit = item.part.device.unit
+            seconds = statistics.median(row[item.part.name] for row in parts)
+            work[unit] = work.get(unit, 0.0) + seconds
         samples = [
             _sample(f"'{name}' alone", executable, requests, times[name])
             for name, executable in alone.items()
@@ -266,9 +334,52 @@ def pipeline_bench(
         "requests": requests,
         "in_flight": IN_FLIGHT,
         "requests_per_second": {sample.name: 1 / sample.median for sample in samples},
+        "bottleneck_seconds": max(work.values()),
+        "share_of_bottleneck_rate": max(work.values()) / samples[-1].median,
         "throughput_over_best_single": best / samples[-1].median,
         # The first request fills the pipeline and the last empties it.
         "possible_throughput_over_single": 2 * requests / (requests + 1),
+    }
+
+
+def exchange_bench(
+    size: int, system: System, store: Path, repeats: int, seed: int
+) -> dict[str, Any]:
+    """Branches that exchange their results after each layer, one on each of two devices."""
+    graph = hetsched.read_onnx(exchanging(EXCHANGES, size, seed))
+    inputs = seeded_inputs(graph, seed)
+    first, second = (device.name for device in system.devices[:2])
+    order = [group.name for group in graph.groups]
+    placement = {name: second if name.startswith("right") else first for name in order}
+    prices = priced(graph, system, "profiled", store)
+    plan = make_plan(graph, system, prices, placement, order, "exchange")
+    with ExitStack() as stack:
+        alone = stack.enter_context(_compiled(graph, system, f"single:device={first}", store))
+        both = stack.enter_context(hetsched.compile(plan))
+        for executable in (alone, both):
+            verify(executable, inputs, seed).check()
+        times: dict[str, list[float]] = {"alone": [], "both": []}
+        waits, makespans = [], []
+        for _ in range(repeats):
+            times["alone"].append(_wall(partial(alone.run, inputs)))
+            times["both"].append(_wall(partial(both.run, inputs)))
+            waits += handovers(both.parts, both.schedule)
+            seconds = {slot.task: slot.seconds for slot in both.schedule.slots}
+            makespans.append(ideal_makespan(both.parts, seconds))
+        samples = [
+            _sample(f"{size}: '{first}' alone", alone, 1, times["alone"]),
+            _sample(f"{size}: a branch each", both, 1, times["both"]),
+        ]
+    return {
+        "samples": samples,
+        "size": size,
+        "parts": len(both.parts),
+        "handovers_of_a_run": len(waits) / repeats,
+        "handover_seconds": statistics.median(waits),
+        "handover_p90_seconds": statistics.quantiles(waits, n=10)[-1],
+        # If nothing but the parts themselves, as they ran, took time.
+        "ideal_seconds": statistics.median(makespans),
+        "speedup_over_single": samples[0].median / samples[1].median,
     }
 
 
@@ -358,7 +469,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True, help="where the results go")
     parser.add_argument("--devices", default="cpu:0,cpu:1", help="two devices")
     parser.add_argument("--repeats", type=int, default=15, help="rounds of all ways")
-    parser.add_argument("--requests", type=int, default=8, help="requests in a round of a pipeline")
+    parser.add_argument(
+        "--requests", type=int, default=32, help="requests in a round of a pipeline"
+    )
     parser.add_argument("--branch-ms", type=float, default=40.0, help="work of a branch")
     parser.add_argument("--size", type=int, default=512, help="rows and columns of a layer")
     parser.add_argument("--seed", type=int, default=0)
@@ -376,7 +489,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pipeline = pipeline_bench(
                 chain, system, store, given.repeats, given.requests, given.seed
             )
-        for part in (branches, pipeline):
+            exchanges = [
+                exchange_bench(size, system, store, given.repeats, given.seed)
+                for size in EXCHANGE_SIZES
+            ]
+        for part in (branches, pipeline, *exchanges):
             part["rows"] = [sample.to_dict() for sample in part["samples"]]
         content = {
             **about,
@@ -386,17 +503,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "cost_model": "profiled",
             "branches": {k: v for k, v in branches.items() if k != "samples"},
             "pipeline": {k: v for k, v in pipeline.items() if k != "samples"},
+            "exchanges": [{k: v for k, v in e.items() if k != "samples"} for e in exchanges],
         }
         write(given.json, content)
     except HetschedError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    _print(content, branches["samples"], pipeline["samples"])
+    rows = [sample for exchange in exchanges for sample in exchange["samples"]]
+    _print(content, branches["samples"], pipeline["samples"], rows)
     return 0
 
 
 def _print(
-    content: Mapping[str, Any], branches: Sequence[Sample], pipeline: Sequence[Sample]
+    content: Mapping[str, Any],
+    branches: Sequence[Sample],
+    pipeline: Sequence[Sample],
+    exchanges: Sequence[Sample],
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     made = f"{content['layers_of_a_branch']} layers of {content['size']} squared"
@@ -406,14 +528,24 @@ def _print(
         f"overlap {_ms(found['overlap_seconds'])} ms of "
         f"{_ms(found['possible_overlap_seconds'])} ms that the parts allow; "
         f"{found['speedup_over_best_single']:.2f} times the best single device"
+        + (f"; hand-over {wait * 1e6:.1f} us" if (wait := found["handover_seconds"]) else "")
     )
     found = content["pipeline"]
     console.print(table(f"a chain, ms a request, {found['in_flight']} in flight", pipeline))
     console.print(
         f"{found['throughput_over_best_single']:.2f} times the throughput of the best single "
         f"device, of {found['possible_throughput_over_single']:.2f} possible with "
-        f"{found['requests']} requests a round"
+        f"{found['requests']} requests a round; {found['share_of_bottleneck_rate']:.1%} of the "
+        f"rate of the longest stage, {_ms(found['bottleneck_seconds'])} ms"
     )
+    console.print(table(f"branches that exchange {EXCHANGES} times", exchanges))
+    for found in content["exchanges"]:
+        console.print(
+            f"{found['size']}: a hand-over takes {found['handover_seconds'] * 1e6:.1f} us, the "
+            f"slowest tenth more than {found['handover_p90_seconds'] * 1e6:.0f} us; the parts as "
+            f"they ran allow {_ms(found['ideal_seconds'])} ms; "
+            f"{found['speedup_over_single']:.2f} times one device"
+        )
 
 
 if __name__ == "__main__":

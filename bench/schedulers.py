@@ -27,6 +27,7 @@ from bench import models
 from bench.instances import families, instance, layered, odd, planted
 from bench.record import record, write
 from bench.scaling import scaling
+from bench.stages import layerwise
 from hetsched import HetschedError, read_onnx
 from hetsched.bounds import lower_bound
 from hetsched.cost import Prices, roofline_seconds
@@ -263,6 +264,7 @@ SETS: dict[str, Callable[[Options], Result]] = {
     "memory": memory,
     "bound": bound,
     "speed": speed,
+    "layerwise": lambda options: Result(*layerwise(options.seed, options.instances)),
 }
 
 

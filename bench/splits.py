@@ -3,7 +3,8 @@
     python -m bench.splits --json FILE [--sets chains,layers,tiles,models] [--devices cpu:0,cpu:1]
 
 chains   random chains of operations, split at random, beside ONNX Runtime on the whole
-layers   single layers: the share of channels that `channel` chooses beside all aligned shares
+layers   single layers: the share of channels that `channel` chooses, or one device where that is
+         measured faster, beside all aligned shares
 tiles    the memory of activations on one device, tile after tile, and what is computed twice
 models   whole networks on two devices beside each alone, the same code with two threads, and ONNX
          Runtime with two threads; and the throughput of a pipeline
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter, sleep
 from typing import Any
 
@@ -51,7 +53,7 @@ from hetsched.rewrite import rewrite
 from hetsched.sharing.memory import Tiling
 from hetsched.sharing.search import placed
 from hetsched.split import Exit, Split
-from hetsched.store import Store, default_path
+from hetsched.store import Store
 from hetsched.system import System
 from hetsched.verify import verify
 
@@ -124,6 +126,7 @@ class Options:
     rounds: int
     layers: int
     models: tuple[str, ...]
+    store: Path
 
 
 def chains(options: Options) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def chains(options: Options) -> dict[str, Any]:
 
 def layers(options: Options) -> dict[str, Any]:
     """Each layer alone, by the chosen share, and by every share of two devices there is."""
-    system = System.local(options.devices, Store(default_path()))
+    system = System.local(options.devices, Store(options.store))
     rows = [
         layer(kind, sizes, system, options)
         for kind, sizes in track(LAYERS[: options.layers], "layers", transient=True)
@@ -170,7 +173,7 @@ def layer(kind: str, sizes: Sequence[int], system: System, options: Options) -> 
     graph = layer_graph(kind, sizes)
     width = sizes[2]
     grain = max(GRAIN, width // MOST_BOUNDS // GRAIN * GRAIN)
-    prices = priced(graph, system)
+    prices = priced(graph, system, "profiled", options.store)
     chosen = load(Partitioner, f"channel:grain={grain}").partition(graph, system, prices)
     plans = {f"'{d.name}' alone": _alone(graph, system, prices, d.name) for d in system.devices}
     singles = tuple(plans)
@@ -191,7 +194,8 @@ def layer(kind: str, sizes: Sequence[int], system: System, options: Options) -> 
     inputs = seeded_inputs(graph, options.seed)
     with ExitStack() as stack:
         ways = {name: stack.enter_context(hetsched.compile(plan)) for name, plan in plans.items()}
-        ways["chosen"] = stack.enter_context(hetsched.compile(chosen))
+        # As `hetsched compile --measure` ships it.
+        ways["chosen"] = stack.enter_context(hetsched.compile(chosen, measure=True))
         first = _turns(ways, inputs, max(3, options.rounds // 4))
         # Once more with the best alone: the least of many noisy medians is too little.
         order = sorted(plans, key=lambda name: statistics.median(first[name]))
@@ -205,7 +209,8 @@ def layer(kind: str, sizes: Sequence[int], system: System, options: Options) -> 
         "flops": sum(map(flops, graph.ops)),
         "grain": grain,
         "shares": len(plans),
-        "chosen": _sizes(chosen),
+        "planned": _sizes(chosen),
+        "chosen": _sizes(ways["chosen"].plan),
         "best": best,
         "single_seconds": single,
         "chosen_seconds": medians["chosen"],
@@ -249,7 +254,7 @@ def layer_graph(kind: str, sizes: Sequence[int]) -> Graph:
 def tiles(options: Options) -> dict[str, Any]:
     """A stem in grids of tiles: the memory held at once, by tensors and as compiled."""
     graph = hetsched.read_onnx(families.yolo_stem(options.seed))
-    system = System.local(options.devices.split(",")[0], Store(default_path()))
+    system = System.local(options.devices.split(",")[0], Store(options.store))
     inputs = seeded_inputs(graph, options.seed)
     work = sum(map(flops, graph.ops))
     rows = []
@@ -283,7 +288,7 @@ def tiles(options: Options) -> dict[str, Any]:
 
 def networks(options: Options) -> dict[str, Any]:
     """Whole networks on two devices, beside other ways to use both."""
-    system = System.local(options.devices, Store(default_path()))
+    system = System.local(options.devices, Store(options.store))
     rows = []
     for name in track(options.models, "models", transient=True):
         graph, inputs = _model(name, options.seed)
@@ -303,7 +308,7 @@ def networks(options: Options) -> dict[str, Any]:
 def network(
     graph: Graph, inputs: Mapping[str, np.ndarray], system: System, options: Options
 ) -> dict[str, Any]:
-    prices = priced(graph, system)
+    prices = priced(graph, system, "profiled", options.store)
     names = [device.name for device in system.devices]
     plan = load(Partitioner, "hybrid").partition(graph, system, prices)
     threads = ",".join(str(core) for device in system.devices for core in device.cores)
@@ -555,15 +560,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in wanted:
         if name not in RUNS:
             parser.error(f"no set '{name}'; there are {', '.join(RUNS)}")
-    options = Options(
-        given.devices, given.seed, given.chains, given.rounds, given.layers, tuple(given.models)
-    )
     content: dict[str, Any] = {**record(given.seed), "rounds": given.rounds, "goals": GOALS}
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
-        for name in wanted:
-            content[name] = RUNS[name](options)
-            write(given.json, content)
+        with TemporaryDirectory(prefix="hetsched-bench-") as folder:
+            # A store of its own: what is predicted was measured in this very run.
+            options = Options(
+                given.devices,
+                given.seed,
+                given.chains,
+                given.rounds,
+                given.layers,
+                tuple(given.models),
+                Path(folder) / "profile.sqlite",
+            )
+            for name in wanted:
+                content[name] = RUNS[name](options)
+                write(given.json, content)
     except HetschedError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

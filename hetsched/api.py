@@ -13,7 +13,6 @@ from hetsched.errors import (
     CompileError,
     DeviceError,
     InfeasiblePlan,
-    PluginError,
     RefusedPart,
     UnsupportedOperation,
 )
@@ -25,9 +24,10 @@ from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
 from hetsched.instance import read_instance
 from hetsched.measure import measure_kernel
-from hetsched.objective import objective as known_objective
+from hetsched.objective import front as pareto_front
+from hetsched.objective import objective as objective_of
 from hetsched.operation import group_flops
-from hetsched.partitioner import Partitioner
+from hetsched.partitioner import Partitioner, check_objective, serving
 from hetsched.plan import Plan, Recipe
 from hetsched.plugin import load as load_plugin
 from hetsched.plugin import names
@@ -40,6 +40,9 @@ from hetsched.tasks import TaskGraph
 from hetsched.trial import Trial, choices
 
 Progress = Callable[[str, int, int], None]
+
+# Plans of several devices that are measured beside the best single device.
+MOST_MEASURED = 3
 
 
 def partition(
@@ -68,6 +71,26 @@ def partition(
     PluginError
         There is no such partitioner, cost model, objective or option.
     """
+    return plans(graph, system, partitioner, objective, cost_model, store, strict, progress)[0]
+
+
+def plans(
+    graph: Graph,
+    system: System | str,
+    partitioner: str = "auto",
+    objective: str | None = None,
+    cost_model: str | None = None,
+    store: str | Path | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Plan, ...]:
+    """The plan of `partition`, and behind it others that are worth measuring, the best first.
+
+    Raises
+    ------
+    UnsupportedOperation, InfeasiblePlan, PluginError
+        As `partition`.
+    """
     if isinstance(system, str):
         system = System.local(system, Store(Path(store)) if store else None)
     chosen = partitioner_for(partitioner, objective)
@@ -76,7 +99,23 @@ def partition(
         for name, refusals in prices.refusals.items():
             for device, reason in refusals.items():
                 raise UnsupportedOperation(f"'{device}' cannot run '{name}': {reason}")
-    return chosen.partition(graph, system, prices)
+    return chosen.plans(graph, system, prices)
+
+
+def front(found: Sequence[Plan], objectives: Sequence[str]) -> list[tuple[tuple[float, ...], Plan]]:
+    """The plans that no other one is at least as good as for all objectives, with their values.
+
+    Seconds, joules and bytes, in the order of `objectives`; the best for the first one first.
+
+    Raises
+    ------
+    PluginError
+        There is no such objective.
+    DeviceError
+        A device has no watts, which energy needs.
+    """
+    goals = [objective_of(name) for name in objectives]
+    return pareto_front((tuple(goal.value(plan) for goal in goals), plan) for plan in found)
 
 
 def priced(
@@ -357,28 +396,25 @@ def partitioner_for(spec: str, objective: str | None) -> Partitioner:
     partitioner = load_plugin(Partitioner, spec)
     if objective is None:
         return partitioner
-    known_objective(objective)
-    if any(f.name == "objective" for f in _options(partitioner)):
-        return replace(partitioner, objective=objective)  # type: ignore[type-var]
-    if objective != "latency":
-        raise PluginError(f"partitioner '{partitioner.name}' serves latency, not {objective}")
-    return partitioner
+    check_objective(partitioner, objective)
+    return serving(partitioner, objective)
 
 
 def compile(
-    plan: Plan | Graph,
+    plan: Plan | Graph | Sequence[Plan],
     devices: System | str = "cpu",
     partitioner: str = "auto",
     measure: bool = False,
     progress: Progress | None = None,
     replan: Partitioner | None = None,
 ) -> Executable:
-    """The plan's parts, compiled; for a graph, first a plan for `devices` by `partitioner`.
+    """The plan's parts, compiled; for a graph, first plans for `devices` by `partitioner`.
 
-    What a target refuses only when it compiles becomes a constraint, and `replan` plans again,
-    which the notes tell; for a graph that is `partitioner`, and a plan is by default compiled as it
-    stands. With `measure`, a plan for several devices runs beside the best single device, and what
-    is faster is returned; the plan's notes have both times.
+    Of several plans the first is compiled. With `measure`, the first `MOST_MEASURED` of several
+    devices run beside the best single device, and what is fastest is returned; its notes have all
+    times. What a target refuses only when it compiles becomes a constraint, and `replan` plans
+    again, which the notes tell; for a graph that is `partitioner`, and a plan is by default
+    compiled as it stands.
 
     Raises
     ------
@@ -387,16 +423,20 @@ def compile(
     """
     if isinstance(plan, Graph):
         replan = replan or load_plugin(Partitioner, partitioner)
-        plan = partition(plan, devices, partitioner)
+        plan = plans(plan, devices, partitioner)
+    found = [plan] if isinstance(plan, Plan) else list(plan)
+    executable = _compiled(found[0], progress, replan)
+    return _fastest(executable, found[1:], progress) if measure else executable
+
+
+def _compiled(plan: Plan, progress: Progress | None, replan: Partitioner | None) -> Executable:
     while True:
         try:
-            executable = Executable(plan, compile_parts(plan, progress))
-            break
+            return Executable(plan, compile_parts(plan, progress))
         except RefusedPart as refused:
             if replan is None:
                 raise
             plan = _without(plan, refused, replan)
-    return never_worse(executable, progress) if measure else executable
 
 
 def _without(plan: Plan, refused: RefusedPart, partitioner: Partitioner) -> Plan:
@@ -438,10 +478,13 @@ def _before_splits(plan: Plan, groups: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def never_worse(executable: Executable, progress: Progress | None = None) -> Executable:
-    """`executable`, or the best single device where that is measured faster.
+def _fastest(
+    executable: Executable, others: Sequence[Plan], progress: Progress | None
+) -> Executable:
+    """`executable`, one of the other plans or the best single device: what is measured fastest.
 
-    Leaves alone a plan of one device, or for throughput, or that no single device can run.
+    Leaves alone a plan of one device, for another objective than latency, or of devices that no
+    single one could replace.
     """
     plan = executable.plan
     if len(plan.devices) < 2 or plan.objective != "latency":
@@ -451,22 +494,31 @@ def never_worse(executable: Executable, progress: Progress | None = None) -> Exe
         single = chooser.partition(plan.original, plan.system, plan.prices)
     except InfeasiblePlan:
         return executable
-    alone = Executable(single, compile_parts(single, progress))
-    (hybrid_seconds, alone_seconds), runs = median_latencies(
-        [executable, alone], seeded_inputs(plan.original)
+    ways = []
+    further = [other for other in others if len(other.devices) > 1]
+    # First the single device, which a tie goes to.
+    for other in (single, *further[: MOST_MEASURED - 1]):
+        try:
+            ways.append(Executable(other, compile_parts(other, progress)))
+        except CompileError:
+            if other is single:
+                return executable
+    ways.insert(1, executable)
+    seconds, runs = median_latencies(ways, seeded_inputs(plan.original))
+    times = ", ".join(
+        f"{way.plan.partitioner} {time * 1e3:.3f} ms"
+        for way, time in zip(ways, seconds, strict=True)
     )
-    (device,) = single.devices
-    told = (
-        f"measured in turns, medians of {runs} runs: {plan.partitioner} "
-        f"{hybrid_seconds * 1e3:.3f} ms, '{device}' alone {alone_seconds * 1e3:.3f} ms"
-    )
-    # Both: the one that is returned starts again when it is first used.
-    executable.close()
-    alone.close()
-    if hybrid_seconds < alone_seconds:
-        return Executable(replace(plan, notes=(*plan.notes, told)), executable.parts)
-    notes = (*plan.notes, told, f"hybrid does not pay: '{device}' alone ships")
-    return Executable(replace(single, notes=notes), alone.parts)
+    told = [f"measured in turns, medians of {runs} runs: {times}"]
+    best = ways[min(range(len(ways)), key=seconds.__getitem__)]
+    notes = best.plan.notes
+    if best.plan is single:
+        notes = plan.notes
+        told.append(f"hybrid does not pay: '{single.devices[0]}' alone ships")
+    for way in ways:
+        # The one that is returned starts again when it is first used.
+        way.close()
+    return Executable(replace(best.plan, notes=(*notes, *told)), best.parts)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -388,6 +388,15 @@ def partition(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write the plan, in JSON."),
     ] = None,
+    front: Annotated[
+        str | None,
+        typer.Option(
+            "--front",
+            metavar="LIST",
+            help="Show each plan that no other beats in all of these, such as latency,memory; -o "
+            "writes them all, plan.1.json and so on.",
+        ),
+    ] = None,
     store: StoreFile = None,
     strict: Strict = False,
     json_: Json = False,
@@ -401,7 +410,7 @@ def partition(
     with _Steps(verbose) as steps:
         graph = _read(model, shape, steps)
         machine = _machine(devices, system, winograd, store, steps)
-        plan = api.partition(
+        plans = api.plans(
             graph,
             machine,
             partitioner or "auto",
@@ -411,6 +420,18 @@ def partition(
             strict,
             steps.begin("pricing"),
         )
+    if front:
+        goals = [item.strip() for item in front.split(",")]
+        found = api.front(plans, goals)
+        document = report.front_document(goals, found)
+        for number, (_, plan) in enumerate(found, start=1):
+            if output:
+                path = output.with_suffix(f".{number}{output.suffix}")
+                write_text(path, plan.to_json())
+                document["plans"][number - 1]["file"] = str(path)
+        _show(document, json_, report.front_view(document))
+        return
+    plan = plans[0]
     if output:
         write_text(output, plan.to_json())
     _show_plan(plan, report.plan_document(plan), json_)
@@ -592,9 +613,9 @@ def compile_(
         graph = _read(model, shape, steps)
         if plan:
             with _of_file(plan):
-                chosen = Plan.from_json(_text(plan), graph)
+                plans: Sequence[Plan] = [Plan.from_json(_text(plan), graph)]
         else:
-            chosen = api.partition(
+            plans = api.plans(
                 graph,
                 _machine(devices, system, winograd, store, steps),
                 partitioner or "auto",
@@ -605,12 +626,14 @@ def compile_(
                 steps.begin("pricing"),
             )
         if measure is None:
-            measure = not plan and (partitioner or "auto") == "auto" and api.is_here(chosen.system)
+            measure = (
+                not plan and (partitioner or "auto") == "auto" and api.is_here(plans[0].system)
+            )
         compiling = steps.begin("compiling")
         # A plan that was given is compiled as it stands.
         settled = plan or strict
         replan = None if settled else api.partitioner_for(partitioner or "auto", objective)
-        with api.compile(chosen, measure=measure, progress=compiling, replan=replan) as executable:
+        with api.compile(plans, measure=measure, progress=compiling, replan=replan) as executable:
             steps.begin("writing the package")
             executable.save(output)
             chosen = executable.plan

@@ -17,6 +17,7 @@
 
 /* A wait up to so long does not cost a wake-up, which takes tens of microseconds. */
 #define SPIN_NANOSECONDS 150000
+#define CORE_WORDS 16
 
 /* A value as TVM's functions take and give it, and the numbers of two kinds: an integer, and an
    address of whatever. */
@@ -307,15 +308,26 @@ uint32_t crew_submit(struct crew *crew, struct slot *slot, int32_t host)
     return number;
 }
 
-/* Does the work of a unit until the request has ended, unless another does it; then see
-   `crew_wait`. */
-void crew_serve(struct crew *crew, int32_t index, struct slot *slot, uint32_t number)
+/* Does the work of a unit, held on its cores, until the request has ended, unless another does it;
+   then see `crew_wait`. A core is a bit of `cores`, which has no bit where any core will do. */
+void crew_serve(struct crew *crew, int32_t index, struct slot *slot, uint32_t number,
+                const uint64_t cores[CORE_WORDS])
 {
     struct unit *unit = &crew->units[index];
+    uint64_t before[CORE_WORDS] = {0};
+    int any = 0, held = 0;
+    syscall(SYS_sched_getaffinity, 0, sizeof before, before);
+    for (int word = 0; word < CORE_WORDS; word++) {
+        any |= cores[word] != 0;
+        held |= (before[word] & ~cores[word]) != 0;
+    }
+    held = any && held && !syscall(SYS_sched_setaffinity, 0, sizeof before, cores);
     if (take(unit)) {
         serve(crew, unit, slot, number);
         atomic_store(&unit->taken, 0);
     }
+    if (held)
+        syscall(SYS_sched_setaffinity, 0, sizeof before, before);
     /* Other requests may have come meanwhile, or the end. */
     if (!has_ended(slot, number) || atomic_load(&crew->submitted) != number
         || atomic_load(&crew->stopping))
@@ -344,4 +356,19 @@ void crew_stop(struct crew *crew)
     atomic_store(&crew->stopping, 1);
     for (int32_t index = 0; index < crew->unit_count; index++)
         summon(&crew->units[index]);
+}
+
+/* A part that does nothing but read one tensor and write another, of equal length: to measure by.
+   The table has the number of their 8-byte words and both addresses. */
+int crew_copy(void *self, const struct value *arguments, int32_t count, struct value *result)
+{
+    const int64_t *table = (const int64_t *)arguments[0].content;
+    const int64_t *source = (const int64_t *)table[1];
+    int64_t *sink = (int64_t *)table[2];
+    (void)self, (void)count;
+    for (int64_t word = 0; word < table[0]; word++)
+        sink[word] = source[word] + 1;
+    result->kind = INTEGER;
+    result->content = 0;
+    return 0;
 }

@@ -18,7 +18,6 @@ import numpy as np
 
 from hetsched.dtype import ALIGNMENT, empty
 from hetsched.errors import PartError
-from hetsched.host import pinned
 from hetsched.request import Request, Step
 from hetsched.schedule import Schedule, Transfer
 from hetsched.target import Code
@@ -70,6 +69,7 @@ NANOSECOND = 1e-9
 LONGEST_WAIT_SECONDS = 0.05
 # Requests are told apart by their numbers modulo this; fewer are in flight.
 NUMBERS = 64
+CORE_WORDS = 16
 
 
 class Crew:
@@ -87,6 +87,8 @@ class Crew:
     ) -> None:
         self._codes = tuple(codes)
         self._constants = dict(constants)
+        # Arrays of which C has the address only.
+        self._kept: list[np.ndarray] = []
         self._order: dict[str, list[int]] = defaultdict(list)
         for index, step in enumerate(steps):
             self._order[step.device.unit].append(index)
@@ -94,7 +96,9 @@ class Crew:
         unit = steps[-1].device.unit
         anywhere = all(codes[index].threads == 1 for index in self._order[unit])
         self._host = list(self._order).index(unit) if anywhere else -1
-        self._cores = steps[-1].device.cores
+        cores = self._keep(np.zeros(CORE_WORDS * 64, np.uint8))
+        cores[list(steps[-1].device.cores)] = 1
+        self._cores = address(self._keep(np.packbits(cores, bitorder="little")))
         # A request that each unit begins, and one that each ends.
         self._most_in_flight = 2 * len(self._order) + 2
         self._in_flight: dict[int, CrewRequest] = {}
@@ -107,10 +111,10 @@ class Crew:
         self._wait = library.crew_wait
         self._work.argtypes, self._work.restype = (c_void_p, c_int32), None
         self._submit.argtypes, self._submit.restype = (c_void_p, c_void_p, c_int32), c_uint32
-        self._serve.argtypes, self._serve.restype = (c_void_p, c_int32, c_void_p, c_uint32), None
+        self._serve.argtypes = (c_void_p, c_int32, c_void_p, c_uint32, c_void_p)
+        self._serve.restype = None
         self._wait.argtypes = (c_void_p, c_uint32, c_int64)
         self._stop.argtypes, self._stop.restype = (c_void_p,), None
-        self._kept: list[np.ndarray] = []
         self._crew = self._made()
 
     def work(self, unit: str) -> None:
@@ -124,7 +128,7 @@ class Crew:
         self._stop(self._crew)
 
     def submit(self, inputs: Mapping[str, np.ndarray], attended: bool = False) -> "CrewRequest":
-        """Starts a run; waits while there are two in flight for each unit.
+        """Starts a run; waits while there are two in flight for each unit, and two more.
 
         If `attended`, the caller goes on to `attend` it.
         """
@@ -148,8 +152,10 @@ class Crew:
         memory = request.memory
         if request.host >= 0 and memory is not None:
             self._codes[-1].enter()
-            with pinned(self._cores):
-                self._serve(self._crew, request.host, memory.slot_address, request.number)
+            self._serve(self._crew, request.host, memory.slot_address, request.number, self._cores)
+            with self._lock:
+                if request.ended:
+                    self._settle(request)
 
     def wait(self, request: "CrewRequest", timeout: float | None) -> bool:
         """Whether the request ends within `timeout` seconds."""
@@ -225,7 +231,7 @@ class Crew:
         return self._fields.ctypes.data
 
     def _keep(self, array: np.ndarray) -> np.ndarray:
-        """The array, which lives as long as the crew: C has its address only."""
+        """The array, which lives as long as the crew."""
         self._kept.append(array)
         return array
 

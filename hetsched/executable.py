@@ -77,7 +77,10 @@ class Executable:
         return self.start().bind(checked)
 
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
-        """Begins a run; `result` of what it returns waits for the end. Several may be in flight."""
+        """Begins a run; `result` of what it returns waits for the end.
+
+        Several may be in flight; where there are more than two for each unit, and two, it waits.
+        """
         checked = self._checked(inputs)
         request = self.start().submit(checked)
         self._last = request

@@ -3,7 +3,8 @@
 A part runs when its inputs are on its device and the parts before it in the plan's order on the
 same unit have run; workers sleep until then. Several requests may be in flight: a unit that waits
 in one request works for the next. Devices that share memory hand tensors over without a copy;
-between others a thread for each ordered pair moves them while the devices go on.
+between others a thread for each ordered pair moves them while the devices go on. Where several
+units run nothing but code on the host's memory, they do so as a crew, without Python.
 
 What a plan asks for at each step is worked out once, when its executor starts: a run counts.
 """
@@ -306,7 +307,7 @@ class Executor:
         return call
 
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
-        """Starts a run and returns at once.
+        """Starts a run and returns at once; a crew first waits if it has very many in flight.
 
         Raises
         ------

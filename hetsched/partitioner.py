@@ -2,11 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
+from typing import ClassVar
 
 from hetsched.cost import CostModel
+from hetsched.errors import PluginError
 from hetsched.graph import Graph
+from hetsched.objective import objective
 from hetsched.plan import Plan, group_tasks, make_plan
 from hetsched.plugin import Plugin, load
 from hetsched.problem import Problem
@@ -18,9 +21,17 @@ from hetsched.tasks import Task, TaskGraph
 
 
 class Partitioner(Plugin):
-    """Chooses placement and order of the kernel groups; deterministic."""
+    """Chooses placement and order of the kernel groups; deterministic.
+
+    `objectives` are what it can plan for, by an option `objective` if there are several. One that
+    `splits` computes groups in pieces. One that is `covered` looks at nothing that another does not
+    look at too, so that `auto` leaves it out.
+    """
 
     package = "hetsched.partitioners"
+    objectives: ClassVar[tuple[str, ...]] = ("latency",)
+    splits: ClassVar[bool] = False
+    covered: ClassVar[bool] = False
 
     @abstractmethod
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
@@ -31,6 +42,35 @@ class Partitioner(Plugin):
         InfeasiblePlan
             The devices cannot run or hold the graph; the message names what is short.
         """
+
+    def plans(self, graph: Graph, system: System, costs: CostModel) -> tuple[Plan, ...]:
+        """Plans that are worth measuring, the one of `partition` first.
+
+        Raises
+        ------
+        InfeasiblePlan
+            As `partition`.
+        """
+        return (self.partition(graph, system, costs),)
+
+
+def check_objective(partitioner: Partitioner, name: str) -> None:
+    """
+    Raises
+    ------
+    PluginError
+        There is no such objective, or the partitioner cannot plan for it.
+    """
+    if objective(name).name not in partitioner.objectives:
+        served = ", ".join(partitioner.objectives)
+        raise PluginError(f"partitioner '{partitioner.name}' serves {served}, not {name}")
+
+
+def serving(partitioner: Partitioner, name: str) -> Partitioner:
+    """The partitioner with its option `objective` set, if it has one that can be so."""
+    if len(partitioner.objectives) > 1 and name in partitioner.objectives:
+        return replace(partitioner, objective=name)  # type: ignore[type-var]
+    return partitioner
 
 
 # Passes of `arrange` over all runs, in both directions of time; most find nothing after two.

@@ -21,7 +21,7 @@ from hetsched.bounds import plan_bound
 from hetsched.device import Device
 from hetsched.explain import Border, Difference, Explanation
 from hetsched.graph import Graph
-from hetsched.objective import seconds_a_request
+from hetsched.objective import objective, seconds_a_request
 from hetsched.plan import Plan, Recipe, simulate
 from hetsched.schedule import Schedule, bars, gantt
 from hetsched.split import Split
@@ -338,6 +338,45 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
                 for row in document["refusals"]
             ),
         )
+
+
+def front_document(
+    goals: Sequence[str], found: Sequence[tuple[tuple[float, ...], Plan]]
+) -> Document:
+    """Plans that no other beats in all of `goals`, with their values in SI units."""
+    return {
+        "objectives": list(goals),
+        "plans": [
+            {
+                "partitioner": plan.partitioner,
+                "devices": list(plan.devices),
+                "parts": len(plan.parts),
+                "values": dict(zip(goals, values, strict=True)),
+            }
+            for values, plan in found
+        ],
+    }
+
+
+def front_view(document: Document) -> Iterator[RenderableType]:
+    goals = [objective(name) for name in document["objectives"]]
+    yield _table(
+        "Plans that no other beats in all of these, predicted",
+        (">", *(f">{goal.name} {goal.unit}" for goal in goals), ">parts", "devices", "partitioner"),
+        (
+            (
+                str(number),
+                *(_number(plan["values"][goal.name], goal.scale, 3) for goal in goals),
+                str(plan["parts"]),
+                ", ".join(plan["devices"]),
+                plan["partitioner"],
+            )
+            for number, plan in enumerate(document["plans"], start=1)
+        ),
+    )
+    for number, plan in enumerate(document["plans"], start=1):
+        if "file" in plan:
+            yield f"{number} is in {plan['file']}"
 
 
 def simulation_document(recipe: Recipe, planned: Schedule, schedule: Schedule) -> Document:

@@ -159,6 +159,10 @@ class Target(Plugin):
             The compiler refuses it.
         """
 
+    def crew(self, device: Device) -> bytes | None:
+        """The shared library of `crew.c` for `device`, if parts hand over there without Python."""
+        return None
+
     def tuners(self) -> tuple[str, ...]:
         """The ways to tune this target, the usual one first."""
         return ()

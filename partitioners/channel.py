@@ -28,6 +28,8 @@ class Channel(Partitioner):
     https://doi.org/10.1145/3302424.3303950
     """
 
+    splits = True
+    covered = True
     candidates: int = 8
     gain: float = 0.02
     least_seconds: float = 50e-6

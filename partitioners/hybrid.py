@@ -20,7 +20,8 @@ class Hybrid(Partitioner):
     devices", MobiSys 2022, https://doi.org/10.1145/3498361.3538932
     """
 
-    candidates: int = 8
+    splits = True
+    candidates: int = 4
     gain: float = 0.02
     least_seconds: float = 50e-6
     grain: int = 16

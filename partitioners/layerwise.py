@@ -8,8 +8,7 @@ import numpy as np
 from hetsched.cost import CostModel
 from hetsched.errors import InfeasiblePlan
 from hetsched.graph import Graph
-from hetsched.objective import objective
-from hetsched.partitioner import Partitioner
+from hetsched.partitioner import Partitioner, check_objective
 from hetsched.plan import Plan, group_tasks, make_plan
 from hetsched.stages.pipeline import Pipeline, fastest
 from hetsched.stages.serial import cheapest, fits, in_runs
@@ -36,13 +35,14 @@ class Layerwise(Partitioner):
     has to make the bottleneck shorter.
     """
 
+    objectives = ("latency", "throughput")
     objective: str = "throughput"
     stages: int = 0
     least_seconds: float = 0.0
     gain: float = 0.0
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        objective(self.objective)
+        check_objective(self, self.objective)
         tasks = group_tasks(graph, system, costs)
         notes: tuple[str, ...] = ()
         if self.objective == "throughput":

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hetsched.cost import CostModel
-from hetsched.errors import PluginError
+from hetsched.errors import DeviceError, PluginError
 from hetsched.graph import Graph
-from hetsched.partitioner import Partitioner
+from hetsched.partitioner import Partitioner, check_objective
 from hetsched.plan import Plan, group_tasks, make_plan
 from hetsched.stages.serial import Serial, cheapest, in_runs
 from hetsched.stages.traffic import Traffic
@@ -21,7 +21,8 @@ class Mincut(Partitioner):
     Exact for two devices that can hold it, such as a small one at hand and a fast one behind a slow
     link; what overlaps and what launches take is not counted. `back=no` forbids data to return to
     the first device once they have left it. With short memory or more devices it looks further,
-    for a limited time, and notes how far from the optimum the sum can be.
+    for a limited time, and notes how far from the optimum the sum can be. `objective=energy` adds
+    up joules instead, each device at work while all others idle.
 
     References
     ----------
@@ -29,15 +30,21 @@ class Mincut(Partitioner):
     INFOCOM 2019, https://doi.org/10.1109/INFOCOM.2019.8737614
     """
 
+    objectives = ("latency", "energy")
     back: bool = True
+    objective: str = "latency"
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
         if not self.back and len(system.devices) != 2:
             raise PluginError(
                 f"back=no is for two devices, and there are {len(system.devices)}; leave it out"
             )
+        check_objective(self, self.objective)
         tasks = group_tasks(graph, system, costs)
         traffic = Traffic.of(tasks)
+        energy = self.objective == "energy"
+        if energy:
+            traffic = in_joules(traffic)
         found = Serial(np.zeros(0, np.int64), 0.0, 0.0)
         if traffic.count:
             found = cheapest(traffic, self.back)
@@ -46,11 +53,50 @@ class Mincut(Partitioner):
         placement = {
             task.name: names[device] for task, device in zip(tasks.tasks, found.device, strict=True)
         }
-        spec = self.name if self.back else f"{self.name}:back=no"
+        given = [] if self.back else ["back=no"]
+        given += [f"objective={self.objective}"] if energy else []
+        spec = ":".join([self.name, ",".join(given)]) if given else self.name
         plan = make_plan(graph, system, costs, placement, order, spec)
         notes: tuple[str, ...] = ()
         if found.seconds:
             least = f"at least {found.bound / found.seconds * 100:.1f} % of it are needed"
             known = "proved least" if found.optimal else least
-            notes = (f"work and transfers in turn: {found.seconds * 1e3:.3f} ms, {known}",)
-        return replace(plan, notes=notes)
+            unit = "mJ" if energy else "ms"
+            notes = (f"work and transfers in turn: {found.seconds * 1e3:.3f} {unit}, {known}",)
+        return replace(plan, objective=self.objective, notes=notes)
+
+
+def in_joules(traffic: Traffic) -> Traffic:
+    """The same with joules for seconds, when one thing is done at a time and the rest idles.
+
+    Raises
+    ------
+    DeviceError
+        A device has no watts.
+    """
+    system = traffic.tasks.system
+    names = [device.name for device in system.devices]
+    for device in system.devices:
+        if not device.active_watts:
+            raise DeviceError(
+                f"'{device.name}' has no active_watts, so that energy is not known; "
+                "give it in a machine file"
+            )
+    idle = sum(device.idle_watts for device in system.devices)
+    watts = np.array([d.active_watts - d.idle_watts + idle for d in system.devices])
+    of_bytes = np.zeros_like(traffic.per_byte)
+    for link in system.links:
+        of_bytes[names.index(link.source), names.index(link.sink)] = link.joules_per_byte
+    return replace(
+        traffic,
+        seconds=traffic.seconds * watts,
+        latency=_times(traffic.latency, idle),
+        per_byte=traffic.per_byte * idle + of_bytes,
+        entry=_times(traffic.entry, idle),
+        exit=_times(traffic.exit, idle),
+    )
+
+
+def _times(seconds: np.ndarray, watts: float) -> np.ndarray:
+    """The product, where what cannot be stays so at 0 watts."""
+    return np.where(np.isinf(seconds), np.inf, np.where(np.isinf(seconds), 0.0, seconds) * watts)

@@ -35,7 +35,9 @@ class Tile(Partitioner):
     https://doi.org/10.1109/TCAD.2018.2858384
     """
 
-    candidates: int = 8
+    splits = True
+    covered = True
+    candidates: int = 4
     gain: float = 0.02
     least_seconds: float = 50e-6
     tiles: str = ""

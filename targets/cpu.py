@@ -170,6 +170,10 @@ class Cpu(Target):
         made = f"{status.st_size} {status.st_mtime_ns}" if status else ""
         return f"{isa}; {device.threads} threads; {linker} {made}"
 
+    def crew(self, device: Device) -> bytes | None:
+        linker = _linker(_isa(device))
+        return None if linker is None or self.interpreted else _crew(linker, "-shared")
+
     def compile(self, graph: Graph, device: Device) -> Artifact:
         from hetsched.lowering.relax import compile_part
 
@@ -498,24 +502,21 @@ def _shared_library(module: Any, isa: str, linker: str) -> bytes:
 
     with TemporaryDirectory(prefix="hetsched-") as folder:
         objects = build(module, llvm(isa), Path(folder))
-        if (crew := _crew(linker)) is not None:
+        if (made := _crew(linker, "-c")) is not None:
             objects.append(Path(folder) / "crew.o")
-            objects[-1].write_bytes(crew)
+            objects[-1].write_bytes(made)
         path = Path(folder) / CODE
         create_shared(str(path), list(map(str, objects)), cc=linker)
         return path.read_bytes()
 
 
 @cache
-def _crew(linker: str) -> bytes | None:
-    """The object file of `crew.c`; without it, parts take their turns by Python."""
+def _crew(linker: str, kind: str) -> bytes | None:
+    """What `crew.c` becomes, by the option `-c` or `-shared`; without it Python hands over."""
     with TemporaryDirectory(prefix="hetsched-") as folder:
-        path = Path(folder) / "crew.o"
-        made = subprocess.run(
-            [linker, "-x", "c", "-O2", "-fPIC", "-c", str(crew.SOURCE), "-o", str(path)],
-            capture_output=True,
-            check=False,
-        )
+        path = Path(folder) / "crew"
+        command = [linker, "-x", "c", "-O2", "-fPIC", kind, str(crew.SOURCE), "-o", str(path)]
+        made = subprocess.run(command, capture_output=True, check=False)
         return path.read_bytes() if made.returncode == 0 else None
 
 

@@ -1,5 +1,6 @@
 """The verbs of the Python API that no other file of tests calls."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,8 @@ def hybrid() -> Executable:
 def test_what_is_measured_faster_ships(
     seconds: tuple[float, float], hybrid: Executable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "median_latencies", lambda *_: (list(seconds), 5))
-    chosen = api.never_worse(hybrid)
+    monkeypatch.setattr(api, "median_latencies", lambda *_: (list(seconds[::-1]), 5))
+    chosen = hetsched.compile(hybrid.plan, measure=True)
     assert len(chosen.plan.devices) == (2 if seconds[0] < seconds[1] else 1)
     assert any("medians of 5 runs" in note for note in chosen.plan.notes)
     assert any("hybrid does not pay" in n for n in chosen.plan.notes) == (seconds[0] >= seconds[1])
@@ -44,6 +45,22 @@ def test_what_is_measured_faster_ships(
     with chosen, hybrid:
         (logits,) = chosen.run({"image": image}).values()
         np.testing.assert_allclose(logits, hybrid.run({"image": image})["logits"], rtol=1e-5)
+
+
+@TWO_CORES
+def test_several_plans_are_measured(hybrid: Executable, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def latencies(ways: list[Executable], _: object) -> tuple[list[float], int]:
+        measured.append(len(ways))
+        return [2.0, 3.0, 1.0, 4.0][: len(ways)], 5
+
+    monkeypatch.setattr(api, "median_latencies", latencies)
+    plans = [replace(hybrid.plan, partitioner=f"way {i}") for i in range(5)]
+    with hybrid, hetsched.compile(plans, measure=True) as chosen:
+        assert measured == [1 + api.MOST_MEASURED]
+        assert chosen.plan.partitioner == "way 1"
+        assert "way 0 3000.000 ms, way 1 1000.000 ms" in chosen.plan.notes[-1]
 
 
 def test_the_contest_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from hetsched.bounds import (
 )
 from hetsched.device import Device, Link
 from hetsched.problem import Problem
+from hetsched.schedulers._refutation import refuted
 from hetsched.system import System
 from hetsched.tasks import Edge, Task, TaskGraph
 
@@ -204,6 +205,57 @@ def test_the_combined_bound_is_the_best() -> None:
         values = lower_bound(layered(20, 3, [0.1, 1, 5][seed % 3], seed)).values
         assert values["combined"] >= values["area"] / ROUNDING
         assert max(values.values()) > min(values.values())
+
+
+def test_a_join_by_hand() -> None:
+    # All on one device for 3; or the first two side by side, and the move: 1 + delay + 1.
+    for delay, best in ((2, 3), (0.5, 2.5)):
+        join = of([(1, 1)] * 3, f"0-2:{delay} 1-2:{delay}")
+        assert lower_bound(join).seconds < best == optimum(join)
+        assert refuted(join, best).seconds == pytest.approx(best)
+        assert refuted(join).seconds == pytest.approx(best, rel=5e-3)
+        fork = of([(1, 1)] * 3, f"0-1:{delay} 0-2:{delay}")
+        assert refuted(fork, best).seconds == pytest.approx(best) == optimum(fork)
+
+
+def test_tasks_that_do_not_fit_side_by_side_by_hand() -> None:
+    # Two of three equal tasks share a device, though a share of 1.5 each would do.
+    three = of([(2, 2)] * 3)
+    assert lower_bound(three).seconds == pytest.approx(3)
+    assert refuted(three, 4).seconds == pytest.approx(4)
+    # One unit: each of two tasks has half of the run to itself, in either order.
+    assert refuted(of([(0, 0)] * 2)).seconds == 0
+    window = replace(of([(2,)] * 2), entry=np.array([[1.0], [1.0]]), exit=np.array([[2.0], [2.0]]))
+    assert refuted(window, 7).seconds == pytest.approx(7) == optimum(window)
+
+
+def test_nothing_is_refuted_that_there_is() -> None:
+    reached = feasible = 0
+    for seed in range(150):
+        problem = tiny(seed)
+        best = optimum(problem)
+        bound = refuted(problem)
+        assert bound.seconds <= best * ROUNDING, f"seed {seed}"
+        assert bound.seconds >= lower_bound(problem).seconds
+        if best < INFINITY:
+            feasible += 1
+            reached += bound.seconds >= 0.99 * best
+            assert refuted(problem, best).seconds <= best
+            assert refuted(problem, 1.1 * best).seconds <= best * ROUNDING
+    assert feasible > 100
+    assert reached > 0.95 * feasible
+
+
+def test_refutation_is_better_than_the_other_bounds() -> None:
+    for seed in range(6):
+        problem = layered(16, 3, [0.1, 1, 5][seed % 3], seed)
+        values = refuted(problem).values
+        assert values["refutation"] > 1.02 * max(
+            value for name, value in values.items() if name != "refutation"
+        )
+        assert refuted(problem).seconds == values["refutation"]
+    # Too large to try: the other bounds alone.
+    assert "refutation" not in refuted(layered(16, 3, 1, 0), effort=100).values
 
 
 def test_launches_count_in_the_bound_of_plans() -> None:

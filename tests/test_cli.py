@@ -125,6 +125,23 @@ def test_a_plan_is_simulated_on_another_machine(tmp_path: Path) -> None:
     )
 
 
+def test_a_front_of_plans(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    options = ("partition", BRANCH, "--system", TWO_CORES, "--front", "latency,memory", "-o", plan)
+    text = hetsched_(*options).stdout
+    found = document(*options)["plans"]
+    values = [(item["values"]["latency"], item["values"]["memory"]) for item in found]
+    assert values == sorted(values)
+    assert [memory for _, memory in values] == sorted((m for _, m in values), reverse=True)
+    for item in found:
+        assert f"{item['values']['latency'] * 1e3:.3f}" in text
+        same = document("simulate", item["file"])
+        assert same["makespan_seconds"] == item["values"]["latency"]
+    hetsched_(*options[:4], "--front", "latency,speed", status=1)
+    # Nobody has said what these cores draw.
+    hetsched_(*options[:4], "--front", "energy", status=1)
+
+
 def test_a_plan_and_its_nodes_are_explained(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     hetsched_("partition", BRANCH, "--system", TWO_CORES, "--partitioner", "task", "-o", plan)

@@ -19,12 +19,14 @@ fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request
-measure  crew
+crew
+measure
 system
 tasks  cost
 problem  instance
 scheduler  plan  bounds
-partitioner  compiler  executor  explain  objective
+objective
+partitioner  compiler  executor  explain  stream
 sharing  stages
 package
 executable
@@ -58,8 +60,8 @@ LOADERS = (
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_cpsat _gaps _list _lns _rank _search cpop exact heft ippts lookahead peft "
-        "portfolio".split()
+        for name in "_cpsat _gaps _list _lns _rank _refutation _search cpop exact heft ippts "
+        "lookahead peft portfolio".split()
     }
 )
 

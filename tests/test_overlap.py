@@ -1,19 +1,26 @@
 """Two devices work at the same time, by the stamps that the run recorded."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hetsched
-from bench.overlap import Serial, ideal_makespan, layered
+from bench.overlap import Serial, handovers, ideal_makespan, layered
 from hetsched import Executable, Slot, System
 from hetsched.api import priced
+from hetsched.executor import Executor
 from hetsched.host import cores
 from hetsched.inputs import seeded_inputs
+from hetsched.measure import measure_link
 from hetsched.plan import make_plan
+from hetsched.plugin import load
 from hetsched.request import Request
+from hetsched.schedule import Schedule
 from hetsched.store import Store
+from hetsched.target import Target
 from hetsched.verify import verify
 
 SIZE, LAYERS = 512, 8
@@ -90,6 +97,47 @@ def test_independent_branches_run_at_the_same_time(forked: tuple[Executable, Map
         assert {move.sink for move in schedule.transfers} == {"cpu:0"}
         shares.append(shared(left, right))
     assert max(shares) > LEAST_SHARE, shares
+
+
+def test_no_python_stands_between_the_parts(forked: tuple[Executable, Mapping]) -> None:
+    executable, inputs = forked
+    executor = executable.start()
+    assert executor._crew is not None
+    expected = executable.run(inputs)
+    by_python = Executable(executable.plan, executable.parts)
+    with by_python, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Executor, "_joined", lambda self: None)
+        found = by_python.run(inputs)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_link_is_measured_as_plans_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load(Target, "cpu")
+    first, second = (target.device(f"cpu:{core}") for core in cores()[:2])
+    before = set(threading.enumerate())
+    for _ in range(2):
+        link = measure_link(first, second)
+        assert (link.source, link.sink) == (first.name, second.name)
+        assert 0 < link.seconds < 1
+        assert link.bytes_per_second > 0
+        # By Python, as for parts that are no code.
+        monkeypatch.setattr(type(target), "crew", lambda self, device: None)
+    assert measure_link(first, first).seconds == 0
+    assert set(threading.enumerate()) <= before
+
+
+def test_handovers_are_told_from_stamps(forked: tuple[Executable, Mapping]) -> None:
+    executable, _ = forked
+    slots = (
+        Slot("part0", "cpu:0", 0.0, 3.0),
+        Slot("part1", "cpu:1", 0.0, 5.0),
+        Slot("part2", "cpu:0", 5.5, 6.0),
+    )
+    assert handovers(executable.parts, Schedule(slots)) == [0.5]
+    # The unit itself was the last to be free: nothing was handed over.
+    own = (Slot("part0", "cpu:0", 0.0, 5.25), *slots[1:])
+    assert handovers(executable.parts, Schedule(own)) == []
 
 
 def test_requests_in_flight_share_a_pipeline(pipeline: tuple[Executable, Mapping]) -> None:

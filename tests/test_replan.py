@@ -12,6 +12,7 @@ from hetsched.device import Device
 from hetsched.errors import CompileError, RefusedPart
 from hetsched.graph import Graph
 from hetsched.host import cores
+from hetsched.partitioner import Partitioner
 from hetsched.plugin import load
 from hetsched.system import Link, System
 from hetsched.target import Artifact, Target
@@ -103,3 +104,28 @@ def test_a_part_that_is_refused_only_whole(system: System, monkeypatch: pytest.M
     monkeypatch.setattr(compiler, "compiled", compiled)
     with hetsched.compile(graph(), system, "task") as executable:
         assert set(executable.plan.placement.values()) == {system.devices[1].name}
+
+
+def test_a_refused_piece_is_a_refusal_of_the_whole(refusing: set[str]) -> None:
+    """A device that does not compile a piece gets nothing of that layer in the next plan."""
+    names = load(Target, "cpu").devices()[1:3]
+    if len(names) < 2:
+        pytest.skip("this machine has one core")
+    devices = tuple(
+        replace(load(Target, "cpu").device(name), fingerprint=f"said {name}", flops_per_second=1e6)
+        for name in names
+    )
+    links = [Link(a, b, 0.0, 1e12) for a in names for b in names if a != b]
+    system = System("said", devices, tuple(links))
+    build = Builder()
+    x = build.input("x", 1, 4, 16, 16)
+    weights = build.constant(np.ones((32, 4, 3, 3), np.float32))
+    y = build.op("Conv", x, weights, shape=(1, 32, 16, 16), pads=(1, 1, 1, 1), name="conv")
+    model = build.graph(y)
+    plan = hetsched.partition(model, system, "channel", cost_model="roofline")
+    assert plan.splits
+    refusing.add("conv#1")
+    with hetsched.compile(plan, replan=load(Partitioner, "channel")) as executable:
+        assert executable.plan.splits == ()
+        assert executable.plan.original is model
+        assert "planned again without" in executable.plan.notes[-1]

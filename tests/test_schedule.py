@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hetsched.bounds import lower_bound
 from hetsched.device import Device, Link
 from hetsched.errors import InfeasiblePlan
-from hetsched.partitioner import arrange
+from hetsched.partitioner import _Runs, arrange
 from hetsched.partitioners.layerwise import Stage, fastest_pipeline, named, shortest_run
 from hetsched.plugin import load
 from hetsched.problem import Problem
@@ -578,6 +578,23 @@ def test_arrange_leaves_a_part_that_waits_for_another_device() -> None:
     runs = arranged(tasks)
     assert runs == [("p", ["a"]), ("p", ["b"]), ("q", ["c"]), ("p", ["d"])]
     assert replayed(tasks, runs).makespan == 5
+
+
+def test_arrange_joins_runs_and_never_delays_the_end() -> None:
+    before, behind = 0, 0
+    for seed in range(400):
+        tasks = random_tasks(random.Random(seed), most=30)
+        try:
+            schedule = heft(tasks)
+        except InfeasiblePlan:
+            continue
+        placement = {slot.task: slot.device for slot in schedule.slots}
+        cut = runs_of(placement, _Runs.cut(tasks, schedule).members)
+        joined = arranged(tasks)
+        end = replayed(tasks, cut).makespan
+        assert replayed(tasks, joined).makespan <= end * (1 + 1e-9), seed
+        before, behind = before + len(cut), behind + len(joined)
+    assert behind < 0.75 * before
 
 
 def optimum(tasks: TaskGraph) -> float:

@@ -85,7 +85,7 @@ def random_problem(seed: int, most: int = 12, contention: bool | None = None) ->
 @pytest.mark.parametrize("name", names(Scheduler))
 def test_no_scheduler_breaks_a_rule(name: str) -> None:
     solved = 0
-    for seed in range(300 if name in LISTS else 30):
+    for seed in range(300 if name in LISTS else 25):
         made = random_problem(seed)
         try:
             solution = scheduler(name).schedule(made)
@@ -93,7 +93,7 @@ def test_no_scheduler_breaks_a_rule(name: str) -> None:
             continue
         solved += 1
         assert array_violations(made, solution) == {}, seed
-    assert solved >= (200 if name in LISTS else 20)
+    assert solved >= (200 if name in LISTS else 15)
 
 
 @pytest.mark.parametrize("family", families())
@@ -330,7 +330,7 @@ def test_no_scheduler_is_below_the_optimum_nor_misses_a_way() -> None:
     for seed in range(120):
         made = random_problem(seed, 4)
         best = optimum(replace(made, contention=False))
-        for name in names(Scheduler):
+        for name in names(Scheduler) if seed < 20 else LISTS:
             try:
                 solution = scheduler(name).schedule(made)
             except InfeasiblePlan:
@@ -338,7 +338,7 @@ def test_no_scheduler_is_below_the_optimum_nor_misses_a_way() -> None:
                 continue
             assert solution.makespan >= best * (1 - 1e-9), (name, seed)
     # Lists may miss a way where links are missing, not often.
-    assert all(missed <= 3 for missed in found.values()), found
+    assert all(missed <= 3 * (name in LISTS) for name, missed in found.items()), found
 
 
 # Published answers.
@@ -645,3 +645,10 @@ def test_the_arrays_of_a_task_graph() -> None:
     assert made.limit.tolist() == [inf, inf, 9]
     assert made.memory.tolist() == [0, 5, 0]
     assert made.contention
+
+
+def test_a_tensor_that_a_task_reads_twice_comes_once() -> None:
+    made = weighted([(1, np.inf), (np.inf, 1)], "1-2:4 1-2:4", contention=True)
+    shared = replace(made, tensor=np.array([0, 0]))
+    assert scheduler("heft").schedule(shared).start.tolist() == [0, 5]
+    assert scheduler("heft").schedule(made).start.tolist() == [0, 9]

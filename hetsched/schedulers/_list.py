@@ -111,7 +111,9 @@ def _free(a: Arrays) -> tuple[Gaps, np.ndarray]:
     What has not been sent leaves at infinity.
     """
     tasks, devices = a.seconds.shape
-    units = a.unit.max() + 1 if devices else 0
+    units = 0
+    for unit in a.unit:
+        units = max(units, unit + 1)
     links = devices * devices if a.contention else 0
     least = np.zeros(units + links)
     least[:units] = np.inf
@@ -152,9 +154,10 @@ def _ready_over_links(
     """
     devices = len(a.limit)
     lane = len(gaps.least) - devices * devices
-    edges = np.arange(a.incoming[task], a.incoming[task + 1])
-    for i in range(1, len(edges)):
-        edge, hole = edges[i], i
+    first = a.incoming[task]
+    edges = np.empty(a.incoming[task + 1] - first, np.int64)
+    for i in range(len(edges)):
+        edge, hole = first + i, i
         while hole > 0 and finish[a.source[edges[hole - 1]]] > finish[a.source[edge]]:
             edges[hole] = edges[hole - 1]
             hole -= 1

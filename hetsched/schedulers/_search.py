@@ -78,7 +78,9 @@ def forward(a, order, device, lost, finish, below, row, count):
         mark = i == lost
         for e in range(a.into[i], a.into[i + 1]):
             j = a.source[e]
-            there = finish[j] + a.latency[device[j], d] + a.into_nbytes[e] * a.per_byte[device[j], d]
+            there = (
+                finish[j] + a.latency[device[j], d] + a.into_nbytes[e] * a.per_byte[device[j], d]
+            )
             if there > start:
                 start = there
             mark |= below[j]
@@ -143,7 +145,9 @@ def draw(state):
 
 
 @njit(cache=True, nogil=True)
-def insertion(a, i, device, used, finish, tail, above, below, row, count, end, old, old_before, only, state):
+def insertion(
+    a, i, device, used, finish, tail, above, below, row, count, end, old, old_before, only, state
+):
     """The device and the neighbours on its unit where the longest path through task i is shortest.
 
     Returns device (-1 if none), task before, task behind (-1 if none) and the end of the run.
@@ -159,7 +163,9 @@ def insertion(a, i, device, used, finish, tail, above, below, row, count, end, o
         start = a.entry[i, d]
         for e in range(a.into[i], a.into[i + 1]):
             j = a.source[e]
-            there = finish[j] + a.latency[device[j], d] + a.into_nbytes[e] * a.per_byte[device[j], d]
+            there = (
+                finish[j] + a.latency[device[j], d] + a.into_nbytes[e] * a.per_byte[device[j], d]
+            )
             if there > start:
                 start = there
         rest = a.exit[i, d]
@@ -288,9 +294,7 @@ def place(a, order, position, device, i, d, before, behind, below, scratch, mark
 
 
 @njit(cache=True, nogil=True)
-def climb(
-    a, order, device, best_order, best_device, best, steps, hot, cold, bound, state
-):
+def climb(a, order, device, best_order, best_device, best, steps, hot, cold, bound, state):
     """Anneals `order` and `device` in place; returns the shortest end found, or `best`.
 
     What is shorter than `best` goes to `best_order` and `best_device`. An end that is not above
@@ -415,13 +419,30 @@ def climb(
             base = forward(a, new, new_device, i, finish, below, row, count)
             backward(a, new, new_device, i, tail, above)
             d, ahead, behind, through = insertion(
-                a, i, new_device, used, finish, tail, above, below, row, count, base, old, before,
-                only, state,
+                a,
+                i,
+                new_device,
+                used,
+                finish,
+                tail,
+                above,
+                below,
+                row,
+                count,
+                base,
+                old,
+                before,
+                only,
+                state,
             )
             if d < 0:
                 break
             end = max(base, through)
-            if x == got - 1 and end > now and draw(state) >= np.exp((now - end) / max(temperature, 1e-300)):
+            if (
+                x == got - 1
+                and end > now
+                and draw(state) >= np.exp((now - end) / max(temperature, 1e-300))
+            ):
                 break
             place(a, new, position, new_device, i, d, ahead, behind, below, scratch, marked)
             used[d] += a.memory[i]
@@ -531,7 +552,12 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
                     continue
                 f = device[j]
                 for d in range(devices):
-                    way = tail[j] + a.seconds[j, f] + a.latency[d, f] + a.out_nbytes[e] * a.per_byte[d, f]
+                    way = (
+                        tail[j]
+                        + a.seconds[j, f]
+                        + a.latency[d, f]
+                        + a.out_nbytes[e] * a.per_byte[d, f]
+                    )
                     exit[k, d] = max(exit[k, d], way)
         for k in range(m):
             for d in range(devices):
@@ -539,14 +565,36 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
                 if entry[k, d] == np.inf or exit[k, d] == np.inf:
                     seconds[k, d] = np.inf
         part = Padded(
-            seconds, into, source, into_nbytes, out, sink, out_nbytes, a.latency, a.per_byte, entry,
-            exit, a.unit, memory, a.limit - used,
+            seconds,
+            into,
+            source,
+            into_nbytes,
+            out,
+            sink,
+            out_nbytes,
+            a.latency,
+            a.per_byte,
+            entry,
+            exit,
+            a.unit,
+            memory,
+            a.limit - used,
         )
         inner_order = np.arange(m)
         inner_device = device[order[first:last]]
         best_order, best_device = inner_order.copy(), inner_device.copy()
         climb(
-            part, inner_order, inner_device, best_order, best_device, np.inf, steps, heat, 0.0, 0.0, state,
+            part,
+            inner_order,
+            inner_device,
+            best_order,
+            best_device,
+            np.inf,
+            steps,
+            heat,
+            0.0,
+            0.0,
+            state,
         )
         old = order[first:last].copy()
         for k in range(m):
@@ -562,7 +610,11 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
             start = max(a.entry[i, d], free[a.unit[d]])
             for e in range(a.into[i], a.into[i + 1]):
                 j = a.source[e]
-                there = finish[j] + a.latency[device[j], d] + a.into_nbytes[e] * a.per_byte[device[j], d]
+                there = (
+                    finish[j]
+                    + a.latency[device[j], d]
+                    + a.into_nbytes[e] * a.per_byte[device[j], d]
+                )
                 if there > start:
                     start = there
             finish[i] = start + a.seconds[i, d]

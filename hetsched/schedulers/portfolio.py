@@ -157,7 +157,16 @@ def annealed(
             while best > bound and (spent := budget.spent()) < last:
                 now_heat = heat * scale * (last - spent) / (last - begin)
                 end = climb(
-                    a, now_order, now_device, order, device, best, steps, now_heat, now_heat, bound,
+                    a,
+                    now_order,
+                    now_device,
+                    order,
+                    device,
+                    best,
+                    steps,
+                    now_heat,
+                    now_heat,
+                    bound,
                     state,
                 )
                 budget.taken += steps
@@ -170,8 +179,15 @@ def annealed(
             first = 0
             while first < problem.tasks and best > bound and budget.spent() < until:
                 first, end = sweep(
-                    a, order, device, first, min(problem.tasks, first + chunk), size, steps,
-                    WINDOW_HEAT * scale, state,
+                    a,
+                    order,
+                    device,
+                    first,
+                    min(problem.tasks, first + chunk),
+                    size,
+                    steps,
+                    WINDOW_HEAT * scale,
+                    state,
                 )
                 budget.taken += steps * 2 * chunk // size
                 if end < best:

@@ -18,6 +18,7 @@ from hetsched.stages.borders import (
     search,
     table,
 )
+from hetsched.stages.exact import improved
 from hetsched.stages.relaxation import NEAR, relaxed
 from hetsched.stages.traffic import Traffic
 
@@ -28,6 +29,9 @@ WORK = 3_000_000_000
 LARGEST_FAMILY = 8192
 ROUNDS = 6
 EXACT = 1 + 1e-9
+# Tasks times devices that constraint programming is tried for, and its deterministic seconds.
+LARGEST_PROGRAM = 1000
+PROGRAM_WORK = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +44,8 @@ class Pipeline:
 
     @property
     def optimal(self) -> bool:
-        return self.seconds <= self.bound * EXACT
+        """Whether the bound proves that none is faster, but for a millionth."""
+        return self.seconds <= self.bound * (1 + 1e-6)
 
 
 def fastest(traffic: Traffic, most: int = 0, least: float = 0.0) -> Pipeline | None:
@@ -56,7 +61,8 @@ def fastest(traffic: Traffic, most: int = 0, least: float = 0.0) -> Pipeline | N
     are alike count once. What it cannot see in a graph with branches, tensors that pass over a
     stage, it leaves out, so that its value is a lower bound; an exact search, with the table as its
     bound, settles the rest. Graphs with too many borders get those of several orders of the tasks,
-    and others near the best that were found; there `bound` is of the machine alone.
+    and others near the best that were found; there the bound is that of a
+    relaxation, and of constraint programming where that can go on.
 
     References
     ----------
@@ -251,7 +257,36 @@ class _Solver:
             if found is None or found.seconds * NEAR >= best.seconds:
                 break
             best = found
-        return best and replace(best, bound=min(best.seconds, bound))
+        if best is None or best.seconds <= bound * NEAR or traffic.seconds.size > LARGEST_PROGRAM:
+            return best and replace(best, bound=min(best.seconds, bound))
+        if self.machine.least:
+            return replace(best, bound=min(best.seconds, bound))
+        most = self.machine.most
+        stages, bound = improved(traffic, most, best.stages, best.seconds, bound, PROGRAM_WORK)
+        found = Pipeline(tuple(stages), self.seconds_of(stages), 0.0)
+        best = _better(best, found)
+        assert best is not None
+        return replace(best, bound=min(best.seconds, bound))
+
+    def seconds_of(self, stages: Sequence[tuple[int, Sequence[int]]]) -> float:
+        """The bottleneck of stages on devices."""
+        count = self.traffic.count
+        order = np.array([task for _, tasks in stages for task in tasks], np.int64)
+        ends = np.cumsum([0] + [len(tasks) for _, tasks in stages])
+        family = self.family(_bits(order, ends, count))
+        kinds = [
+            next(
+                place
+                for alike in self.units
+                for unit in alike
+                for first, member in zip(alike[0], unit, strict=True)
+                if member == device
+                for place in [self.devices.index(first)]
+            )
+            for device, _ in stages
+        ]
+        numbers = np.array(kinds, np.int64), np.arange(1, len(ends), dtype=np.int64)
+        return float(cost_of_stages(family, self.machine, self.flow, *numbers))
 
 
 def _better(one: Pipeline | None, other: Pipeline | None) -> Pipeline | None:
@@ -388,14 +423,18 @@ def _prefixes(
             close = [np.arange(size - width, size + width + 1) for size in near]
             sizes = np.concatenate([spread, *close])
         sizes = np.unique(np.clip(sizes, 0, tasks))
-    words = tasks // 64 + 1
     found: dict[bytes, int] = {}
     for order in orders:
-        flags = np.zeros(words * 64, np.uint8)
-        before = 0
-        for size in sizes:
-            flags[order[before:size]] = 1
-            before = int(size)
-            found.setdefault(np.packbits(flags, bitorder="little").tobytes(), int(size))
+        for size, row in zip(sizes, _bits(order, sizes, tasks), strict=True):
+            found.setdefault(row.tobytes(), int(size))
     ordered = sorted(found, key=lambda key: found[key])
-    return np.frombuffer(b"".join(ordered), "<u8").reshape(-1, words).astype(np.uint64)
+    return np.frombuffer(b"".join(ordered), np.uint64).reshape(len(ordered), -1).copy()
+
+
+def _bits(order: np.ndarray, sizes: Sequence[int] | np.ndarray, tasks: int) -> np.ndarray:
+    """The beginnings of `order` of these sizes, which grow, as borders."""
+    flags = np.zeros((len(sizes), (tasks // 64 + 1) * 64), np.uint8)
+    rank = np.empty(tasks, np.int64)
+    rank[order] = np.arange(tasks)
+    flags[:, :tasks] = rank < np.asarray(sizes)[:, None]
+    return np.packbits(flags, axis=1, bitorder="little").view("<u8").astype(np.uint64)

@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = []
             for restart in track(range(given.restarts), name, transient=True):
                 value, worst, so_far = attacked(ratio, given.steps, given.seed + restart)
-                rows.append({"ratio": value, "instance": _content(worst), "so_far": so_far[::50]})
+                rows.append({"ratio": value, "instance": content_of(worst), "so_far": so_far[::50]})
             values = [row["ratio"] for row in rows]
             content[name] = {"largest": max(values), "restarts": rows}
             # After each, so that a long run that breaks off has told something.
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _content(problem: Problem) -> dict[str, Any]:
+def content_of(problem: Problem) -> dict[str, Any]:
     """What makes the instance again; null is where a task cannot run."""
     return {
         "seconds": [[x if np.isfinite(x) else None for x in row] for row in problem.seconds],

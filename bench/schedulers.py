@@ -24,6 +24,8 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import models
+from bench.attack import RATIOS as AGAINST
+from bench.attack import attacked, content_of
 from bench.instances import families, instance, layered, odd, planted
 from bench.record import record, write
 from bench.scaling import scaling
@@ -46,6 +48,7 @@ RATIOS = (0.1, 1.0, 5.0)
 DEVICES = 3
 # Of the whole run's instances: what a set has where the command line does not say.
 INSTANCES = {"proved": 504, "medium": 24, "planted": 9, "memory": 120, "bound": 10_000}
+ATTACK_STEPS = 1000
 # Anything shorter than a proved optimum by more than this is an error of one of the two.
 ROUNDING = 1e-9
 
@@ -247,6 +250,31 @@ def speed(options: Options) -> Result:
     return Result(text, ("scheduler", *sizes, "exponent"), cells, rows, {})
 
 
+def attack(options: Options) -> Result:
+    """Up to 12 tasks that annealing changes until the scheduler looks as bad as it can."""
+    restarts = options.instances or 10
+    rows = []
+    for name, made in AGAINST.items():
+        ratio = made(options.scheduler)
+        for restart in track(range(restarts), f"attack: {name}", transient=True):
+            worst, problem, so_far = attacked(ratio, ATTACK_STEPS, options.seed + restart)
+            rows.append(
+                {"over": name, "ratio": worst, "instance": content_of(problem)}
+                | {"so_far": so_far[::50]}
+            )
+    found = {name: [row["ratio"] for row in rows if row["over"] == name] for name in AGAINST}
+    cells = [
+        [name, f"{max(ratios):.6f}", f"{statistics.median(ratios):.6f}"]
+        for name, ratios in found.items()
+    ]
+    text = (
+        f"The worst makespan of {options.scheduler} over another that annealing of the instance "
+        f"finds, {ATTACK_STEPS} steps from each of {restarts} random ones of at most 12 tasks."
+    )
+    figures = {name: {"largest": max(ratios)} for name, ratios in found.items()}
+    return Result(text, ("makespan over", "largest", "median of restarts"), cells, rows, figures)
+
+
 SCHEDULER_HEADS = (
     "scheduler",
     "geomean",
@@ -264,6 +292,7 @@ SETS: dict[str, Callable[[Options], Result]] = {
     "memory": memory,
     "bound": bound,
     "speed": speed,
+    "attack": attack,
     "layerwise": lambda options: Result(*layerwise(options.seed, options.instances)),
 }
 

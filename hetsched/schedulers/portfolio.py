@@ -16,11 +16,14 @@ from hetsched.scheduler import Scheduler
 from hetsched.schedulers import _cpsat
 from hetsched.schedulers._list import list_schedule
 from hetsched.schedulers._rank import remaining
+from hetsched.schedulers._refutation import refuted
 from hetsched.schedulers._search import climb, padded, seeded, sweep
 
 LISTS = ("heft", "cpop", "peft", "lookahead", "ippts")
 # Tasks up to which the whole is annealed.
 WHOLE = 400
+# Tasks up to which a bound is worth tenths of a second.
+REFUTED = 100
 # Where each round of annealing ends, as a share of all, and how hot it begins, in mean seconds
 # of a task and half a transfer.
 ROUNDS = ((0.1, 1.0), (0.4, 1.0), (0.7, 0.5), (1.0, 0.25))
@@ -44,8 +47,8 @@ class Portfolio(Scheduler):
     annealed: critical tasks are taken out, alone or with others, and put back one by one where the
     longest path through each is shortest. Small problems then go to CP-SAT, large ones are annealed
     in windows. An iteration is about 0.1 ms of any size of problem; with `seconds=0` iterations are
-    the only limit, and the result is the same on any machine. Where links contend, local search is
-    left out.
+    the only limit, and the result is the same on any machine. With `prove`, problems of up to 100
+    tasks get a bound that takes longer to find. Where links contend, local search is left out.
 
     References
     ----------
@@ -59,6 +62,7 @@ class Portfolio(Scheduler):
     seconds: float = 2.0
     iterations: int = 0
     seed: int = 0
+    prove: bool = True
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 and self.iterations <= 0:
@@ -70,6 +74,8 @@ class Portfolio(Scheduler):
         budget = Budget(self.seconds or inf, self.iterations or inf)
         best = self._started(problem, budget)
         bound = lower_bound(problem, best.makespan).seconds
+        if self.prove and problem.tasks <= REFUTED and bound < best.makespan:
+            bound = refuted(problem, best.makespan).seconds
         best = replace(best, lower_bound=min(best.makespan, bound))
         for step, until in next(steps for most, steps in PLANS if problem.tasks <= most):
             if not best.optimal:

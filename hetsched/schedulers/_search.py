@@ -567,7 +567,8 @@ def sweep(
 ) -> tuple[int, float]:
     """Climbs windows of `size` tasks of the order that begin from `first` on and before `until`.
 
-    They overlap by half. Returns the place where the next window begins and the end of the run.
+    They overlap by half; of one that begins below 0 there is less. Returns the place where the next
+    window begins and the end of the run.
 
     What stands before and behind a window keeps its place, as arrivals and tails.
     """
@@ -586,8 +587,11 @@ def sweep(
         free[a.unit[device[order[k]]]] = s.finish[order[k]]
     stride = max(1, size // 2)
     while first < until:
-        last = min(first + size, n)
-        m = last - first
+        begin, last = max(first, 0), min(first + size, n)
+        m = last - begin
+        if m <= 0:
+            first += stride
+            continue
         rest = np.zeros(units)
         missing = units
         seen = np.zeros(units, np.bool_)
@@ -601,9 +605,9 @@ def sweep(
                 if not missing:
                     break
         inner = 0
-        for k in range(first, last):
-            number[order[k]] = k - first
-        for k in range(first, last):
+        for k in range(begin, last):
+            number[order[k]] = k - begin
+        for k in range(begin, last):
             i = order[k]
             for e in range(a.into[i], a.into[i + 1]):
                 if number[a.source[e]] >= 0:
@@ -615,7 +619,7 @@ def sweep(
         source, sink = np.empty(inner, np.int64), np.empty(inner, np.int64)
         into_nbytes, out_nbytes = np.empty(inner), np.empty(inner)
         for k in range(m):
-            i = order[first + k]
+            i = order[begin + k]
             seconds[k] = a.seconds[i]
             entry[k] = a.entry[i]
             exit[k] = a.exit[i]
@@ -674,7 +678,7 @@ def sweep(
             a.limit - used,
         )
         inner_order = np.arange(m)
-        inner_device = device[order[first:last]]
+        inner_device = device[order[begin:last]]
         best_order, best_device = inner_order.copy(), inner_device.copy()
         climb(
             part,
@@ -689,15 +693,15 @@ def sweep(
             0.0,
             random,
         )
-        old = order[first:last].copy()
+        old = order[begin:last].copy()
         for k in range(m):
             number[old[k]] = -1
-            order[first + k] = old[best_order[k]]
+            order[begin + k] = old[best_order[k]]
             device[old[k]] = best_device[k]
         for k in range(m):
             used[device[old[k]]] += a.memory[old[k]]
         # The finishes of the tasks that stay, and when they leave their units.
-        for k in range(first, min(first + stride, n)):
+        for k in range(begin, min(max(first + stride, 0), n)):
             i = order[k]
             d = device[i]
             s.device[i] = d

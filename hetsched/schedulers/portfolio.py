@@ -17,7 +17,7 @@ from hetsched.schedulers import _cpsat
 from hetsched.schedulers._list import list_schedule
 from hetsched.schedulers._rank import remaining
 from hetsched.schedulers._refutation import refuted
-from hetsched.schedulers._search import climb, padded, seeded, sweep
+from hetsched.schedulers._search import climb, draw, padded, seeded, sweep
 
 LISTS = ("heft", "cpop", "peft", "lookahead", "ippts")
 # Tasks up to which the whole is annealed.
@@ -28,7 +28,7 @@ REFUTED = 100
 # of a task and half a transfer.
 ROUNDS = ((0.1, 1.0), (0.4, 1.0), (0.7, 0.5), (1.0, 0.25))
 # Tasks in a window, in turns, its temperature, and steps for each of its tasks.
-WINDOWS = (50, 100, 30)
+WINDOWS = (50, 100, 200)
 WINDOW_HEAT = 0.1
 WINDOW_STEPS = 20
 # Iterations between two looks at the clock: some hundredths of a second.
@@ -196,7 +196,8 @@ def windowed(
     for size in cycle(WINDOWS):
         count = WINDOW_STEPS * size
         some = max(1, steps(SLICE, size) // count)
-        first = 0
+        # Not always the same borders.
+        first = -int(draw(random) * size)
         while first < problem.tasks and best > bound and budget.spent() < until:
             last = min(problem.tasks, first + some * size // 2)
             first, best = sweep(

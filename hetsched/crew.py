@@ -9,7 +9,9 @@ results are always new arrays.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from ctypes import c_int32, c_int64, c_uint32, c_void_p
+from functools import reduce
 from math import prod
+from operator import and_
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
@@ -18,7 +20,7 @@ import numpy as np
 
 from hetsched.dtype import ALIGNMENT, empty
 from hetsched.errors import PartError
-from hetsched.request import Request, Step
+from hetsched.request import Request, Step, View
 from hetsched.schedule import Schedule, Transfer
 from hetsched.target import Code
 
@@ -75,7 +77,8 @@ CORE_WORDS = 16
 class Crew:
     """The units of a plan whose steps have `codes`. `outputs` are the names that a run returns.
 
-    `constants` are results that no step writes. Each unit needs a thread that calls `work`.
+    `constants` are results that no step writes. What `views` put together has one memory, to which
+    the steps write their pieces. Each unit needs a thread that calls `work`.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Crew:
         codes: Sequence[Code],
         outputs: Sequence[str],
         constants: Mapping[str, np.ndarray],
+        views: Mapping[str, View] | None = None,
     ) -> None:
         self._codes = tuple(codes)
         self._constants = dict(constants)
@@ -104,7 +108,7 @@ class Crew:
         self._in_flight: dict[int, CrewRequest] = {}
         self._free: list[_Memory] = []
         self._lock = Lock()
-        self._course = _Course(steps, codes, outputs)
+        self._course = _Course(steps, codes, outputs, views or {})
         library = codes[0].library
         self._work, self._stop = library.crew_work, library.crew_stop
         self._submit, self._serve = library.crew_submit, library.crew_serve
@@ -301,41 +305,66 @@ class _Course:
     """What each request does, and where in its memory the tensors between the parts are."""
 
     def __init__(
-        self, steps: Sequence[Step], codes: Sequence[Code], outputs: Sequence[str]
+        self,
+        steps: Sequence[Step],
+        codes: Sequence[Code],
+        outputs: Sequence[str],
+        views: Mapping[str, View],
     ) -> None:
         self.steps = tuple(steps)
         self.outputs = tuple(outputs)
-        made = {name: index for index, step in enumerate(steps) for name in step.outputs}
         kinds = {
             name: kind
             for step, code in zip(steps, codes, strict=True)
             for name, kind in zip(step.outputs, code.results, strict=True)
         }
+        # By tensor: the one whose memory it is in, and the bytes before it there.
+        within = {name: (name, 0) for name in kinds}
+        for whole, view in views.items():
+            within[whole] = whole, 0
+            start = 0
+            for piece in view.pieces:
+                within[piece] = whole, start
+                start += _nbytes(kinds[piece])
+        kinds |= {name: (view.shape, view.dtype) for name, view in views.items()}
+        # The steps that make each tensor.
+        made: dict[str, list[int]] = defaultdict(list)
+        for index, step in enumerate(steps):
+            for name in step.outputs:
+                made[name].append(index)
+        made |= {name: [made[p][0] for p in view.pieces] for name, view in views.items()}
         self.results = {name: kinds[name] for name in outputs if name in made}
         # By step: the steps of other units that it waits for, and the units that wait for it.
         self.sources: list[list[int]] = []
         self.readers: list[list[str]] = [[] for _ in steps]
         # Of tensor, bytes, source and sink, by the step that makes the tensor.
         self.transfers: list[list[tuple[str, int, str, str]]] = [[] for _ in steps]
-        # By tensor, where its address stands: step and cell of its table.
-        self.bound: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        between: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        # By tensor, where its address stands: step and cell of its table, and the bytes before it.
+        self.bound: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        between: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         users: dict[str, list[int]] = defaultdict(list)
         for index, (step, code) in enumerate(zip(steps, codes, strict=True)):
             cells = zip((*step.inputs, *step.outputs), (*code.inputs, *code.outputs), strict=True)
-            for name, cell in cells:
+            for tensor, cell in cells:
+                name, start = within.get(tensor, (tensor, 0))
                 inside = name in made and name not in self.results
-                (between if inside else self.bound)[name].append((index, cell))
+                (between if inside else self.bound)[name].append((index, cell, start))
                 users[name].append(index)
-            sources = sorted({made[name] for name in step.inputs if name in made})
+            sources = sorted({i for name in step.inputs for i in made.get(name, ())})
             others = [i for i in sources if steps[i].device.unit != step.device.unit]
             self.sources.append(others)
             for source in others:
                 if step.device.unit not in self.readers[source]:
                     self.readers[source].append(step.device.unit)
-            for name in step.inputs:
-                maker = made.get(name)
-                if maker is None or steps[maker].device.name == step.device.name:
+            read = [
+                piece
+                for name in step.inputs
+                for piece in (views[name].pieces if name in views else (name,))
+                if piece in made
+            ]
+            for name in read:
+                (maker,) = made[name]
+                if steps[maker].device.name == step.device.name:
                     continue
                 move = (name, _nbytes(kinds[name]), steps[maker].device.name, step.device.name)
                 if move not in self.transfers[maker]:
@@ -344,46 +373,50 @@ class _Course:
             {name: _nbytes(kinds[name]) for name in between}, made, users
         )
         # Step, cell, and the bytes before it in the memory.
-        self.fixed = [(*at, places[name]) for name, found in between.items() for at in found]
+        self.fixed = [
+            (index, cell, places[name] + start)
+            for name, found in between.items()
+            for index, cell, start in found
+        ]
 
     def _placed(
         self,
         nbytes: Mapping[str, int],
-        made: Mapping[str, int],
+        made: Mapping[str, Sequence[int]],
         users: Mapping[str, Sequence[int]],
     ) -> tuple[dict[str, int], int]:
         """The start of each tensor and the bytes of all together.
 
         A tensor takes the smallest piece that is large enough and whose users have all run when it
-        is made, whatever the units do meanwhile; else a new one.
+        is made, or the first part of it, whatever the units do meanwhile; else a new one.
         """
+        # By step, those that have all run when it begins.
         before: list[int] = []
         last: dict[str, int] = {}
-        pieces: list[tuple[int, int, int]] = []  # size, start, users
-        places: dict[str, int] = {}
-        total = 0
         for index, step in enumerate(self.steps):
             known = 0
-            earlier = {made[name] for name in step.inputs if name in made}
+            earlier = {maker for name in step.inputs for maker in made.get(name, ())}
             earlier.update(last[unit] for unit in [step.device.unit] if unit in last)
             for other in earlier:
                 known |= before[other] | 1 << other
             before.append(known)
             last[step.device.unit] = index
-            for name in step.outputs:
-                if name not in nbytes:
-                    continue
-                size = -(-nbytes[name] // ALIGNMENT) * ALIGNMENT
-                free = [p for p in pieces if p[0] >= size and not p[2] & ~known]
-                if free:
-                    piece = min(free)
-                    pieces.remove(piece)
-                else:
-                    piece = (size, total, 0)
-                    total += size
-                places[name] = piece[1]
-                used = sum(1 << user for user in set(users[name]))
-                pieces.append((piece[0], piece[1], used))
+        pieces: list[tuple[int, int, int]] = []  # size, start, users
+        places: dict[str, int] = {}
+        total = 0
+        for name in sorted(nbytes, key=lambda name: min(made[name])):
+            known = reduce(and_, (before[maker] for maker in made[name]))
+            size = -(-nbytes[name] // ALIGNMENT) * ALIGNMENT
+            free = [p for p in pieces if p[0] >= size and not p[2] & ~known]
+            if free:
+                piece = min(free)
+                pieces.remove(piece)
+            else:
+                piece = (size, total, 0)
+                total += size
+            places[name] = piece[1]
+            used = sum(1 << user for user in set(users[name]))
+            pieces.append((piece[0], piece[1], used))
         return places, total
 
 
@@ -402,9 +435,9 @@ class _Memory:
         self.slot["states"] = address(self.states)
         self.slot_address = address(self.slot)
 
-    def bind(self, places: Sequence[tuple[int, int]], value: int) -> None:
-        for index, cell in places:
-            self._tables[index][cell] = value
+    def bind(self, places: Sequence[tuple[int, int, int]], value: int) -> None:
+        for index, cell, offset in places:
+            self._tables[index][cell] = value + offset
 
 
 def address(array: np.ndarray) -> int:

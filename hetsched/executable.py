@@ -16,7 +16,7 @@ from hetsched.graph import dtype_of
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
-from hetsched.request import Request, Run, Step
+from hetsched.request import Request, Run, Step, View
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 
@@ -160,8 +160,18 @@ class Executable:
         ]
         names = [tensor.name for tensor in self.outputs]
         constants = self.plan.original.constants
+        graph = self.plan.graph
+        joined = {tensor.name: tensor for op in graph.ops for tensor in op.writes}
+        views = {
+            name: View(
+                tuple(piece.name for piece in pieces),
+                joined[name].shape,
+                numpy_dtype(joined[name].dtype),
+            )
+            for name, pieces in graph.views.items()
+        }
         return Executor(
-            steps, names, {name: constants[name] for name in names if name in constants}
+            steps, names, {name: constants[name] for name in names if name in constants}, views
         )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from hetsched.crew import Crew, CrewRequest
 from hetsched.errors import DeviceError, HetschedError, PartError
-from hetsched.request import Request, Run, Step, failure, one_line
+from hetsched.request import Request, Run, Step, View, failure, one_line
 from hetsched.schedule import Transfer
 from hetsched.target import Kernel
 
@@ -60,9 +60,25 @@ class _Course:
     # By tensor.
     ways: Mapping[str, tuple[_Way, ...]]
     uses: tuple[int, ...]
-    # The places that each step reads, and those of the results by name.
+    # The places that each step reads, and those of the results by name. A view has several.
     reads: tuple[tuple[int, ...], ...]
-    results: Mapping[str, int]
+    results: Mapping[str, tuple[int, ...]]
+    views: Mapping[str, View]
+
+    def values(
+        self,
+        names: Iterable[str],
+        found: Iterable[Any],
+        copied: Callable[[View, list[Any]], Any] = View.copied,
+    ) -> list[Any]:
+        """The tensors of these names, of what is at their places; views are `copied`."""
+        there = iter(found)
+        return [
+            copied(view, [next(there) for _ in view.pieces])
+            if (view := self.views.get(name))
+            else next(there)
+            for name in names
+        ]
 
 
 class _Queued(Request):
@@ -81,7 +97,7 @@ class _Queued(Request):
         self._missing = [len(reads) for reads in course.reads]
         # How many steps of each unit have run.
         self._position = dict.fromkeys(course.order, 0)
-        self._waiting_for = len(course.steps) + len(course.results)
+        self._waiting_for = len(course.steps) + sum(map(len, course.results.values()))
         # Called once, at the end.
         self.at_end: Callable[[_Queued], None] | None = None
 
@@ -136,9 +152,10 @@ class _Queued(Request):
             self._waiting_for -= 1
             if self._waiting_for or self._over:
                 return
-            self._result = {
-                name: self._values[place] for name, place in self._course.results.items()
-            }
+            results = self._course.results
+            places = [place for found in results.values() for place in found]
+            values = self._course.values(results, [self._values[place] for place in places])
+            self._result = dict(zip(results, values, strict=True))
             self._end()
 
     def fail(self, error: BaseException) -> None:
@@ -219,7 +236,8 @@ def _answer(future: "Future[Any]", function: Callable[..., Any], *arguments: Any
 class Executor:
     """Workers with loaded kernels. `outputs` are the names that a run returns.
 
-    `constants` are results that no step writes. A failed load leaves nothing running.
+    `constants` are results that no step writes, `views` what steps read and runs return as one that
+    several steps write. A failed load leaves nothing running.
     """
 
     def __init__(
@@ -227,8 +245,9 @@ class Executor:
         steps: Sequence[Step],
         outputs: Iterable[str],
         constants: Mapping[str, np.ndarray],
+        views: Mapping[str, View] | None = None,
     ) -> None:
-        self._course = course = _course(steps, outputs)
+        self._course = course = _course(steps, outputs, views or {})
         self._steps = course.steps
         self._constants = dict(constants)
         self._kernels: list[Kernel] = []
@@ -302,7 +321,7 @@ class Executor:
                 except Exception as error:
                     raise failure(step, error) from error
             made = {**values, **dict(zip(step.outputs, results, strict=True))}
-            return {name: made[name] for name in self._course.results}
+            return {name: self._value(made, name) for name in self._course.results}
 
         return call
 
@@ -377,7 +396,8 @@ class Executor:
         codes = [code for kernel in self._kernels if (code := kernel.code()) is not None]
         if len(self._course.order) < 2 or self._couriers or len(codes) < len(self._steps):
             return None
-        crew = Crew(self._steps, codes, tuple(self._course.results), self._constants)
+        course = self._course
+        crew = Crew(self._steps, codes, tuple(course.results), self._constants, course.views)
         for unit, worker in self._workers.items():
             worker.join(crew, unit)
         return crew
@@ -402,12 +422,16 @@ class Executor:
             kernel = self._kernels[index]
             start = perf_counter()
             try:
-                results = kernel.run([values[name] for name in step.inputs])
+                results = kernel.run([self._value(values, name) for name in step.inputs])
                 values.update(zip(step.outputs, results, strict=True))
             except Exception as error:
                 raise failure(step, error) from error
             run.record(index, start, perf_counter())
-        return {name: values[name] for name in self._course.results}, run
+        return {name: self._value(values, name) for name in self._course.results}, run
+
+    def _value(self, values: Mapping[str, Any], name: str) -> Any:
+        view = self._course.views.get(name)
+        return view.copied([values[piece] for piece in view.pieces]) if view else values[name]
 
     def _publish(self, request: _Queued, ways: Iterable[_Way], value: Any) -> None:
         """Brings a new value to every place that needs it."""
@@ -448,12 +472,14 @@ class Executor:
         if request.failed:
             return
         step = self._steps[index]
-        inputs = request.take(self._course.reads[index])
+        pieces = request.take(self._course.reads[index])
         if self._here:
             self._turn.acquire()
         start = perf_counter()
         try:
-            results = self._kernels[index].run(inputs)
+            kernel = self._kernels[index]
+            inputs = self._course.values(step.inputs, pieces, partial(_copied, kernel))
+            results = kernel.run(inputs)
             outputs = list(zip(step.outputs, results, strict=True))
         except Exception as error:
             raise failure(step, error) from error
@@ -462,7 +488,7 @@ class Executor:
                 self._turn.release()
         finish = perf_counter()
         # Before anything that waits for this step starts: the memory may be its to use.
-        del inputs
+        del inputs, pieces
         request.finish(index, start, finish)
         for name, value in outputs:
             self._publish(request, self._course.ways.get(name, ()), value)
@@ -470,16 +496,20 @@ class Executor:
         request.settle()
 
 
-def _course(steps: Sequence[Step], outputs: Iterable[str]) -> _Course:
+def _course(steps: Sequence[Step], outputs: Iterable[str], views: Mapping[str, View]) -> _Course:
+    def pieces(name: str) -> tuple[str, ...]:
+        return views[name].pieces if name in views else (name,)
+
     names = tuple(dict.fromkeys(outputs))
     order: dict[str, list[int]] = defaultdict(list)
     readers: dict[tuple[str, str | None], list[int]] = defaultdict(list)
     for index, step in enumerate(steps):
         order[step.device.unit].append(index)
-        for name in step.inputs:
-            readers[name, step.device.name].append(index)
+        for whole in step.inputs:
+            for name in pieces(whole):
+                readers[name, step.device.name].append(index)
     uses = Counter({place: len(indices) for place, indices in readers.items()})
-    uses.update((name, None) for name in names)
+    uses.update((name, None) for whole in names for name in pieces(whole))
     places = {place: number for number, place in enumerate(uses)}
     source = {name: step.device.name for step in steps for name in step.outputs}
     spaces = {step.device.name: step.device.memory_space for step in steps}
@@ -495,9 +525,17 @@ def _course(steps: Sequence[Step], outputs: Iterable[str]) -> _Course:
         {unit: tuple(indices) for unit, indices in order.items()},
         {name: tuple(found) for name, found in ways.items()},
         tuple(uses.values()),
-        tuple(tuple(places[name, step.device.name] for name in step.inputs) for step in steps),
-        {name: places[name, None] for name in names},
+        tuple(
+            tuple(places[n, step.device.name] for name in step.inputs for n in pieces(name))
+            for step in steps
+        ),
+        {name: tuple(places[piece, None] for piece in pieces(name)) for name in names},
+        views,
     )
+
+
+def _copied(kernel: Kernel, view: View, pieces: Sequence[Any]) -> Any:
+    return kernel.receive(view.copied([kernel.send(piece) for piece in pieces]))
 
 
 def _stop(workers: Iterable[_Worker]) -> None:

@@ -62,20 +62,23 @@ def fuse(
     outputs: Iterable[Tensor],
     constants: Mapping[str, object],
     joins: frozenset[str] = frozenset(),
+    views: frozenset[str] = frozenset(),
 ) -> tuple[Group, ...]:
     """The kernel groups of `ops`, in topological order; each of `joins` begins one.
+
+    Operations of `views` are in none.
 
     A group has one exit until its last operation, so that nothing outside can lie on a path
     between two of its members: the groups form an acyclic graph. Linear time in `ops`.
     """
-    return Wiring(ops, outputs, constants, joins).groups()
+    return Wiring(ops, outputs, constants, joins, views).groups()
 
 
 class Wiring:
     """Who writes and who reads each tensor of `ops`, by position; `outputs` leave them.
 
-    No operation of `joins` is in a tail. Made once, it gathers parts in time that is linear in
-    each part.
+    No operation of `joins` is in a tail, and none of `views` in a group. Made once, it gathers
+    parts in time that is linear in each part.
     """
 
     def __init__(
@@ -84,11 +87,13 @@ class Wiring:
         outputs: Iterable[Tensor],
         constants: Mapping[str, object],
         joins: frozenset[str] = frozenset(),
+        views: frozenset[str] = frozenset(),
     ) -> None:
         self._ops = ops
         self._kept = {tensor.name for tensor in outputs}
         self._constants = constants
         self._joins = joins
+        self._views = views
         self._position = {op.name: index for index, op in enumerate(ops)}
         self._producer = {t.name: i for i, op in enumerate(ops) for t in op.writes}
         self._consumers: dict[str, list[int]] = {}
@@ -102,7 +107,7 @@ class Wiring:
         taken: set[int] = set()
         members: list[list[int]] = []
         for index in range(len(self._ops)):
-            if index in taken or index in self.heads:
+            if index in taken or index in self.heads or self._ops[index].name in self._views:
                 continue
             group = [index]
             while tail := self._next_tail(group[-1], taken):
@@ -130,7 +135,8 @@ class Wiring:
         name = op.writes[0].name
         readers = self._consumers.get(name, [])
         alone = len(readers) == 1 and name not in self._kept
-        return alone and self._ops[readers[0]].kind != HEAD
+        reader = self._ops[readers[0]] if alone else op
+        return reader.kind != HEAD and reader.name not in self._views
 
     def _made(self, tensor: Tensor) -> int:
         """When a tensor can be there, a head taking no time; before all where nothing makes it."""

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from hetsched.dtype import dtype_name, numpy_dtype, onnx_code, raw_bytes
 from hetsched.errors import ModelError
 from hetsched.fusion import Group, Wiring
-from hetsched.op import Op, Tensor
+from hetsched.op import Op, Tensor, can_adjoin
 
 # The oldest IR that has all that a graph can hold (16-bit floats, several domains), so that every
 # tool of the last years opens what hetsched writes.
@@ -29,7 +29,8 @@ class Graph:
 
     `constants` are the weights, read-only arrays by tensor name. `joins` are operations that put
     together what several devices may have computed: none is the tail of a kernel group, which would
-    wait for all of it. Checked when made: each tensor is defined once and before it is read.
+    wait for all of it, and those of `views` are in no group at all. Checked when made: each tensor
+    is defined once and before it is read.
 
     Raises
     ------
@@ -74,7 +75,37 @@ class Graph:
 
     @cached_property
     def _wiring(self) -> Wiring:
-        return Wiring(self.ops, self.outputs, self.constants, self.joins)
+        views = frozenset(self.producers[name].name for name in self.views)
+        return Wiring(self.ops, self.outputs, self.constants, self.joins, views)
+
+    @cached_property
+    def views(self) -> Mapping[str, tuple[Tensor, ...]]:
+        """What is joined of tensors that can lie one behind the other, by name, and of which.
+
+        Nobody has to copy them: who makes one writes it to its place.
+        """
+        found: dict[str, tuple[Tensor, ...]] = {}
+        taken = {tensor.name for tensor in self.outputs}
+        for op in self.ops:
+            if op.name not in self.joins or op.kind != "Concat":
+                continue
+            pieces, joined = op.reads, op.output()
+            apart = len({tensor.name for tensor in pieces}) == len(pieces)
+            made = all(
+                tensor.name in self.producers
+                and self.producers[tensor.name].name not in self.joins
+                and tensor.name not in taken
+                for tensor in pieces
+            )
+            nbytes = [tensor.nbytes for tensor in pieces]
+            if apart and made and can_adjoin(joined.shape, op.attributes["axis"], nbytes):
+                found[joined.name] = pieces
+                taken.update(tensor.name for tensor in pieces)
+        return found
+
+    def sources(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that kernel groups make of which `tensor` is a view, or itself."""
+        return self.views.get(tensor.name, (tensor,))
 
     @cached_property
     def producers(self) -> Mapping[str, Op]:

@@ -1,12 +1,12 @@
 """What a graph is made of: tensors and the operations between them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from hetsched.dtype import itemsize
+from hetsched.dtype import ALIGNMENT, itemsize
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,20 @@ class Tensor:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def can_adjoin(shape: Sequence[int], axis: int, nbytes: Sequence[int]) -> bool:
+    """Whether pieces along an axis, of so many bytes, lie one behind the other and start aligned.
+
+    Examples
+    --------
+    >>> can_adjoin((1, 64, 28, 28), 1, [100352, 100352])
+    True
+    >>> can_adjoin((1, 64, 28, 28), 2, [100352, 100352])
+    False
+    """
+    aligned = all(size % ALIGNMENT == 0 for size in nbytes[:-1])
+    return aligned and prod(shape[:axis]) == 1
 
 
 @dataclass(frozen=True, eq=False)

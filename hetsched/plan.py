@@ -92,9 +92,9 @@ class Part:
 class Plan:
     """Placement and order of the kernel groups of `graph`, with the prices they were chosen by.
 
-    A part is a run of `order` on one device. It ends where the device changes, and before each of
-    `cuts`, groups that start a part of their own. The order is topological, so that parts cannot
-    wait for each other in a circle.
+    A part is a run of `order` on one device. It ends where the device changes, before each of
+    `cuts`, groups that start a part of their own, and before what reads a view of something that
+    the part makes. The order is topological, so that parts cannot wait for each other in a circle.
 
     A plan that splits operations is one for what `split` makes of the graph `unsplit`, which the
     plan belongs to.
@@ -133,7 +133,8 @@ class Plan:
             if device not in self.prices.seconds.get(name, {}):
                 reason = self.prices.refusals.get(name, {}).get(str(device), "it has no price")
                 raise PlanError(f"group '{name}' cannot run on '{device}': {reason}")
-            for tensor in groups[name].inputs:
+            read = (t for tensor in groups[name].inputs for t in self.graph.sources(tensor))
+            for tensor in read:
                 if tensor.name in self.graph.producers and tensor.name not in written:
                     raise PlanError(f"group '{name}' comes before what writes '{tensor.name}'")
             written.update(tensor.name for tensor in groups[name].outputs)
@@ -148,10 +149,18 @@ class Plan:
         groups = {group.name: group for group in self.graph.groups}
         runs: list[list[Group]] = []
         before = None
+        made: set[str] = set()
         for name in self.order:
-            if self.placement[name] != before or name in self.cuts:
+            viewed = {
+                piece.name
+                for tensor in groups[name].inputs
+                for piece in self.graph.views.get(tensor.name, ())
+            }
+            if self.placement[name] != before or name in self.cuts or made & viewed:
                 runs.append([])
+                made = set()
             runs[-1].append(groups[name])
+            made.update(tensor.name for tensor in groups[name].outputs)
             before = self.placement[name]
         found: list[Part] = []
         for members in runs:
@@ -499,11 +508,11 @@ def _edges(
     inner = [
         Edge(producer.get(tensor.name), name, tensor.nbytes, tensor.name)
         for name, inputs in readers
-        for tensor in inputs
+        for tensor in dict.fromkeys(t for whole in inputs for t in graph.sources(whole))
     ]
     results = [
         Edge(producer[tensor.name], None, tensor.nbytes, tensor.name)
-        for tensor in dict.fromkeys(graph.outputs)
+        for tensor in dict.fromkeys(t for whole in graph.outputs for t in graph.sources(whole))
         if tensor.name in producer
     ]
     return (*inner, *results)

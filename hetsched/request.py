@@ -28,6 +28,19 @@ class Step:
         return f"{self.name} on '{self.device.name}'"
 
 
+@dataclass(frozen=True)
+class View:
+    """Tensors that lie one behind the other, `pieces` by name, as one of this shape and dtype."""
+
+    pieces: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def copied(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+        """The whole, of pieces that lie elsewhere."""
+        return np.concatenate([piece.reshape(-1) for piece in pieces]).reshape(self.shape)
+
+
 class Run:
     """When the steps and transfers of one run took place; its time counts from the start."""
 

@@ -502,7 +502,15 @@ class _Rewriting:
     def _slice(
         self, name: str, tensor: Tensor, box: Region, region: Region, place: Place
     ) -> Tensor:
-        """A region of a tensor that has `box` of the one of this name; itself if that is all."""
+        """A region of a tensor that has `box` of the one of this name; itself if that is all.
+
+        Where it is all that a piece before made, it is taken from there.
+        """
+        if name in self._tiles and not self._exits[name].sum:
+            tensor, box = next(
+                ((tile.tensor, tile.box) for tile in self._tiles[name] if tile.box == region),
+                (tensor, box),
+            )
         local = region.within(box)
         axes = local.cuts(tensor.shape)
         if not axes:

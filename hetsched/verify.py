@@ -198,8 +198,8 @@ def _border_values(
     kept = {output.name for output in model.graph.output}
     known = {value.name: value for value in model.graph.value_info}
     for item in executable.parts:
-        for tensor in item.graph.outputs:
-            if tensor.name not in kept:
+        for tensor in (*item.graph.outputs, *item.graph.inputs):
+            if tensor.name in known and tensor.name not in kept:
                 kept.add(tensor.name)
                 model.graph.output.append(known[tensor.name])
     try:

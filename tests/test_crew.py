@@ -4,8 +4,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import CDLL, CFUNCTYPE, POINTER, Structure, c_int, c_int32, c_int64, c_void_p, cast
+from math import prod
 from pathlib import Path
 from shutil import which
 from threading import Event
@@ -20,7 +21,7 @@ from hetsched import crew
 from hetsched.device import Device
 from hetsched.errors import HetschedError, PartError
 from hetsched.executor import Executor
-from hetsched.request import Step
+from hetsched.request import Step, View
 from hetsched.target import Code, Kernel
 
 PATIENCE = 30.0
@@ -50,9 +51,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> CDLL:
 
 class Coded(Kernel):
     """`work` on arrays, as a function of a table of addresses; it fails with what `work` returns
-    if that is a number."""
+    if that is a number. Inputs are of four floats, or of so many as `sizes` say."""
 
-    def __init__(self, library: CDLL, inputs: int, outputs: int, work: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        library: CDLL,
+        inputs: int,
+        outputs: int,
+        work: Callable[..., Any],
+        sizes: Sequence[int] = (),
+    ) -> None:
+        self.sizes = [*(sizes or [4] * inputs), *[4] * outputs]
         self.library, self.inputs, self.outputs, self.work = library, inputs, outputs, work
         self.threads: set[int] = set()
         self.runs = 0
@@ -66,7 +75,8 @@ class Coded(Kernel):
         rows = self.inputs + self.outputs
         table = np.ctypeslib.as_array((c_int64 * rows).from_address(arguments[0].content))
         arrays = [
-            np.frombuffer((c_int32 * 4).from_address(int(address)), DTYPE) for address in table
+            np.frombuffer((c_int32 * size).from_address(int(address)), DTYPE)
+            for address, size in zip(table, self.sizes, strict=True)
         ]
         found = self.work(*arrays[: self.inputs])
         if isinstance(found, int):
@@ -114,11 +124,14 @@ def make(library: CDLL) -> Iterator[Callable[..., Executor]]:
         parts: Sequence[tuple[str, Device, str, str, Callable[..., Any]]],
         outputs: str,
         kind: type[Coded] = Coded,
+        views: Mapping[str, View] | None = None,
         **constants: np.ndarray,
     ) -> Executor:
         steps = []
         for name, device, inputs, results, work in parts:
-            kernel = kind(library, len(inputs.split()), len(results.split()), work)
+            names = inputs.split()
+            sizes = [prod(views[n].shape) if views and n in views else 4 for n in names]
+            kernel = kind(library, len(names), len(results.split()), work, sizes)
             steps.append(
                 Step(
                     name,
@@ -128,7 +141,7 @@ def make(library: CDLL) -> Iterator[Callable[..., Executor]]:
                     lambda kernel=kernel: kernel,
                 )
             )
-        opened.append(Executor(steps, outputs.split(), constants))
+        opened.append(Executor(steps, outputs.split(), constants, views))
         return opened[-1]
 
     yield made
@@ -219,49 +232,67 @@ def test_the_caller_does_the_work_of_the_last_unit(make: Callable[..., Executor]
 
 
 @st.composite
-def plans(draw: Any) -> tuple[list[tuple[str, Device, str, str, Any]], str]:
-    """Steps in topological order on up to three units, each of one to three tensors."""
+def plans(draw: Any) -> tuple[list[tuple[str, Device, str, str, Any]], str, dict[str, View]]:
+    """Steps in topological order on up to three units, each of one to three tensors, and views."""
     names = ["x"]
     parts = []
+    views: dict[str, View] = {}
+    pieces: set[str] = set()
     for index in range(draw(st.integers(2, 12))):
+        free = [name for name in names[1:] if name not in pieces and name not in views]
+        if len(free) > 1 and draw(st.booleans()):
+            found = draw(st.lists(st.sampled_from(free), min_size=2, max_size=3, unique=True))
+            views[f"v{index}"] = View(tuple(found), (4 * len(found),), DTYPE)
+            pieces.update(found)
+            names.append(f"v{index}")
         inputs = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
         count = draw(st.integers(1, 2))
         outputs = [f"t{index}_{i}" for i in range(count)]
 
         def work(*arrays: np.ndarray, index: int = index, count: int = count) -> Any:
-            return [sum(arrays) % 17 + index * (i + 1) for i in range(count)]
+            rows = np.concatenate([array.reshape(-1, 4) for array in arrays])
+            total = (rows.T * np.arange(1, len(rows) + 1)).sum(axis=1)
+            return [total % 17 + index * (i + 1) for i in range(count)]
 
         device = draw(st.sampled_from(DEVICES))
         parts.append((f"part{index}", device, " ".join(inputs), " ".join(outputs), work))
         names += outputs
-    results = draw(st.lists(st.sampled_from(names[1:]), min_size=1, max_size=3, unique=True))
-    return parts, " ".join(results)
+    whole = [name for name in names[1:] if name not in pieces]
+    results = draw(st.lists(st.sampled_from(whole), min_size=1, max_size=3, unique=True))
+    return parts, " ".join(results), views
 
 
-def by_hand(parts: Sequence[Any], x: np.ndarray) -> dict[str, np.ndarray]:
+def by_hand(parts: Sequence[Any], x: np.ndarray, views: dict[str, View]) -> dict[str, np.ndarray]:
     values = {"x": x}
     for _, _, inputs, outputs, work in parts:
+        for name, view in views.items():
+            if name not in values and values.keys() >= set(view.pieces):
+                values[name] = np.concatenate([values[piece] for piece in view.pieces])
         found = np.atleast_2d(work(*(values[name] for name in inputs.split())))
         values.update(zip(outputs.split(), found.astype(DTYPE), strict=True))
+    for name, view in views.items():
+        values[name] = np.concatenate([values[piece] for piece in view.pieces])
     return values
 
 
+@pytest.mark.parametrize("kind", [Coded, Plain])
 @given(plan=plans())
-def test_any_plan_gives_what_its_parts_give(library: CDLL, plan: Any) -> None:
-    parts, outputs = plan
+def test_any_plan_gives_what_its_parts_give(library: CDLL, kind: Any, plan: Any) -> None:
+    parts, outputs, views = plan
     xs = [X + i for i in range(20)]
     steps = []
     for name, device, inputs, results, work in parts:
-        kernel = Coded(library, len(inputs.split()), len(results.split()), work)
         sides = tuple(inputs.split()), tuple(results.split())
+        sizes = [views[name].shape[0] if name in views else 4 for name in sides[0]]
+        kernel = kind(library, len(sizes), len(sides[1]), work, sizes)
         steps.append(Step(name, device, *sides, lambda kernel=kernel: kernel))
-    executor = Executor(steps, outputs.split(), {})
+    executor = Executor(steps, outputs.split(), {}, views)
     try:
         found = [executor.run({"x": xs[0]})[0]]
         requests = [executor.submit({"x": x}) for x in xs]
         found += [request.result(PATIENCE) for request in requests]
         for x, values in zip([xs[0], *xs], found, strict=True):
-            expected = by_hand(parts, x)
+            expected = by_hand(parts, x, views)
             assert list(values) == outputs.split()
             for name, value in values.items():
                 np.testing.assert_array_equal(value, expected[name])
@@ -270,6 +301,30 @@ def test_any_plan_gives_what_its_parts_give(library: CDLL, plan: Any) -> None:
             assert sorted(slot.task for slot in slots) == sorted(part[0] for part in parts)
     finally:
         executor.close()
+
+
+def test_pieces_are_written_to_their_place(make: Callable[..., Executor]) -> None:
+    """Who reads a view waits for all pieces, and finds them without a step between."""
+    a, b, _ = DEVICES
+    late = Event()
+    parts = [
+        ("left", a, "x", "p", lambda x: x + 1),
+        ("right", b, "x", "q", lambda x: (wait(late), x + 2)[1]),
+        ("reader", a, "pq", "y", lambda pq: pq[:4] * pq[4:]),
+        ("piece", b, "q", "z", lambda q: q * 2),
+    ]
+    executor = make(parts, "y z pq", views={"pq": View(("p", "q"), (2, 4), DTYPE)})
+    request = executor.submit({"x": X})
+    assert not request.wait(0.01)
+    late.set()
+    first = request.result(PATIENCE)
+    again = executor.run({"x": X + 5})[0]
+    for x, found in ((X, first), (X + 5, again)):
+        np.testing.assert_array_equal(found["y"], (x + 1) * (x + 2))
+        np.testing.assert_array_equal(found["z"], (x + 2) * 2)
+        np.testing.assert_array_equal(found["pq"], [x + 1, x + 2])
+    moved = [(move.tensor, move.nbytes, move.sink) for move in request.schedule().transfers]
+    assert moved == [("q", 16, "a")]
 
 
 def test_results_are_not_written_to_again(make: Callable[..., Executor]) -> None:

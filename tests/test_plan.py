@@ -58,9 +58,9 @@ def check_plan(plan: Plan) -> None:
     groups = [group for part in plan.parts for group in part.groups]
     assert sorted(g.name for g in groups) == sorted(g.name for g in graph.groups)
     owner = {op.name: part.name for part in plan.parts for op in part.ops}
-    assert owner.keys() == {op.name for op in graph.ops}
+    assert owner.keys() == {op.name for op in graph.ops} - joining(graph)
     view = networkx.DiGraph(
-        (owner[a], owner[b]) for a, b in graph.networkx().edges() if owner[a] != owner[b]
+        (source, sink) for source, sink, _, _ in facts_of(plan).edges if source and sink
     )
     assert networkx.is_directed_acyclic_graph(view)
     for part in plan.parts:
@@ -68,22 +68,34 @@ def check_plan(plan: Plan) -> None:
             assert plan.placement[group.name] == part.device.name
             assert part.device.name in plan.prices.seconds[group.name]
     for before, behind in zip(plan.parts, plan.parts[1:], strict=False):
-        assert before.device != behind.device or behind.groups[0].name in plan.cuts
+        made = {tensor.name for tensor in before.outputs}
+        views = {piece.name for t in behind.inputs for piece in graph.views.get(t.name, ())}
+        apart = before.device != behind.device or made & views
+        assert apart or behind.groups[0].name in plan.cuts
     assert violations(facts_of(plan), simulate(plan)) == []
+
+
+def joining(graph: Graph) -> set[str]:
+    """The operations that nobody has to run."""
+    return {op.name for op in graph.ops if {t.name for t in op.writes} & set(graph.views)}
 
 
 def facts_of(plan: Plan) -> Facts:
     """Of the parts, from the operations and the table of prices."""
+    free = joining(plan.graph)
     owner = {op.name: part.name for part in plan.parts for op in part.ops}
-    producer = {t.name: owner[op.name] for op in plan.graph.ops for t in op.writes}
+    computing = [op for op in plan.graph.ops if op.name not in free]
+    producer = {t.name: owner[op.name] for op in computing for t in op.writes}
+    pieces = {t.name: op.reads for op in plan.graph.ops if op.name in free for t in op.writes}
     edges: dict[tuple[str | None, str | None, str, int], None] = {}
-    for op in plan.graph.ops:
-        for tensor in op.reads:
+    for op in computing:
+        for tensor in (t for whole in op.reads for t in pieces.get(whole.name, (whole,))):
             ends = producer.get(tensor.name), owner[op.name]
             if tensor.name not in plan.graph.constants and ends[0] != ends[1]:
                 edges[*ends, tensor.name, tensor.nbytes] = None
-    for tensor in plan.graph.outputs:
-        edges[producer[tensor.name], None, tensor.name, tensor.nbytes] = None
+    for whole in plan.graph.outputs:
+        for tensor in pieces.get(whole.name, (whole,)):
+            edges[producer[tensor.name], None, tensor.name, tensor.nbytes] = None
     devices = plan.system.devices
     return Facts(
         seconds={

@@ -2,13 +2,14 @@
 between groups. Work grows with the length of a run, and exchanges with the number of runs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from hetsched.cost import Prices
 from hetsched.device import Device, Link
 from hetsched.errors import SplitRefused
+from hetsched.op import Tensor, can_adjoin
 from hetsched.region import Region
 from hetsched.sharing.pieces import Layout, Walk, Way, nbytes_of
 from hetsched.split import Split
@@ -189,7 +190,9 @@ class Sharing:
             there = before.places.get(name)
             if isinstance(there, tuple):
                 if region != there[place]:
-                    copied += nbytes
+                    copied += (
+                        0 if region.covers(tensor.shape) and _adjoin(tensor, there) else nbytes
+                    )
                     own = there[place] if there[place] in region else None
                     moved += max(0, nbytes - (nbytes_of(tensor, own) if own else 0))
             else:
@@ -214,6 +217,14 @@ class Sharing:
             [self.system.link(other.name, sink.name) for other in self.devices if other != sink]
             for sink in self.devices
         ]
+
+
+def _adjoin(tensor: Tensor, regions: Sequence[Region]) -> bool:
+    """Whether the regions of a tensor lie one behind the other in its memory."""
+    axes = {axis for region in regions for axis in region.cuts(tensor.shape)}
+    return len(axes) == 1 and can_adjoin(
+        tensor.shape, min(axes), [nbytes_of(tensor, r) for r in regions]
+    )
 
 
 def _keep(found: dict[object, _State], key: object, state: _State) -> None:

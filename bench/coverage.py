@@ -224,17 +224,19 @@ class Trial:
         self._seed = seed
         self._report = report
         self._artifacts: dict[tuple[str, str, str], Artifact] = {}
-        self._attempts: dict[tuple[tuple[str, tuple[str, ...]], ...], Attempt] = {}
+        self._attempts: dict[object, Attempt] = {}
 
     def attempt(self, partitioner: str) -> Attempt:
         """A plan, compiled, verified and timed; a failure of hetsched is told in the result."""
         attempt = Attempt(partitioner, passed=False)
         try:
             seconds, plan = _timed(lambda: self._plan(partitioner))
-            key = tuple(
+            parts = tuple(
                 (part.device.name, tuple(group.name for group in part.groups))
                 for part in plan.parts
             )
+            # Pieces of other bounds have the same names.
+            key = plan.splits, parts
             if key in self._attempts:
                 earlier = self._attempts[key]
                 return replace(

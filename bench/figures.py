@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.splits import tables as split_tables
 from hetsched.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -288,6 +289,46 @@ def schedulers(result: Mapping[str, Any]) -> str:
     return f"## Schedules beside the shortest known\n\n{_where(result)}\n\n{sets}"
 
 
+def splits_summary(result: Mapping[str, Any]) -> str:
+    """What two cores that share a network's layers bring, and what tiles save."""
+    text = []
+    if chains := result.get("chains"):
+        worst = max(row["worst"] for row in chains["rows"])
+        text.append(
+            f"{chains['chains']} random chains in random pieces equal the whole: integers bit for "
+            f"bit, float32 to {worst:.0e} of the peak."
+        )
+    if tiles := result.get("tiles"):
+        best = next(row for row in tiles["rows"] if row["grid"] == "5x5")
+        text.append(
+            f"Tiles of 5 x 5 cut the peak activation memory of {tiles['model']} by "
+            f"{best['saved']:.0%} for {best['extra_flops']:.1%} more FLOPs."
+        )
+    if networks := result.get("models"):
+        text.append(
+            f"{len(networks['rows'])} networks shared by two cores, each a device of its own, are "
+            f"{networks['mean_speedup']:.2f} times as fast as on the better one "
+            f"({networks['mean_of_possible']:.2f} of what is possible), "
+            f"{networks['mean_of_threads']:.2f} times the same code with two threads; pipelines "
+            f"reach {networks['mean_pipeline']:.2f} of the rate of their longest stage."
+        )
+    if layers := result.get("layers"):
+        text.append(
+            f"{len(layers['rows'])} single layers by shares of channels: "
+            f"{layers['mean_speedup']:.2f} times the better core, {layers['mean_share']:.2f} of "
+            f"the best share there is, the least {layers['least_speedup']:.2f}."
+        )
+    return f"## Operations in pieces\n\n{' '.join(text)} {_where(result)}\n"
+
+
+def splits(result: Mapping[str, Any]) -> str:
+    """The table of each set."""
+    found = "".join(
+        f"### {title}\n\n{_table(heads, cells)}\n" for title, heads, cells in split_tables(result)
+    )
+    return f"## Operations in pieces\n\n{_where(result)}\n\n{found}"
+
+
 @dataclass(frozen=True)
 class Part:
     """What the documents say of a result."""
@@ -305,6 +346,7 @@ PARTS = {
     "compile": Part(compiling),
     "reference": Part(reference_summary, reference),
     "schedulers": Part(schedulers_summary, schedulers),
+    "splits": Part(splits_summary, splits),
 }
 
 

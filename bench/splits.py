@@ -450,53 +450,50 @@ def _sizes(plan: Plan) -> str:
     )
 
 
-def _tables(content: Mapping[str, Any]) -> list[Table]:
-    found = []
+Shown = tuple[str, Sequence[str], list[list[str]]]
+
+
+def tables(content: Mapping[str, Any]) -> list[Shown]:
+    """Title, heads and cells of a table for each set."""
+    found: list[Shown] = []
     if "chains" in content:
-        rows = content["chains"]["rows"]
-        cells = [(r["arithmetic"], str(r["chains"]), f"{r['worst']:.1e}") for r in rows]
-        found.append(_table("chains", ("arithmetic", "chains", "worst"), cells))
+        cells = [
+            [row["arithmetic"], str(row["chains"]), f"{row['worst']:.1e}"]
+            for row in content["chains"]["rows"]
+        ]
+        found.append(("random chains", ("arithmetic", "chains", "worst"), cells))
     if "layers" in content:
         heads = ("layer", "alone ms", "chosen", "ms", "best", "ms", "speed-up", "of best")
-        found.append(
-            _table(
-                "layers",
-                heads,
-                [
-                    (
-                        row["layer"],
-                        _ms(row["single_seconds"]),
-                        row["chosen"],
-                        _ms(row["chosen_seconds"]),
-                        row["best"],
-                        _ms(row["best_seconds"]),
-                        f"{row['speedup']:.2f}",
-                        f"{row['share']:.3f}",
-                    )
-                    for row in content["layers"]["rows"]
-                ],
-            )
-        )
+        cells = [
+            [
+                row["layer"],
+                _ms(row["single_seconds"]),
+                # A bar would end the cell of a table in a document.
+                row["chosen"].replace(" | ", "+"),
+                _ms(row["chosen_seconds"]),
+                row["best"].replace(" | ", "+"),
+                _ms(row["best_seconds"]),
+                f"{row['speedup']:.2f}",
+                f"{row['share']:.3f}",
+            ]
+            for row in content["layers"]["rows"]
+        ]
+        found.append(("single layers", heads, cells))
     if "tiles" in content:
         heads = ("grid", "peak MB", "saved", "workspace MB", "saved", "more FLOPs", "ms")
-        found.append(
-            _table(
-                content["tiles"]["model"],
-                heads,
-                [
-                    (
-                        row["grid"],
-                        f"{row['peak_nbytes'] / 1e6:.1f}",
-                        f"{row['saved']:.1%}",
-                        f"{row['workspace_nbytes'] / 1e6:.1f}",
-                        f"{row['saved_workspace']:.1%}",
-                        f"{row['extra_flops']:.2%}",
-                        _ms(row["seconds"]),
-                    )
-                    for row in content["tiles"]["rows"]
-                ],
-            )
-        )
+        cells = [
+            [
+                row["grid"],
+                f"{row['peak_nbytes'] / 1e6:.1f}",
+                f"{row['saved']:.1%}",
+                f"{row['workspace_nbytes'] / 1e6:.1f}",
+                f"{row['saved_workspace']:.1%}",
+                f"{row['extra_flops']:.2%}",
+                _ms(row["seconds"]),
+            ]
+            for row in content["tiles"]["rows"]
+        ]
+        found.append((f"tiles of {content['tiles']['model']}", heads, cells))
     if "models" in content:
         heads = (
             "model",
@@ -510,8 +507,8 @@ def _tables(content: Mapping[str, Any]) -> list[Table]:
             "of threads",
             "pipeline",
         )
-        rows = [
-            (
+        cells = [
+            [
                 row["model"],
                 _ms(row["seconds"][content["models"]["devices"].split(",")[0]]),
                 _ms(row["seconds"]["shared"]),
@@ -522,10 +519,10 @@ def _tables(content: Mapping[str, Any]) -> list[Table]:
                 f"{row['of_possible']:.2f}",
                 f"{row['over_threads']:.2f}",
                 f"{row['pipeline']['of_bottleneck']:.2f}" if row["pipeline"] else "",
-            )
+            ]
             for row in content["models"]["rows"]
         ]
-        found.append(_table("models", heads, rows))
+        found.append(("whole networks", heads, cells))
     return found
 
 
@@ -580,8 +577,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HetschedError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    for shown in _tables(content):
-        console.print(shown)
+    for shown in tables(content):
+        console.print(_table(*shown))
     for name in wanted:
         means = {k: v for k, v in content[name].items() if isinstance(v, float | bool)}
         for what, value in means.items():

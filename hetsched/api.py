@@ -341,7 +341,7 @@ def schedule(
         There is no such scheduler or option.
     """
     tasks = instance if isinstance(instance, TaskGraph) else read_instance(instance)
-    problem = Problem.of(tasks)
+    problem = Problem.of(tasks, contention)
     chosen = load_plugin(Scheduler, scheduler)
     begin = perf_counter()
     solution = chosen.schedule(problem)

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 /* A wait up to so long does not cost a wake-up, which takes tens of microseconds. */
-#define SPIN_NANOSECONDS 150000
+#define SPIN_NANOSECONDS 200000
 #define CORE_WORDS 16
 
 /* A value as TVM's functions take and give it, and the numbers of two kinds: an integer, and an
@@ -257,7 +257,7 @@ static void serve(struct crew *crew, struct unit *unit, struct slot *slot, uint3
             /* It mostly takes as long as the last time; timers are late by up to 60 us. */
             int64_t *waited = &unit->waited[next < 0 ? crew->step_count : next];
             int64_t begin = now();
-            wait(unit, seen, *waited - *waited / 16 - SPIN_NANOSECONDS / 2);
+            wait(unit, seen, *waited - SPIN_NANOSECONDS * 2 / 3);
             *waited = now() - begin;
         }
     }

@@ -125,6 +125,55 @@ def test_a_plan_is_simulated_on_another_machine(tmp_path: Path) -> None:
     )
 
 
+TEN_TASKS = Path(__file__).parents[1] / "examples" / "ten_tasks.json"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "makespan"), [("heft", 80), ("cpop", 86), ("exact", 73), ("portfolio", 73)]
+)
+def test_an_instance_is_scheduled(scheduler: str, makespan: float) -> None:
+    options = ("schedule", TEN_TASKS, "--scheduler", scheduler)
+    found = document(*options)
+    keys = ["makespan", "lower_bound", "optimal", "slots", "solver", "wall_seconds"]
+    assert list(found) == keys
+    assert found["makespan"] == makespan
+    assert found["lower_bound"] <= makespan
+    assert found["optimal"] == (found["lower_bound"] == makespan)
+    assert all(list(slot) == ["task", "device", "start", "finish"] for slot in found["slots"])
+    assert sorted(slot["task"] for slot in found["slots"]) == sorted(f"n{i + 1}" for i in range(10))
+    text = hetsched_(*options).stdout
+    assert f"makespan     {makespan} s" in text
+    assert ("proved optimal" in text) == found["optimal"]
+
+
+def test_links_that_contend_take_longer(tmp_path: Path) -> None:
+    """Two results of one second each leave a device at once, on one link."""
+    instance = {
+        "devices": ["p", "q"],
+        "links": [
+            {"source": a, "sink": b, "seconds": 0, "bytes_per_second": 1}
+            for a, b in (("p", "q"), ("q", "p"))
+        ],
+        "tasks": [
+            {"name": "a", "seconds": {"p": 1}},
+            {"name": "b", "seconds": {"q": 1}},
+            {"name": "c", "seconds": {"q": 1}},
+        ],
+        "edges": [{"source": "a", "sink": sink, "nbytes": 5} for sink in ("b", "c")],
+    }
+    path = tmp_path / "instance.json"
+    path.write_text(json.dumps(instance))
+    assert document("schedule", path)["makespan"] == 8
+    assert document("schedule", path, "--contention")["makespan"] == 12
+
+
+def test_a_budget_and_a_seed_are_given_on(tmp_path: Path) -> None:
+    found = document("schedule", TEN_TASKS, "--budget", "1s", "--seed", 3)
+    assert found["makespan"] == 73
+    line = hetsched_("schedule", TEN_TASKS, "--scheduler", "heft", "--seed", 3, status=1).stderr
+    assert "seed" in line
+
+
 def test_a_front_of_plans(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     options = ("partition", BRANCH, "--system", TWO_CORES, "--front", "latency,memory", "-o", plan)
@@ -298,17 +347,19 @@ def test_progress_is_told_only_on_request() -> None:
     assert "pricing: " in hetsched_(*options, "--verbose").stderr
 
 
-def test_a_terminal_gets_a_bar_and_stdout_stays_clean() -> None:
+def test_a_terminal_gets_a_bar_and_stdout_stays_clean(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     terminal, stderr = pty.openpty()
-    with subprocess.Popen(
-        [*HETSCHED, "partition", BRANCH, "--system", TWO_CORES, "--json"],
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-    ) as process:
+    with (
+        # Not a pipe: the terminal is read all the time, or a slow run's bar fills it and waits.
+        (tmp_path / "stdout").open("wb") as stdout,
+        subprocess.Popen(
+            [*HETSCHED, "partition", BRANCH, "--system", TWO_CORES, "--json"],
+            stdout=stdout,
+            stderr=stderr,
+        ) as process,
+    ):
         os.close(stderr)
-        assert process.stdout
-        text = process.stdout.read()
         shown = b""
         # A terminal that nobody holds any more ends with an error, not with nothing.
         with contextlib.suppress(OSError):
@@ -316,7 +367,7 @@ def test_a_terminal_gets_a_bar_and_stdout_stays_clean() -> None:
                 shown += piece
     os.close(terminal)
     assert process.returncode == 0
-    assert json.loads(text)["parts"]
+    assert json.loads((tmp_path / "stdout").read_bytes())["parts"]
     assert b"pricing" in shown
 
 

@@ -7,11 +7,12 @@ from math import inf
 import numpy as np
 import pytest
 
-from bench.instances import layered, odd, problem
+from bench.instances import instance, layered, odd, problem
 from hetsched.errors import InfeasiblePlan
 from hetsched.plugin import load
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
+from hetsched.schedulers import _cpsat
 from hetsched.schedulers._cpsat import Limit, decode, order_of, solve
 from hetsched.schedulers._lns import improve, window
 
@@ -63,6 +64,18 @@ def test_nothing_is_shorter(first: int) -> None:
         assert found.makespan == pytest.approx(best, rel=1e-12), seed
         assert found.lower_bound <= best
         assert found.optimal, seed
+
+
+@pytest.mark.parametrize("bits", [40, 36, 24])
+def test_no_wrong_proof(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OR-Tools 9.15 with presolve proves 4.0305 for most of these."""
+    monkeypatch.setattr(_cpsat, "TIME_BITS", bits)
+    given = instance("layered", 16, 3, 0.1, 34, room=1.3)
+    known = load(Scheduler, "heft").schedule(given)
+    for seed in range(10):
+        found = solve(given, Limit(), known, seed)
+        assert found.makespan == pytest.approx(4.021927946828492, rel=1e-12)
+        assert found.lower_bound <= found.makespan
 
 
 def contended(seed: int) -> Problem:

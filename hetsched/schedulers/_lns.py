@@ -8,9 +8,9 @@ import numpy as np
 from hetsched.problem import Problem, Solution
 from hetsched.schedulers._cpsat import Limit, decode, order_of, solve, transfer_seconds
 
-# Tasks that CP-SAT mostly places best in a tenth of a second, and its own unit of work for that.
-WINDOW = 24
-WORK = 0.1
+# Tasks of a window, and CP-SAT's own units of work on it, some 0.1 s.
+WINDOW = 30
+WORK = 0.01
 
 
 def improve(

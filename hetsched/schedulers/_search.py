@@ -7,12 +7,12 @@ from numba import njit
 
 from hetsched.problem import Problem
 
-
 # How likely a step takes one task more, and then what: a neighbour in the graph, a critical task,
 # else one nearby in the order. How likely all it takes go to one device, and how likely one more.
 GROW = 0.7
 ALONG, CRITICAL = 0.8, 0.9
 TOGETHER, GROW_TOGETHER = 0.2, 0.9
+MOST = 32
 
 
 class Padded(NamedTuple):
@@ -41,7 +41,7 @@ class Padded(NamedTuple):
 
 def padded(problem: Problem) -> Padded:
     """Linear in tasks and edges, times devices."""
-    n, p = problem.seconds.shape
+    n = problem.tasks
     out, edges = problem.outgoing
     return Padded(
         np.column_stack([problem.seconds, problem.seconds.min(1, initial=np.inf)]),
@@ -61,67 +61,161 @@ def padded(problem: Problem) -> Padded:
     )
 
 
-@njit(cache=True, nogil=True)
-def forward(a, order, device, lost, finish, below, row, count):
-    """The finish of each task, the end of the run, and what depends on the task `lost`.
+class State(NamedTuple):
+    """A schedule: tasks in a topological order, each with a device, as soon as it can."""
 
-    `row[u, :count[u]]` are the tasks of unit u in order.
-    """
-    units = row.shape[0]
-    free = np.zeros(units)
-    marked = np.zeros(units, np.bool_)
-    count[:] = 0
-    end = 0.0
-    for i in order:
-        d = device[i]
+    order: np.ndarray
+    # Of each task in the order.
+    position: np.ndarray
+    device: np.ndarray
+    finish: np.ndarray
+    # From the finish of each task to the end of the run.
+    tail: np.ndarray
+    # row[u, :counts[u]] are the tasks of unit u in order.
+    row: np.ndarray
+    counts: np.ndarray
+    # What depends on a task that is looked at, and what it depends on.
+    below: np.ndarray
+    above: np.ndarray
+
+
+@njit(cache=True, nogil=True)
+def new_state(order: np.ndarray, device: np.ndarray, units: int) -> State:
+    n = len(order)
+    position = np.empty(n, np.int64)
+    for k in range(n):
+        position[order[k]] = k
+    return State(
+        order.copy(),
+        position,
+        device.copy(),
+        np.zeros(n),
+        np.zeros(n),
+        np.zeros((units, n), np.int64),
+        np.zeros(units, np.int64),
+        np.zeros(n, np.bool_),
+        np.zeros(n, np.bool_),
+    )
+
+
+@njit(cache=True, nogil=True)
+def copy(source: State, sink: State) -> None:
+    for k in range(len(source.order)):
+        sink.order[k] = source.order[k]
+        sink.position[k] = source.position[k]
+        sink.device[k] = source.device[k]
+        sink.finish[k] = source.finish[k]
+        sink.tail[k] = source.tail[k]
+    for u in range(len(source.counts)):
+        sink.counts[u] = source.counts[u]
+        for k in range(source.counts[u]):
+            sink.row[u, k] = source.row[u, k]
+
+
+@njit(cache=True, nogil=True)
+def arrival(a: Padded, s: State, i: int, d: int) -> float:
+    """When all that task i reads is on device d."""
+    start: float = a.entry[i, d]
+    for e in range(a.into[i], a.into[i + 1]):
+        j = a.source[e]
+        f = s.device[j]
+        there = s.finish[j] + a.latency[f, d] + a.into_nbytes[e] * a.per_byte[f, d]
+        if there > start:
+            start = there
+    return start
+
+
+@njit(cache=True, nogil=True)
+def remainder(a: Padded, s: State, i: int, d: int) -> float:
+    """From the finish of task i on device d to the end of the run, for all that reads from it."""
+    rest: float = a.exit[i, d]
+    for e in range(a.out[i], a.out[i + 1]):
+        j = a.sink[e]
+        f = s.device[j]
+        way = s.tail[j] + a.seconds[j, f] + a.latency[d, f] + a.out_nbytes[e] * a.per_byte[d, f]
+        if way > rest:
+            rest = way
+    return rest
+
+
+@njit(cache=True, nogil=True)
+def behind(s: State, u: int, k: int) -> int:
+    """How many tasks of unit u stand before position k."""
+    low, high = 0, s.counts[u]
+    while low < high:
+        middle = (low + high) // 2
+        if s.position[s.row[u, middle]] < k:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, nogil=True)
+def forward(
+    a: Padded, s: State, since: int, lost: int, free: np.ndarray, marked: np.ndarray
+) -> None:
+    """The finish of each task from position `since` on, the rows, and what is below task `lost`."""
+    units = len(s.counts)
+    for u in range(units):
+        s.counts[u] = behind(s, u, since)
+        free[u] = s.finish[s.row[u, s.counts[u] - 1]] if s.counts[u] else 0.0
+    s.below[:] = False
+    marked[:] = False
+    for k in range(since, len(s.order)):
+        i = s.order[k]
+        d = s.device[i]
         start = a.entry[i, d]
         mark = i == lost
         for e in range(a.into[i], a.into[i + 1]):
             j = a.source[e]
-            there = (
-                finish[j] + a.latency[device[j], d] + a.into_nbytes[e] * a.per_byte[device[j], d]
-            )
+            f = s.device[j]
+            there = s.finish[j] + a.latency[f, d] + a.into_nbytes[e] * a.per_byte[f, d]
             if there > start:
                 start = there
-            mark |= below[j]
+            mark |= s.below[j]
         u = a.unit[d]
         if u < units:
             if free[u] > start:
                 start = free[u]
             mark |= marked[u]
-            row[u, count[u]] = i
-            count[u] += 1
+            s.row[u, s.counts[u]] = i
+            s.counts[u] += 1
             free[u] = start + a.seconds[i, d]
             marked[u] = mark
-        finish[i] = start + a.seconds[i, d]
-        below[i] = mark
-        if finish[i] + a.exit[i, d] > end:
-            end = finish[i] + a.exit[i, d]
-    return end
+        s.finish[i] = start + a.seconds[i, d]
+        s.below[i] = mark
 
 
 @njit(cache=True, nogil=True)
-def backward(a, order, device, lost, tail, above):
-    """The time from each task's finish to the end of the run, and what `lost` depends on."""
-    units = a.unit[-1]
-    free = np.zeros(units)
-    marked = np.zeros(units, np.bool_)
-    for k in range(len(order) - 1, -1, -1):
-        i = order[k]
-        d = device[i]
+def backward(
+    a: Padded, s: State, until: int, lost: int, free: np.ndarray, marked: np.ndarray
+) -> None:
+    """The tail of each task up to position `until`, and what is above task `lost`.
+
+    The rows are those of the order.
+    """
+    units = len(s.counts)
+    for u in range(units):
+        k = behind(s, u, until + 1)
+        free[u] = 0.0
+        if k < s.counts[u]:
+            i = s.row[u, k]
+            free[u] = s.tail[i] + a.seconds[i, s.device[i]]
+    s.above[:] = False
+    marked[:] = False
+    for k in range(until, -1, -1):
+        i = s.order[k]
+        d = s.device[i]
         rest = a.exit[i, d]
         mark = i == lost
         for e in range(a.out[i], a.out[i + 1]):
             j = a.sink[e]
-            way = (
-                tail[j]
-                + a.seconds[j, device[j]]
-                + a.latency[d, device[j]]
-                + a.out_nbytes[e] * a.per_byte[d, device[j]]
-            )
+            f = s.device[j]
+            way = s.tail[j] + a.seconds[j, f] + a.latency[d, f] + a.out_nbytes[e] * a.per_byte[d, f]
             if way > rest:
                 rest = way
-            mark |= above[j]
+            mark |= s.above[j]
         u = a.unit[d]
         if u < units:
             if free[u] > rest:
@@ -129,28 +223,50 @@ def backward(a, order, device, lost, tail, above):
             mark |= marked[u]
             free[u] = rest + a.seconds[i, d]
             marked[u] = mark
-        tail[i] = rest
-        above[i] = mark
+        s.tail[i] = rest
+        s.above[i] = mark
 
 
 @njit(cache=True, nogil=True)
-def draw(state):
-    """The next number in [0, 1) of xorshift64*."""
-    x = state[0]
+def end_of(a: Padded, s: State) -> float:
+    end = 0.0
+    for i in range(len(s.order)):
+        end = max(end, s.finish[i] + a.exit[i, s.device[i]])
+    return end
+
+
+def seeded(seed: int) -> np.ndarray:
+    """The state that `draw` advances, which must not be 0."""
+    return np.array([(seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**64 or 1], np.uint64)
+
+
+@njit(cache=True, nogil=True)
+def draw(random: np.ndarray) -> float:
+    """The next number in [0, 1) of xorshift64*.
+
+    References
+    ----------
+    Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled", ACM TOMS
+    42(4), 2016, https://doi.org/10.1145/2845077
+    """
+    x = random[0]
     x ^= x >> np.uint64(12)
     x ^= x << np.uint64(25)
     x ^= x >> np.uint64(27)
-    state[0] = x
-    return ((x * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+    random[0] = x
+    number: float = ((x * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(11)) * 2.0**-53
+    return number
 
 
 @njit(cache=True, nogil=True)
 def insertion(
-    a, i, device, used, finish, tail, above, below, row, count, end, old, old_before, only, state
-):
-    """The device and the neighbours on its unit where the longest path through task i is shortest.
+    a: Padded, s: State, i: int, used: np.ndarray, old: int, old_before: int, only: int
+) -> tuple[int, int, int, float]:
+    """Where the longest path through task i, which is nowhere, is shortest, and how long it is.
 
-    Returns device (-1 if none), task before, task behind (-1 if none) and the end of the run.
+    Returns a device (-1 if none), the tasks before and behind on its unit (-1 if none) and seconds.
+    The place behind `old_before` on device `old` is left out; with `only` so are other devices, if
+    task i can run there. Left out are also devices that are full.
     """
     best = np.inf
     best_device, best_before, best_behind = -1, -1, -1
@@ -160,123 +276,114 @@ def insertion(
             continue
         if seconds == np.inf or used[d] + a.memory[i] > a.limit[d]:
             continue
-        start = a.entry[i, d]
-        for e in range(a.into[i], a.into[i + 1]):
-            j = a.source[e]
-            there = (
-                finish[j] + a.latency[device[j], d] + a.into_nbytes[e] * a.per_byte[device[j], d]
-            )
-            if there > start:
-                start = there
-        rest = a.exit[i, d]
-        for e in range(a.out[i], a.out[i + 1]):
-            j = a.sink[e]
-            way = (
-                tail[j]
-                + a.seconds[j, device[j]]
-                + a.latency[d, device[j]]
-                + a.out_nbytes[e] * a.per_byte[d, device[j]]
-            )
-            if way > rest:
-                rest = way
+        start = arrival(a, s, i, d)
+        rest = remainder(a, s, i, d)
         if start + seconds + rest >= best:
             continue
         u = a.unit[d]
+        row, count = s.row[u], s.counts[u]
         # Behind all that it depends on, before all that depends on it.
-        low, high = 0, count[u]
+        low, high = 0, count
         while low < high:
             middle = (low + high) // 2
-            if above[row[u, middle]]:
+            if s.above[row[middle]]:
                 low = middle + 1
             else:
                 high = middle
         first = low
-        high = count[u]
+        high = count
         while low < high:
             middle = (low + high) // 2
-            if below[row[u, middle]]:
+            if s.below[row[middle]]:
                 high = middle
             else:
                 low = middle + 1
         last = low
-        # The places between the last that delays nothing before, and the first nothing behind.
+        # From the last place that waits for nothing, to the first that delays nothing.
         low, high = first, last
         while low < high:
             middle = (low + high) // 2
-            if finish[row[u, middle]] <= start:
+            if s.finish[row[middle]] <= start:
                 low = middle + 1
             else:
                 high = middle
         for k in range(low, last + 1):
-            before = row[u, k - 1] if k > 0 else -1
-            behind = row[u, k] if k < count[u] else -1
+            before = row[k - 1] if k > 0 else -1
+            after = row[k] if k < count else -1
             begin = start
-            if before >= 0 and finish[before] > begin:
-                begin = finish[before]
-            remain = rest
-            if behind >= 0 and tail[behind] + a.seconds[behind, device[behind]] > remain:
-                remain = tail[behind] + a.seconds[behind, device[behind]]
+            if before >= 0 and s.finish[before] > begin:
+                begin = s.finish[before]
             if begin + seconds + rest >= best:
                 break
+            remain = rest
+            if after >= 0 and s.tail[after] + a.seconds[after, s.device[after]] > remain:
+                remain = s.tail[after] + a.seconds[after, s.device[after]]
             if not (d == old and before == old_before):
                 through = begin + seconds + remain
                 if through < best:
                     best = through
-                    best_device, best_before, best_behind = d, before, behind
+                    best_device, best_before, best_behind = d, before, after
             if remain == rest:
                 break
     return best_device, best_before, best_behind, best
 
 
 @njit(cache=True, nogil=True)
-def place(a, order, position, device, i, d, before, behind, below, scratch, marked):
-    """Puts task i on device d between its neighbours, and keeps the order topological."""
-    n = len(order)
-    low, high = n, -1
+def place(
+    a: Padded,
+    s: State,
+    i: int,
+    d: int,
+    before: int,
+    after: int,
+    scratch: np.ndarray,
+    marked: np.ndarray,
+) -> tuple[int, int]:
+    """Puts task i on device d between its neighbours there, and keeps the order topological.
+
+    Returns the positions between which the order has changed. `below` is that of task i.
+    """
+    order, position = s.order, s.position
+    low, high = len(order), -1
     for e in range(a.into[i], a.into[i + 1]):
         high = max(high, position[a.source[e]])
     for e in range(a.out[i], a.out[i + 1]):
         low = min(low, position[a.sink[e]])
     if before >= 0:
         high = max(high, position[before])
-    if behind >= 0:
-        low = min(low, position[behind])
+    if after >= 0:
+        low = min(low, position[after])
     old = position[i]
-    device[i] = d
+    s.device[i] = d
     if low > high:
-        # Right behind `high`, in the order without i.
-        if old <= high:
-            for k in range(old, high):
-                order[k] = order[k + 1]
-                position[order[k]] = k
-            order[high] = i
-            position[i] = high
-        else:
-            for k in range(old, high + 1, -1):
-                order[k] = order[k - 1]
-                position[order[k]] = k
-            order[high + 1] = i
-            position[i] = high + 1
-        return
+        # Right behind `high`, which moves forward if i came before it.
+        new = high if old <= high else high + 1
+        step = 1 if new > old else -1
+        for k in range(old, new, step):
+            order[k] = order[k + step]
+            position[order[k]] = k
+        order[new] = i
+        position[i] = new
+        return min(old, new), max(old, new)
     # What depends on i, by its edges or by its unit, moves behind it.
-    units = a.unit[-1]
+    units = len(s.counts)
     marked[:] = False
-    k, later = min(low, old), 0
-    top = max(high, old)
-    for at in range(k, top + 1):
+    since, until = min(low, old), max(high, old)
+    k, later = since, 0
+    for at in range(since, until + 1):
         j = order[at]
         if j == i:
             continue
-        u = a.unit[device[j]]
-        mark = below[j] or j == behind
+        u = a.unit[s.device[j]]
+        mark = s.below[j] or j == after
         if not mark and u < units:
             mark = marked[u]
         if not mark:
             for e in range(a.into[j], a.into[j + 1]):
-                if below[a.source[e]]:
+                if s.below[a.source[e]]:
                     mark = True
         if mark:
-            below[j] = True
+            s.below[j] = True
             if u < units:
                 marked[u] = True
             scratch[later] = j
@@ -291,10 +398,74 @@ def place(a, order, position, device, i, d, before, behind, below, scratch, mark
         k += 1
         order[k] = scratch[at]
         position[scratch[at]] = k
+    return since, until
 
 
 @njit(cache=True, nogil=True)
-def climb(a, order, device, best_order, best_device, best, steps, hot, cold, bound, state):
+def choose(
+    a: Padded, s: State, critical: np.ndarray, criticals: int, taken: np.ndarray, random: np.ndarray
+) -> tuple[int, int]:
+    """A critical task, and perhaps others near it, in topological order.
+
+    Returns how many, and the one device that all should go to, or -1.
+    """
+    taken[0] = critical[int(draw(random) * criticals)]
+    only, more = -1, GROW
+    if draw(random) < TOGETHER:
+        only = int(draw(random) * (len(a.unit) - 1))
+        more = GROW_TOGETHER
+    size = 1
+    while size < len(taken) and draw(random) < more:
+        size += 1
+    if size == 1:
+        return 1, -1
+    count = 1
+    for _ in range(3 * size):
+        if count == size:
+            break
+        near = taken[int(draw(random) * count)]
+        kind = draw(random)
+        if only >= 0 or kind < ALONG:
+            degree = a.into[near + 1] - a.into[near]
+            both = degree + a.out[near + 1] - a.out[near]
+            if not both:
+                continue
+            e = int(draw(random) * both)
+            into = a.into[near]
+            other = a.source[into + e] if e < degree else a.sink[a.out[near] + e - degree]
+        elif kind < CRITICAL:
+            other = critical[int(draw(random) * criticals)]
+        else:
+            k = s.position[near] + int(draw(random) * 17) - 8
+            if not 0 <= k < len(s.order):
+                continue
+            other = s.order[k]
+        x = count
+        while x > 0 and s.position[taken[x - 1]] > s.position[other]:
+            x -= 1
+        if x > 0 and taken[x - 1] == other:
+            continue
+        for y in range(count, x, -1):
+            taken[y] = taken[y - 1]
+        taken[x] = other
+        count += 1
+    return count, only
+
+
+@njit(cache=True, nogil=True)
+def climb(
+    a: Padded,
+    order: np.ndarray,
+    device: np.ndarray,
+    best_order: np.ndarray,
+    best_device: np.ndarray,
+    best: float,
+    steps: int,
+    hot: float,
+    cold: float,
+    bound: float,
+    random: np.ndarray,
+) -> float:
     """Anneals `order` and `device` in place; returns the shortest end found, or `best`.
 
     What is shorter than `best` goes to `best_order` and `best_device`. An end that is not above
@@ -306,195 +477,121 @@ def climb(a, order, device, best_order, best_device, best, steps, hot, cold, bou
     """
     n, nowhere = len(order), len(a.unit) - 1
     units = a.unit[-1]
-    finish, tail = np.zeros(n), np.zeros(n)
-    below, above = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-    row, count = np.zeros((units, n), np.int64), np.zeros(units, np.int64)
-    position, scratch = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    marked = np.zeros(units, np.bool_)
-    used = np.zeros(nowhere + 1)
-    critical = np.zeros(n, np.int64)
+    now, trial = new_state(order, device, units), new_state(order, device, units)
+    free, marked = np.zeros(units), np.zeros(units, np.bool_)
+    critical, scratch = np.zeros(n, np.int64), np.zeros(n, np.int64)
     criticals = 0
-    taken = np.zeros(32, np.int64)
-    new_order, new_device = order.copy(), device.copy()
+    taken = np.zeros(min(n, MOST), np.int64)
+    used = np.zeros(nowhere + 1)
     for i in range(n):
         used[device[i]] += a.memory[i]
-    for k in range(n):
-        position[order[k]] = k
-    now = forward(a, order, device, -1, finish, below, row, count)
-    if now < best:
-        best = now
-        best_order[:] = order
-        best_device[:] = device
+    forward(a, now, 0, -1, free, marked)
+    backward(a, now, n - 1, -1, free, marked)
+    end = end_of(a, now)
     fresh = True
-    for step in range(steps):
-        if best <= bound:
-            break
-        temperature = hot + (cold - hot) * step / steps
+    for step in range(steps + 1):
         if fresh:
-            end = forward(a, order, device, -1, finish, below, row, count)
-            backward(a, order, device, -1, tail, above)
+            if end < best:
+                best = end
+                best_order[:] = now.order
+                best_device[:] = now.device
             criticals = 0
-            for i in order:
-                if finish[i] + tail[i] >= end * (1 - 1e-12):
+            for i in now.order:
+                if now.finish[i] + now.tail[i] >= end * (1 - 1e-12):
                     critical[criticals] = i
                     criticals += 1
             fresh = False
-        first = critical[int(draw(state) * criticals)]
-        # How many to take out, and which.
-        chance = draw(state)
-        size = 1
-        only = -1
-        grow = GROW
-        if draw(state) < TOGETHER:
-            only = int(draw(state) * nowhere)
-            grow = GROW_TOGETHER
-        while size < 32 and chance < grow:
-            size += 1
-            chance = draw(state)
-        if size == 1:
-            only = -1
-        taken[0] = first
-        got = 1
-        if size > 1:
-            tries = 0
-            while got < size and tries < 3 * size:
-                tries += 1
-                seed = taken[int(draw(state) * got)]
-                kind = draw(state)
-                other = -1
-                if kind < ALONG or only >= 0:
-                    degree = a.into[seed + 1] - a.into[seed]
-                    both = degree + a.out[seed + 1] - a.out[seed]
-                    if both:
-                        e = int(draw(state) * both)
-                        if e < degree:
-                            other = a.source[a.into[seed] + e]
-                        else:
-                            other = a.sink[a.out[seed] + e - degree]
-                elif kind < CRITICAL:
-                    other = critical[int(draw(state) * criticals)]
-                else:
-                    k = position[seed] + int(draw(state) * 17) - 8
-                    if 0 <= k < n:
-                        other = order[k]
-                if other < 0:
-                    continue
-                double = False
-                for k in range(got):
-                    if taken[k] == other:
-                        double = True
-                if not double:
-                    taken[got] = other
-                    got += 1
+        if best <= bound or step == steps or not criticals:
+            break
+        temperature = max(hot + (cold - hot) * step / steps, 1e-300)
+        count, only = choose(a, now, critical, criticals, taken, random)
+        copy(now, trial)
+        since, until = now.position[taken[0]], now.position[taken[count - 1]]
         old, before = -1, -1
-        if got == 1:
+        if count == 1:
+            # Another place than the one that it has.
             i = taken[0]
-            old = device[i]
-            # The task before it on its unit.
-            u = a.unit[old]
-            for k in range(position[i] - 1, -1, -1):
-                if a.unit[device[order[k]]] == u:
-                    before = order[k]
-                    break
-        else:
-            new_order[:] = order
-            # In topological order.
-            for x in range(1, got):
-                i = taken[x]
-                y = x - 1
-                while y >= 0 and position[taken[y]] > position[i]:
-                    taken[y + 1] = taken[y]
-                    y -= 1
-                taken[y + 1] = i
-        new_device[:] = device
-        for x in range(got):
+            old = now.device[i]
+            k = behind(now, a.unit[old], now.position[i])
+            before = now.row[a.unit[old], k - 1] if k else -1
+        for x in range(count):
             i = taken[x]
-            used[device[i]] -= a.memory[i]
-            new_device[i] = nowhere
-        end = now
+            used[now.device[i]] -= a.memory[i]
+            trial.device[i] = nowhere
         done = 0
-        for x in range(got):
+        through = end
+        for x in range(count):
             i = taken[x]
-            new = order if got == 1 else new_order
-            base = forward(a, new, new_device, i, finish, below, row, count)
-            backward(a, new, new_device, i, tail, above)
-            d, ahead, behind, through = insertion(
-                a,
-                i,
-                new_device,
-                used,
-                finish,
-                tail,
-                above,
-                below,
-                row,
-                count,
-                base,
-                old,
-                before,
-                only,
-                state,
-            )
+            since, until = min(since, trial.position[i]), max(until, trial.position[i])
+            forward(a, trial, since, i, free, marked)
+            backward(a, trial, until, i, free, marked)
+            d, ahead, after, path = insertion(a, trial, i, used, old, before, only)
             if d < 0:
                 break
-            end = max(base, through)
-            if (
-                x == got - 1
-                and end > now
-                and draw(state) >= np.exp((now - end) / max(temperature, 1e-300))
-            ):
-                break
-            place(a, new, position, new_device, i, d, ahead, behind, below, scratch, marked)
+            if x == count - 1:
+                through = max(path, end_of(a, trial))
+                worse = through - end
+                if worse > 0 and draw(random) >= np.exp(-worse / temperature):
+                    break
+            since, until = place(a, trial, i, d, ahead, after, scratch, marked)
             used[d] += a.memory[i]
             done += 1
-        if done == got:
-            if got > 1:
-                order[:] = new_order
-            device[:] = new_device
-            now = end
+        if done == count:
+            forward(a, trial, since, -1, free, marked)
+            backward(a, trial, until, -1, free, marked)
+            now, trial = trial, now
+            end = end_of(a, now)
             fresh = True
-            if now < best:
-                best = now
-                best_order[:] = order
-                best_device[:] = device
-        else:
-            for x in range(got):
-                i = taken[x]
-                if x < done:
-                    used[new_device[i]] -= a.memory[i]
-                used[device[i]] += a.memory[i]
-            if got > 1:
-                for k in range(n):
-                    position[order[k]] = k
+            continue
+        for x in range(count):
+            i = taken[x]
+            if x < done:
+                used[trial.device[i]] -= a.memory[i]
+            used[now.device[i]] += a.memory[i]
+    order[:] = now.order
+    device[:] = now.device
     return best
 
 
 @njit(cache=True, nogil=True)
-def sweep(a, order, device, first, until, size, steps, heat, state):
+def sweep(
+    a: Padded,
+    order: np.ndarray,
+    device: np.ndarray,
+    first: int,
+    until: int,
+    size: int,
+    steps: int,
+    heat: float,
+    random: np.ndarray,
+) -> tuple[int, float]:
     """Climbs windows of `size` tasks of the order that begin from `first` on and before `until`.
 
-    They overlap by half. Returns the place where the next window begins and the end of the run.
+    They overlap by half; of one that begins below 0 there is less. Returns the place where the next
+    window begins and the end of the run.
 
     What stands before and behind a window keeps its place, as arrivals and tails.
     """
     n, devices = len(order), len(a.unit) - 1
     units = a.unit[-1]
-    finish, tail = np.zeros(n), np.zeros(n)
-    below, above = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-    row, count = np.zeros((units, n), np.int64), np.zeros(units, np.int64)
-    end = forward(a, order, device, -1, finish, below, row, count)
-    backward(a, order, device, -1, tail, above)
+    s = new_state(order, device, units)
+    free, marked = np.zeros(units), np.zeros(units, np.bool_)
+    forward(a, s, 0, -1, free, marked)
+    backward(a, s, n - 1, -1, free, marked)
     number = np.full(n, -1)
-    free = np.zeros(units)
+    free[:] = 0.0
     used = np.zeros(devices + 1)
     for i in range(n):
         used[device[i]] += a.memory[i]
     for k in range(first):
-        free[a.unit[device[order[k]]]] = finish[order[k]]
+        free[a.unit[device[order[k]]]] = s.finish[order[k]]
     stride = max(1, size // 2)
     while first < until:
-        last = min(first + size, n)
-        m = last - first
+        begin, last = max(first, 0), min(first + size, n)
+        m = last - begin
+        if m <= 0:
+            first += stride
+            continue
         rest = np.zeros(units)
         missing = units
         seen = np.zeros(units, np.bool_)
@@ -503,14 +600,14 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
             u = a.unit[device[i]]
             if not seen[u]:
                 seen[u] = True
-                rest[u] = tail[i] + a.seconds[i, device[i]]
+                rest[u] = s.tail[i] + a.seconds[i, device[i]]
                 missing -= 1
                 if not missing:
                     break
         inner = 0
-        for k in range(first, last):
-            number[order[k]] = k - first
-        for k in range(first, last):
+        for k in range(begin, last):
+            number[order[k]] = k - begin
+        for k in range(begin, last):
             i = order[k]
             for e in range(a.into[i], a.into[i + 1]):
                 if number[a.source[e]] >= 0:
@@ -522,7 +619,7 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
         source, sink = np.empty(inner, np.int64), np.empty(inner, np.int64)
         into_nbytes, out_nbytes = np.empty(inner), np.empty(inner)
         for k in range(m):
-            i = order[first + k]
+            i = order[begin + k]
             seconds[k] = a.seconds[i]
             entry[k] = a.entry[i]
             exit[k] = a.exit[i]
@@ -541,7 +638,7 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
                     continue
                 f = device[j]
                 for d in range(devices):
-                    there = finish[j] + a.latency[f, d] + a.into_nbytes[e] * a.per_byte[f, d]
+                    there = s.finish[j] + a.latency[f, d] + a.into_nbytes[e] * a.per_byte[f, d]
                     entry[k, d] = max(entry[k, d], there)
             for e in range(a.out[i], a.out[i + 1]):
                 j = a.sink[e]
@@ -553,7 +650,7 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
                 f = device[j]
                 for d in range(devices):
                     way = (
-                        tail[j]
+                        s.tail[j]
                         + a.seconds[j, f]
                         + a.latency[d, f]
                         + a.out_nbytes[e] * a.per_byte[d, f]
@@ -581,7 +678,7 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
             a.limit - used,
         )
         inner_order = np.arange(m)
-        inner_device = device[order[first:last]]
+        inner_device = device[order[begin:last]]
         best_order, best_device = inner_order.copy(), inner_device.copy()
         climb(
             part,
@@ -594,30 +691,23 @@ def sweep(a, order, device, first, until, size, steps, heat, state):
             heat,
             0.0,
             0.0,
-            state,
+            random,
         )
-        old = order[first:last].copy()
+        old = order[begin:last].copy()
         for k in range(m):
             number[old[k]] = -1
-            order[first + k] = old[best_order[k]]
+            order[begin + k] = old[best_order[k]]
             device[old[k]] = best_device[k]
         for k in range(m):
             used[device[old[k]]] += a.memory[old[k]]
         # The finishes of the tasks that stay, and when they leave their units.
-        for k in range(first, min(first + stride, n)):
+        for k in range(begin, min(max(first + stride, 0), n)):
             i = order[k]
             d = device[i]
-            start = max(a.entry[i, d], free[a.unit[d]])
-            for e in range(a.into[i], a.into[i + 1]):
-                j = a.source[e]
-                there = (
-                    finish[j]
-                    + a.latency[device[j], d]
-                    + a.into_nbytes[e] * a.per_byte[device[j], d]
-                )
-                if there > start:
-                    start = there
-            finish[i] = start + a.seconds[i, d]
-            free[a.unit[d]] = finish[i]
+            s.device[i] = d
+            start = max(arrival(a, s, i, d), free[a.unit[d]])
+            s.finish[i] = free[a.unit[d]] = start + a.seconds[i, d]
         first += stride
-    return first, forward(a, order, device, -1, finish, below, row, count)
+    s = new_state(order, device, units)
+    forward(a, s, 0, -1, free, marked)
+    return first, end_of(a, s)

@@ -19,7 +19,7 @@ from hetsched.stages.borders import (
     table,
 )
 from hetsched.stages.exact import improved
-from hetsched.stages.relaxation import NEAR, relaxed
+from hetsched.stages.relaxation import NEAR, Row, pulled, relaxed, settled
 from hetsched.stages.traffic import Traffic
 
 # Looks at tasks and borders in the exact search: about a second.
@@ -27,7 +27,13 @@ BUDGET = 200_000_000
 # Pairs of borders times states of the table: about two seconds.
 WORK = 3_000_000_000
 LARGEST_FAMILY = 8192
-ROUNDS = 6
+# Near the best pipeline: what it costs a task to leave its stage, in mean seconds of a task, how
+# often to go on from a better one, orders of the tasks, and borders of all of them.
+PULLS = tuple(0.2 / 2**halving for halving in range(7))
+STEPS = 16
+ROUNDS = 4
+NEAR_ORDERS = 8
+NEARBY = 3000
 EXACT = 1 + 1e-9
 # Tasks times devices that constraint programming is tried for, and its deterministic seconds.
 LARGEST_PROGRAM = 1000
@@ -227,7 +233,7 @@ class _Solver:
     def refined(self) -> Pipeline | None:
         """The best stages between borders of several orders, then near the best found."""
         traffic = self.traffic
-        orders = _orders(traffic)
+        own = orders = _orders(traffic)
         best = self.solve(_prefixes(orders, (), self.limit), complete=False)
         enough = best.seconds if best else np.inf
         bound, mixed = relaxed(traffic, self.machine.most, enough)
@@ -247,26 +253,48 @@ class _Solver:
             assert best is not None
             if best.seconds <= bound * NEAR:
                 break
-            ends = np.cumsum([len(tasks) for _, tasks in best.stages])[:-1].tolist()
-            stage = np.zeros(traffic.count, np.int64)
-            for index, (_, tasks) in enumerate(best.stages):
-                stage[list(tasks)] = index
+            stage, ends = _numbered(best, traffic.count)
             # Each order, but through the borders of the best stages.
             through = [order[np.argsort(stage[order], kind="stable")] for order in orders]
-            found = self.solve(_prefixes(through, ends, self.limit), complete=False)
-            if found is None or found.seconds * NEAR >= best.seconds:
+            found = self.solve(_prefixes(through, ends, self.limit // 2), complete=False)
+            better, before = _better(best, found), best.seconds
+            best = better or best
+            if best.seconds * NEAR >= before:
                 break
-            best = found
+        if best is not None and best.seconds > bound * NEAR:
+            best = self._nearby(best, bound, own)
         if best is None or best.seconds <= bound * NEAR or traffic.seconds.size > LARGEST_PROGRAM:
             return best and replace(best, bound=min(best.seconds, bound))
         if self.machine.least:
             return replace(best, bound=min(best.seconds, bound))
         most = self.machine.most
         stages, bound = improved(traffic, most, best.stages, best.seconds, bound, PROGRAM_WORK)
-        found = Pipeline(tuple(stages), self.seconds_of(stages), 0.0)
-        best = _better(best, found)
-        assert best is not None
+        best = _better(best, Pipeline(tuple(stages), self.seconds_of(stages), 0.0)) or best
         return replace(best, bound=min(best.seconds, bound))
+
+    def _nearby(self, best: Pipeline, bound: float, orders: Sequence[np.ndarray]) -> Pipeline:
+        """The best stages between borders on the ways from the best so far to cuts near it."""
+        place, steps = 0, 0
+        rows: dict[tuple[int, ...], Row] = {}
+        while place < len(PULLS) and steps < STEPS and best.seconds > bound * NEAR:
+            steps += 1
+            stage, ends = _numbered(best, self.traffic.count)
+            devices = tuple(device for device, _ in best.stages)
+            if devices not in rows:
+                rows[devices] = settled(self.traffic, devices)
+            mixes = [stage]
+            if (way := pulled(self.traffic, rows[devices], stage, PULLS[place])) is not None:
+                mixes = [2 * stage + way, stage + way, stage + 2 * way]
+            near = [
+                order[np.argsort(mix[order], kind="stable")]
+                for mix in mixes
+                for order in orders[:NEAR_ORDERS]
+            ]
+            found = self.solve(_prefixes(near, ends, NEARBY), complete=False)
+            if found is None or found.seconds * (1 + 1e-4) >= best.seconds:
+                place += 1
+            best = _better(best, found) or best
+        return best
 
     def seconds_of(self, stages: Sequence[tuple[int, Sequence[int]]]) -> float:
         """The bottleneck of stages on devices."""
@@ -287,6 +315,14 @@ class _Solver:
         ]
         numbers = np.array(kinds, np.int64), np.arange(1, len(ends), dtype=np.int64)
         return float(cost_of_stages(family, self.machine, self.flow, *numbers))
+
+
+def _numbered(pipeline: Pipeline, count: int) -> tuple[np.ndarray, list[int]]:
+    """(n) the stage of each task, and how many tasks lie before each border."""
+    stage = np.zeros(count, np.int64)
+    for index, (_, tasks) in enumerate(pipeline.stages):
+        stage[list(tasks)] = index
+    return stage, np.cumsum([len(tasks) for _, tasks in pipeline.stages])[:-1].tolist()
 
 
 def _better(one: Pipeline | None, other: Pipeline | None) -> Pipeline | None:

@@ -12,13 +12,15 @@ from hetsched.stages.traffic import Traffic
 
 # Ways to set the devices in a row, and minimum cuts of all of them together.
 MOST_ROWS = 60
-CUTS = 160
+CUTS = 120
+# Cuts that are made to price the devices of a pipeline which is to be improved.
+PRICING = 16
 # Good enough: no more is tried for the last permille.
 NEAR = 1.001
 
 
 @dataclass(eq=False)
-class _Row:
+class Row:
     """Devices in the order of their stages, and the cuts that were made for them.
 
     Each cut puts every task in a stage, none before what it reads from, for a price on each stage's
@@ -34,6 +36,12 @@ class _Row:
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
     # No mixture of the cuts costs less than this; where the bound reaches it, there is no better.
     ceiling: float = np.inf
+
+    def priced(self, traffic: Traffic) -> np.ndarray:
+        """(n, stages) seconds times the price of the stage; a task that cannot run stays out."""
+        price = np.maximum(self.price, 1e-12)
+        seconds: np.ndarray = traffic.seconds[:, list(self.devices)] * price
+        return seconds
 
     @property
     def finished(self) -> bool:
@@ -76,27 +84,27 @@ def relaxed(traffic: Traffic, most: int, enough: float) -> tuple[float, list[np.
     ]
 
 
-def _rows(traffic: Traffic, most: int) -> list[_Row]:
+def _rows(traffic: Traffic, most: int) -> list[Row]:
     """Every order of as many units as may have a stage, those that are alike once."""
     units = [np.flatnonzero(traffic.unit == unit) for unit in range(int(traffic.unit.max()) + 1)]
     length = min(most or len(units), len(units))
     columns = np.unique(traffic.seconds, axis=1, return_inverse=True)[1].ravel()
-    found: dict[tuple[int, ...], _Row] = {}
+    found: dict[tuple[int, ...], Row] = {}
     for chosen in permutations(range(len(units)), length):
         for devices in product(*(units[unit] for unit in chosen)):
             key = tuple(int(columns[device]) for device in devices)
-            found.setdefault(key, _Row(tuple(map(int, devices))))
+            found.setdefault(key, Row(tuple(map(int, devices))))
             if len(found) > MOST_ROWS:
                 return list(found.values())
     return list(found.values())
 
 
-def _go_on(traffic: Traffic, row: _Row) -> None:
+def _go_on(traffic: Traffic, row: Row) -> None:
     """One more cut, at the prices for which the cuts so far cost most."""
     stages = len(row.devices)
     if not len(row.price):
         row.price = np.full(stages, 1 / stages)
-    stage = _cut(traffic, row)
+    stage = _cut(traffic, row.priced(traffic))
     if stage is None:
         row.bound = row.ceiling = np.inf
         return
@@ -123,18 +131,39 @@ def _go_on(traffic: Traffic, row: _Row) -> None:
     row.weights = weights / (weights.sum() or 1.0)
 
 
-def _cut(traffic: Traffic, row: _Row) -> np.ndarray | None:
-    """(n) the stages of least priced seconds; None if some task can be in none.
+def settled(traffic: Traffic, devices: tuple[int, ...]) -> Row:
+    """The devices in a row with good prices on their stages."""
+    row = Row(devices)
+    for _ in range(PRICING):
+        _go_on(traffic, row)
+        if row.finished:
+            break
+    return row
+
+
+def pulled(traffic: Traffic, row: Row, stage: np.ndarray, pull: float) -> np.ndarray | None:
+    """The stages (n) of a cut near `stage`; None if some task can be in none.
+
+    A task that leaves its stage costs the pull, in mean seconds of a task, beside its priced
+    seconds: so few tasks go, those for which it pays most, and the loads change little.
+    """
+    seconds = row.priced(traffic)
+    away = np.full(seconds.shape, pull * float(seconds[np.isfinite(seconds)].mean()))
+    away[np.arange(traffic.count), stage] = 0.0
+    return _cut(traffic, seconds + away)
+
+
+def _cut(traffic: Traffic, seconds: np.ndarray) -> np.ndarray | None:
+    """(n) the stages of which the (n, stages) `seconds` are least; None if some task has none.
 
     A task has a chain of arcs from source to sink, one for each stage, of which the cut takes one.
     """
-    count, stages = traffic.count, len(row.devices)
+    count, stages = seconds.shape
     source, sink = count * (stages - 1), count * (stages - 1) + 1
-    seconds = traffic.seconds[:, list(row.devices)] * np.where(row.price > 0, row.price, 1e-12)
     if not np.isfinite(seconds).any(axis=1).all():
         return None
     if stages == 1:
-        return np.zeros(count, np.int64) if np.isfinite(seconds).all() else None
+        return np.zeros(count, np.int64)
     tasks = np.arange(count)
     ends = np.array(
         [(task, reader) for task, row_ in enumerate(traffic.successors) for reader in row_],

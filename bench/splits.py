@@ -573,6 +573,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             for name in wanted:
                 content[name] = RUNS[name](options)
+                # After each set, so that a long run that breaks off has told something.
                 write(given.json, content)
     except HetschedError as error:
         print(f"error: {error}", file=sys.stderr)

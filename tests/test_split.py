@@ -316,6 +316,22 @@ def test_who_reads_a_region_of_a_sum_adds_up_that_region() -> None:
     assert deviation(found, oracle.run(to_onnx(graph), inputs)[two]) <= 1e-6
 
 
+@pytest.mark.parametrize("opset", [9, 17])
+def test_terms_of_a_product_with_a_bias(opset: int) -> None:
+    """Until opset 11 a Gemm needed its third input; the bias is added once all the same."""
+    build = Builder()
+    rng = np.random.default_rng(0)
+    x = build.input("x", 3, 8)
+    weight = build.constant(rng.standard_normal((8, 5)).astype(np.float32))
+    bias = build.constant(rng.standard_normal(5).astype(np.float32))
+    y = build.op("Gemm", x, weight, bias, shape=(3, 5), name="gemm")
+    graph = replace(build.graph(y), opsets={"": opset})
+    pieces = split(graph, [Split(("gemm",), (at(y.name, 0, 0, 3, 8, total=True),))])
+    inputs = feeds(graph)
+    found = oracle.run(to_onnx(pieces), inputs)[y.name]
+    assert deviation(found, oracle.run(to_onnx(graph), inputs)[y.name]) <= 1e-6
+
+
 def test_weights_are_cut_without_a_copy() -> None:
     graph, (one,) = windows(6, 6)
     pieces = split(graph, [Split(("conv0",), (at(one, 1, 0, 1, 2),))])

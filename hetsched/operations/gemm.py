@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from hetsched.dtype import numpy_dtype
 from hetsched.op import Op
 from hetsched.operation import Call, Compiler, Known, Operation, Piece, interpreted
 from hetsched.operations._arithmetic import matrix_product, sum_dtype
 from hetsched.region import Interval, Region
+
+
+# Until then it needed three inputs.
+FIRST_OPSET_WITHOUT_BIAS = 11
 
 
 class Gemm(Operation):
@@ -44,7 +49,15 @@ class Gemm(Operation):
         whole = Region.whole(op.output().shape)
         row, column = whole.intervals
         piece = self._with(op, {0: whole}, row, (first, last), column)
-        return replace(piece, inputs=piece.inputs[:2]) if first else piece
+        if not first or not op.has_input(2):
+            return piece
+        # The bias is added once.
+        none = (
+            ()
+            if known.opset >= FIRST_OPSET_WITHOUT_BIAS
+            else (np.zeros(1, numpy_dtype(op.output().dtype)),)
+        )
+        return replace(piece, inputs=(*piece.inputs[:2], *none))
 
     def _with(
         self,

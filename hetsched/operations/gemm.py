@@ -12,7 +12,6 @@ from hetsched.operation import Call, Compiler, Known, Operation, Piece, interpre
 from hetsched.operations._arithmetic import matrix_product, sum_dtype
 from hetsched.region import Interval, Region
 
-
 # Until then it needed three inputs.
 FIRST_OPSET_WITHOUT_BIAS = 11
 

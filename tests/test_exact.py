@@ -1,4 +1,4 @@
-"""Exact schedules against brute force, and windows against the whole."""
+"""Exact schedules against brute force."""
 
 from dataclasses import replace
 from itertools import pairwise, permutations, product
@@ -13,8 +13,7 @@ from hetsched.plugin import load
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
 from hetsched.schedulers import _cpsat
-from hetsched.schedulers._cpsat import Limit, decode, order_of, solve
-from hetsched.schedulers._lns import improve, window
+from hetsched.schedulers._cpsat import Limit, decode, solve
 
 
 def shortest(given: Problem) -> float:
@@ -180,42 +179,3 @@ def test_what_is_known_is_kept_unless_something_is_shorter() -> None:
     assert best.optimal
     assert again.optimal
     assert (again.start == best.start).all()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_window_says_what_the_whole_takes(seed: int) -> None:
-    given = layered(60, 3, 1.0, seed)
-    now = sequential(given)
-    order = order_of(given, now)
-    for begin, end in [(0, 20), (17, 40), (40, 60), (0, 60)]:
-        chosen = np.sort(order[begin:end])
-        small = window(given, now, order, begin, end)
-        inner = decode(small, now.device[chosen], order_of(small, _part(now, chosen)), "")
-        assert inner.makespan <= now.makespan * (1 + 1e-12)
-        assert (inner.start <= now.start[chosen] + 1e-12).all()
-        better = solve(small, Limit(work=0.05), inner)
-        device = now.device.copy()
-        device[chosen] = better.device
-        inside = chosen[order_of(small, better)]
-        whole = decode(given, device, np.concatenate([order[:begin], inside, order[end:]]), "")
-        assert whole.makespan <= max(better.makespan, _beside(given, now, chosen)) * (1 + 1e-12)
-
-
-def _part(whole: Solution, chosen: np.ndarray) -> Solution:
-    return Solution(whole.device[chosen], whole.start[chosen], whole.makespan)
-
-
-def _beside(given: Problem, now: Solution, chosen: np.ndarray) -> float:
-    """The end of the run if the chosen tasks took no time."""
-    free = replace(given, seconds=given.seconds.copy())
-    free.seconds[chosen] = 0.0
-    return decode(free, now.device, order_of(given, now), "").makespan
-
-
-def test_windows_improve_and_are_the_same_each_time() -> None:
-    given = layered(60, 3, 1.0, seed=3)
-    now = sequential(given)
-    one = improve(given, now, 0, lambda solved: solved == 4)
-    other = improve(given, now, 0, lambda solved: solved == 4)
-    assert one.makespan < 0.9 * now.makespan
-    assert (one.start == other.start).all()

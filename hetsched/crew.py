@@ -109,7 +109,7 @@ class Crew:
         self._free: list[_Memory] = []
         self._lock = Lock()
         self._course = _Course(steps, codes, outputs, views or {})
-        library = codes[0].library
+        library = codes[0].module
         self._work, self._stop = library.crew_work, library.crew_stop
         self._submit, self._serve = library.crew_submit, library.crew_serve
         self._wait = library.crew_wait

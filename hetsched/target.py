@@ -39,7 +39,7 @@ class Code:
     table; `inputs` and `outputs` are the cells with the addresses of those tensors, compact and in
     the order of the graph, and `results` the shapes and dtypes of the outputs. `table` has the
     other cells; each caller needs a copy. One thread at a time may call it, after `enter`, which
-    prepares a thread for code of so many `threads` or fewer. `library` has the functions of
+    prepares a thread for code of so many `threads` or fewer. `module` has the functions of
     `crew.c`. It is valid until the kernel is closed.
     """
 
@@ -50,7 +50,7 @@ class Code:
     results: tuple[tuple[tuple[int, ...], np.dtype], ...]
     threads: int
     enter: Callable[[], None]
-    library: CDLL
+    module: CDLL
 
 
 class Kernel(ABC):

@@ -359,7 +359,7 @@ class _Function:
             results=tuple(self._outputs),
             threads=threads,
             enter=enter,
-            library=self._library,
+            module=self._library,
         )
 
     def _placed(self, inputs: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:

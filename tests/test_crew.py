@@ -62,7 +62,7 @@ class Coded(Kernel):
         sizes: Sequence[int] = (),
     ) -> None:
         self.sizes = [*(sizes or [4] * inputs), *[4] * outputs]
-        self.library, self.inputs, self.outputs, self.work = library, inputs, outputs, work
+        self.module, self.inputs, self.outputs, self.work = library, inputs, outputs, work
         self.threads: set[int] = set()
         self.runs = 0
         self.closed = 0
@@ -100,7 +100,7 @@ class Coded(Kernel):
             ((SHAPE, DTYPE),) * self.outputs,
             1,
             lambda: None,
-            self.library,
+            self.module,
         )
 
     def close(self) -> None:

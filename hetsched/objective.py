@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from hetsched.device import Device
 from hetsched.errors import DeviceError, PluginError
 from hetsched.plan import Plan, simulate
 from hetsched.schedule import Schedule
@@ -66,17 +67,28 @@ def joules(schedule: Schedule, system: System) -> float:
     total = 0.0
     for device in system.devices:
         busy = schedule.busy_seconds(device.name)
-        if busy and not device.active_watts:
-            raise DeviceError(
-                f"'{device.name}' has no active_watts, so that energy is not known; "
-                "give it in a machine file"
-            )
+        if busy:
+            check_watts(device)
         total += device.active_watts * busy
         total += device.idle_watts * max(0.0, schedule.makespan - busy)
     for move in schedule.transfers:
         link = system.link(move.source, move.sink) if move.source and move.sink else None
         total += link.joules_per_byte * move.nbytes if link else 0.0
     return total
+
+
+def check_watts(device: Device) -> None:
+    """
+    Raises
+    ------
+    DeviceError
+        Nobody has said what the device draws while it works.
+    """
+    if not device.active_watts:
+        raise DeviceError(
+            f"'{device.name}' has no active_watts, so that energy is not known; "
+            "give it in a machine file"
+        )
 
 
 def held_bytes(plan: Plan) -> float:

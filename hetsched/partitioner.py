@@ -1,16 +1,16 @@
 """What chooses a plan."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from typing import ClassVar
 
-from hetsched.cost import CostModel
-from hetsched.errors import PluginError
+from hetsched.cost import CostModel, price
+from hetsched.errors import InfeasiblePlan, PluginError
 from hetsched.graph import Graph
 from hetsched.objective import objective
-from hetsched.plan import Plan, group_tasks, make_plan
+from hetsched.plan import Plan, group_tasks, make_plan, simulate
 from hetsched.plugin import Plugin, load
 from hetsched.problem import Problem
 from hetsched.schedule import Schedule
@@ -77,6 +77,53 @@ def serving(partitioner: Partitioner, name: str) -> Partitioner:
 PASSES = 8
 # Of the makespan: sums of floats in another order differ in the last digits.
 ROUNDING = 1e-12
+
+
+def alone(
+    device: str,
+    graph: Graph,
+    system: System,
+    costs: CostModel,
+    spec: str,
+    splits: Sequence[Split] = (),
+    original: Graph | None = None,
+) -> Plan:
+    """The plan of partitioner `spec` with all of the graph on one device.
+
+    Raises
+    ------
+    InfeasiblePlan
+        The device cannot run or hold it.
+    """
+    prices = price(graph, system, costs)
+    for group in graph.groups:
+        if device not in prices.seconds[group.name]:
+            raise InfeasiblePlan(
+                f"'{device}' alone cannot run {group.ops[0]}: {prices.refusals[group.name][device]}"
+            )
+    order = [group.name for group in graph.groups]
+    placement = dict.fromkeys(order, device)
+    return make_plan(graph, system, prices, placement, order, spec, (), splits, original)
+
+
+def quickest(attempts: Iterable[Callable[[], Plan]]) -> Plan:
+    """The plan of least makespan of those that can be made; of equal ones the first.
+
+    Raises
+    ------
+    InfeasiblePlan
+        None can be made; the message has each reason.
+    """
+    plans: list[Plan] = []
+    refused: list[str] = []
+    for attempt in attempts:
+        try:
+            plans.append(attempt())
+        except InfeasiblePlan as error:
+            refused.append(str(error))
+    if not plans:
+        raise InfeasiblePlan("; ".join(dict.fromkeys(refused)))
+    return min(plans, key=lambda plan: simulate(plan).makespan)
 
 
 def scheduled(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 
@@ -20,10 +21,7 @@ class Exit:
 
     @property
     def pieces(self) -> int:
-        count = 1
-        for _, bounds in self.axes:
-            count *= len(bounds) - 1
-        return count
+        return prod(len(bounds) - 1 for _, bounds in self.axes)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 
-from hetsched.cost import CostModel, price
-from hetsched.graph import Graph
-from hetsched.partitioner import Partitioner
-from hetsched.plan import Plan
-from hetsched.sharing.search import Search, channels
-from hetsched.system import System
+from hetsched.sharing.pieces import Way
+from hetsched.sharing.search import Shares, channels
 
 
 @dataclass(frozen=True)
-class Channel(Partitioner):
+class Channel(Shares):
     """Each device computes some of the output channels, or adds up some of the input channels.
 
     Output channels are kept apart through the layers that need no others: elementwise, depthwise,
@@ -28,21 +24,9 @@ class Channel(Partitioner):
     https://doi.org/10.1145/3302424.3303950
     """
 
-    splits = True
     covered = True
     candidates: int = 8
-    gain: float = 0.02
-    least_seconds: float = 50e-6
     grain: int = 16
 
-    def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        return Search(
-            graph,
-            system,
-            price(graph, system, costs),
-            channels(self.grain),
-            self.name,
-            self.candidates,
-            self.gain,
-            self.least_seconds,
-        ).plan()
+    def ways(self) -> tuple[Way, ...]:
+        return channels(self.grain)

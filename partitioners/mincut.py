@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hetsched.cost import CostModel
-from hetsched.errors import DeviceError, PluginError
+from hetsched.errors import PluginError
 from hetsched.graph import Graph
+from hetsched.objective import check_watts
 from hetsched.partitioner import Partitioner, check_objective
 from hetsched.plan import Plan, group_tasks, make_plan
 from hetsched.stages.serial import Serial, cheapest, in_runs
@@ -77,11 +78,7 @@ def in_joules(traffic: Traffic) -> Traffic:
     system = traffic.tasks.system
     names = [device.name for device in system.devices]
     for device in system.devices:
-        if not device.active_watts:
-            raise DeviceError(
-                f"'{device.name}' has no active_watts, so that energy is not known; "
-                "give it in a machine file"
-            )
+        check_watts(device)
     idle = sum(device.idle_watts for device in system.devices)
     watts = np.array([d.active_watts - d.idle_watts + idle for d in system.devices])
     of_bytes = np.zeros_like(traffic.per_byte)
@@ -99,4 +96,6 @@ def in_joules(traffic: Traffic) -> Traffic:
 
 def _times(seconds: np.ndarray, watts: float) -> np.ndarray:
     """The product, where what cannot be stays so at 0 watts."""
-    return np.where(np.isinf(seconds), np.inf, np.where(np.isinf(seconds), 0.0, seconds) * watts)
+    product = np.full_like(seconds, np.inf)
+    np.multiply(seconds, watts, out=product, where=np.isfinite(seconds))
+    return product

@@ -1,12 +1,12 @@
 """The whole graph on one device."""
 
 from dataclasses import dataclass
+from functools import partial
 
-from hetsched.cost import CostModel, price
-from hetsched.errors import InfeasiblePlan
+from hetsched.cost import CostModel
 from hetsched.graph import Graph
-from hetsched.partitioner import Partitioner
-from hetsched.plan import Plan, make_plan, simulate
+from hetsched.partitioner import Partitioner, alone, quickest
+from hetsched.plan import Plan
 from hetsched.system import System
 
 
@@ -18,25 +18,7 @@ class Single(Partitioner):
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
         devices = [system.device(self.device)] if self.device else system.devices
-        plans: list[Plan] = []
-        refused: list[str] = []
-        for device in devices:
-            try:
-                plans.append(_on(device.name, graph, system, costs))
-            except InfeasiblePlan as error:
-                refused.append(str(error))
-        if not plans:
-            raise InfeasiblePlan("; ".join(refused))
-        return min(plans, key=lambda plan: simulate(plan).makespan)
-
-
-def _on(device: str, graph: Graph, system: System, costs: CostModel) -> Plan:
-    prices = price(graph, system, costs)
-    for group in graph.groups:
-        if device not in prices.seconds[group.name]:
-            raise InfeasiblePlan(
-                f"'{device}' alone cannot run {group.ops[0]}: {prices.refusals[group.name][device]}"
-            )
-    order = [group.name for group in graph.groups]
-    placement = dict.fromkeys(order, device)
-    return make_plan(graph, system, prices, placement, order, f"single:device={device}")
+        return quickest(
+            partial(alone, device.name, graph, system, costs, f"{self.name}:device={device.name}")
+            for device in devices
+        )

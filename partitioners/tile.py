@@ -1,20 +1,22 @@
 """Rows, columns, tokens or the batch shared by devices, or tile after tile on one."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from hetsched.cost import CostModel, Prices, price
-from hetsched.errors import InfeasiblePlan, PluginError
+from hetsched.errors import PluginError
 from hetsched.graph import Graph
-from hetsched.partitioner import Partitioner
-from hetsched.plan import Plan, make_plan, simulate
+from hetsched.partitioner import alone, quickest
+from hetsched.plan import Plan
 from hetsched.rewrite import split
 from hetsched.sharing.memory import Tiling
-from hetsched.sharing.search import TILES, Search
+from hetsched.sharing.pieces import Way
+from hetsched.sharing.search import TILES, Shares
 from hetsched.system import System
 
 
 @dataclass(frozen=True)
-class Tile(Partitioner):
+class Tile(Shares):
     """Each device computes some of the rows or columns of a chain of layers, or of the batch.
 
     At most `candidates` are priced, as each is compiled and measured; splits have to save the
@@ -35,28 +37,17 @@ class Tile(Partitioner):
     https://doi.org/10.1109/TCAD.2018.2858384
     """
 
-    splits = True
     covered = True
-    candidates: int = 4
-    gain: float = 0.02
-    least_seconds: float = 50e-6
     tiles: str = ""
     extra: float = 0.05
 
+    def ways(self) -> tuple[Way, ...]:
+        return TILES
+
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
-        prices = price(graph, system, costs)
         if self.tiles:
-            return self._tiled(graph, system, prices)
-        return Search(
-            graph,
-            system,
-            prices,
-            TILES,
-            self.name,
-            self.candidates,
-            self.gain,
-            self.least_seconds,
-        ).plan()
+            return self._tiled(graph, system, price(graph, system, costs))
+        return super().partition(graph, system, costs)
 
     def _tiled(self, graph: Graph, system: System, prices: Prices) -> Plan:
         """The graph in tiles on the device that is fastest so."""
@@ -66,23 +57,9 @@ class Tile(Partitioner):
         splits = Tiling(graph, (int(rows), int(columns)), self.extra).splits()
         rewritten = split(graph, splits)
         found = price(rewritten, system, prices)
-        order = [group.name for group in rewritten.groups]
-        plans: list[Plan] = []
-        refused: list[str] = []
-        for device in system.devices:
-            lacking = next((n for n in order if device.name not in found.seconds[n]), None)
-            if lacking is not None:
-                refused.append(f"'{device.name}' alone cannot run '{lacking}'")
-                continue
-            spec = f"{self.name}:tiles={self.tiles}"
-            placement = dict.fromkeys(order, device.name)
-            unsplit = graph if splits else None
-            try:
-                plans.append(
-                    make_plan(rewritten, system, found, placement, order, spec, (), splits, unsplit)
-                )
-            except InfeasiblePlan as error:
-                refused.append(str(error))
-        if not plans:
-            raise InfeasiblePlan("; ".join(refused))
-        return min(plans, key=lambda plan: simulate(plan).makespan)
+        spec = f"{self.name}:tiles={self.tiles}"
+        original = graph if splits else None
+        return quickest(
+            partial(alone, device.name, rewritten, system, found, spec, splits, original)
+            for device in system.devices
+        )

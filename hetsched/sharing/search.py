@@ -1,15 +1,17 @@
 """From shared runs to a plan: candidates are priced as they are, and the simulator judges."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
-from hetsched.cost import Prices, price
+from hetsched.cost import CostModel, Prices, price
 from hetsched.device import Device
 from hetsched.errors import InfeasiblePlan, SplitRefused, UnsupportedOperation
 from hetsched.graph import Graph
-from hetsched.partitioner import scheduled
-from hetsched.plan import Plan, make_plan, simulate
+from hetsched.partitioner import Partitioner, alone, quickest, scheduled
+from hetsched.plan import Plan, simulate
 from hetsched.rewrite import Rewritten, rewrite
 from hetsched.sharing.pieces import Layout, Way
 from hetsched.sharing.runs import Run, Sharing
@@ -139,6 +141,32 @@ class Search:
             return None
 
 
+@dataclass(frozen=True)
+class Shares(Partitioner):
+    """A partitioner that shares runs of groups in some ways, with the options of the search."""
+
+    splits = True
+    candidates: int = 4
+    gain: float = 0.02
+    least_seconds: float = 50e-6
+
+    @abstractmethod
+    def ways(self) -> tuple[Way, ...]:
+        """How runs may be cut."""
+
+    def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
+        return Search(
+            graph,
+            system,
+            price(graph, system, costs),
+            self.ways(),
+            self.name,
+            self.candidates,
+            self.gain,
+            self.least_seconds,
+        ).plan()
+
+
 def placed(
     rewritten: Rewritten,
     graph: Graph,
@@ -176,23 +204,8 @@ def unsplit(graph: Graph, system: System, prices: Prices, spec: str) -> Plan:
     InfeasiblePlan
         Neither fits.
     """
-    plans: list[Plan] = []
-    refused: list[str] = []
-    order = [group.name for group in graph.groups]
-    for device in system.devices:
-        if all(device.name in prices.seconds[name] for name in order):
-            placement = dict.fromkeys(order, device.name)
-            try:
-                plans.append(make_plan(graph, system, prices, placement, order, spec))
-            except InfeasiblePlan as error:
-                refused.append(str(error))
-    try:
-        plans.append(scheduled(graph, system, prices, spec))
-    except InfeasiblePlan as error:
-        refused.append(str(error))
-    if not plans:
-        raise InfeasiblePlan("; ".join(dict.fromkeys(refused)))
-    return min(plans, key=lambda plan: simulate(plan).makespan)
+    single = (partial(alone, device.name, graph, system, prices, spec) for device in system.devices)
+    return quickest([*single, partial(scheduled, graph, system, prices, spec)])
 
 
 def one_of_each_unit(graph: Graph, system: System, prices: Prices) -> tuple[Device, ...]:

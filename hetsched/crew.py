@@ -307,8 +307,9 @@ class CrewRequest(Request):
 class Between:
     """Where in a request's memory the tensors are that one step hands to another.
 
-    `kinds` are shape and dtype of what each step makes, by tensor, and `outputs` what a run returns,
-    which is in arrays of its own. What `views` put together lies in one piece.
+    `kinds` are shape and dtype of what each step makes, by tensor, and `outputs` what a run
+    returns, which is in arrays of its own. What `views` put together lies in one piece. `charged`
+    is by device the memory that no other tensor had before.
     """
 
     def __init__(
@@ -340,7 +341,7 @@ class Between:
                 name, _ = self.within.get(tensor, (tensor, 0))
                 if name in self.made and name not in self.results:
                     users[name].append(index)
-        # The start of each, and who is charged for memory that no tensor before it had.
+        # The start of each.
         self.places: dict[str, int] = {}
         self.charged: dict[str, int] = defaultdict(int)
         self._place(steps, users)

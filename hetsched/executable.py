@@ -1,7 +1,8 @@
 """A compiled plan, ready to run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 
@@ -12,11 +13,12 @@ from hetsched.compiler import CompiledPart
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import InputError
 from hetsched.executor import Executor
+from hetsched.footprint import Memory, compiled, memory
 from hetsched.graph import dtype_of
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
-from hetsched.request import Request, Run, Step, View
+from hetsched.request import Request, Run
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 
@@ -92,6 +94,14 @@ class Executable:
             self._executor = self._start()
         return self._executor
 
+    @cached_property
+    def memory(self) -> Memory:
+        """What each device holds, by what was compiled for it; exact where the target can tell."""
+        parts = [compiled(item.part.step, item.graph, item.artifact) for item in self.parts]
+        outputs = [tensor.name for tensor in self.outputs]
+        # What hands over without Python was compiled into the parts.
+        return memory(parts, outputs, self.plan.views, crew=True)
+
     @property
     def schedule(self) -> Schedule:
         """The last run as it was measured.
@@ -147,32 +157,11 @@ class Executable:
         return {tensor.name: _fitting(tensor, inputs) for tensor in self.inputs}
 
     def _start(self) -> Executor:
-        steps = [
-            Step(
-                name=item.part.name,
-                device=item.part.device,
-                inputs=tuple(tensor.name for tensor in item.graph.inputs),
-                outputs=tuple(tensor.name for tensor in item.graph.outputs),
-                load=partial(_load_kernel, item),
-                label=item.part.label,
-            )
-            for item in self.parts
-        ]
+        steps = [replace(item.part.step, load=partial(_load_kernel, item)) for item in self.parts]
         names = [tensor.name for tensor in self.outputs]
         constants = self.plan.original.constants
-        graph = self.plan.graph
-        joined = {tensor.name: tensor for op in graph.ops for tensor in op.writes}
-        views = {
-            name: View(
-                tuple(piece.name for piece in pieces),
-                joined[name].shape,
-                numpy_dtype(joined[name].dtype),
-            )
-            for name, pieces in graph.views.items()
-        }
-        return Executor(
-            steps, names, {name: constants[name] for name in names if name in constants}, views
-        )
+        given = {name: constants[name] for name in names if name in constants}
+        return Executor(steps, names, given, self.plan.views)
 
 
 def load_executable(path: str | Path, whole: bool = False) -> Executable:

@@ -11,16 +11,23 @@ from typing import Any
 from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
 from hetsched.document import NUMBER, check, parse
+from hetsched.dtype import numpy_dtype
 from hetsched.errors import DeviceError, PlanError, SplitRefused
+from hetsched.footprint import Memory, crew_is_here, expected, memory
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import group_flops, group_nbytes
+from hetsched.request import Step, View
 from hetsched.rewrite import split
 from hetsched.schedule import Schedule
 from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import Edge, Task, TaskGraph, check_memory, contract, memory_bytes, replay
+from hetsched.tasks import Edge, Task, TaskGraph, check_limit, contract, memory_bytes, replay
+
+# Weights that a target packs take several times their room: Winograd's 4 x, whole blocks up to 16 x
+# in single layers. Limits further away than this need no exact figure.
+MOST_GROWTH = 6.0
 
 FORMAT = "hetsched-plan"
 VERSION = 2
@@ -79,6 +86,17 @@ class Part:
     def activation_nbytes(self) -> int:
         """What the groups write, each tensor in a place of its own: an upper bound."""
         return sum(tensor.nbytes for group in self.groups for tensor in group.outputs)
+
+    @property
+    def step(self) -> Step:
+        """The part in a run, without its code."""
+        return Step(
+            name=self.name,
+            device=self.device,
+            inputs=tuple(tensor.name for tensor in self.inputs),
+            outputs=tuple(tensor.name for tensor in self.outputs),
+            label=self.label,
+        )
 
     @property
     def label(self) -> str:
@@ -193,8 +211,36 @@ class Plan:
         )
 
     def memory_bytes(self) -> dict[str, float]:
-        """Weights and activations that each device holds, an upper bound."""
+        """Weights as the model has them, and activations without re-use, by device.
+
+        It takes no time and needs no target; `memory` says what really is held.
+        """
         return memory_bytes(self.recipe.tasks, self.placement)
+
+    @cached_property
+    def views(self) -> Mapping[str, View]:
+        """What is joined without a copy, of tensors that several parts make."""
+        joined = {tensor.name: tensor for op in self.graph.ops for tensor in op.writes}
+        return {
+            name: View(
+                tuple(piece.name for piece in pieces),
+                joined[name].shape,
+                numpy_dtype(joined[name].dtype),
+            )
+            for name, pieces in self.graph.views.items()
+        }
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What each device holds, before anything is compiled.
+
+        Exact where the target can tell, which takes a part of the time of compiling; it is kept
+        with what is compiled.
+        """
+        parts = [expected(part.step, self.graph.part(part.ops, part.name)) for part in self.parts]
+        outputs = [tensor.name for tensor in self.original.outputs]
+        devices = [part.device for part in self.parts]
+        return memory(parts, outputs, self.views, crew_is_here(devices))
 
     def to_json(self) -> str:
         """The plan without its graph; the same text for the same plan."""
@@ -550,6 +596,23 @@ def make_plan(
         splits=tuple(splits),
         unsplit=unsplit,
     )
-    check_memory(plan.recipe.tasks, plan.placement)
+    check_plan_memory(plan)
     simulate(plan)
     return plan
+
+
+def check_plan_memory(plan: Plan) -> None:
+    """
+    Raises
+    ------
+    InfeasiblePlan
+        A device would hold more than it has. What it would hold is exact where its target can tell,
+        and that is in question.
+    """
+    limits = {name: plan.system.device(name).memory_bytes for name in plan.devices}
+    rough = plan.memory_bytes()
+    if all(rough[name] * MOST_GROWTH <= limit for name, limit in limits.items()):
+        return
+    exact = {held.device: held for held in plan.memory.devices if held.exact}
+    for name, limit in limits.items():
+        check_limit(name, exact[name].nbytes if name in exact else rough[name], limit)

@@ -20,7 +20,7 @@ graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request
 crew
-measure
+measure  footprint
 system
 tasks  cost
 problem  instance
@@ -48,7 +48,8 @@ LOADERS = (
         ["hetsched.tvm_runtime"]
         + [
             f"hetsched.lowering.{name}"
-            for name in "entry integer metaschedule recurrent relax stack trials".split()
+            for name in "entry integer metaschedule recurrent relax stack temporaries "
+            "trials".split()
         ]
     )
     | {

@@ -42,7 +42,9 @@ def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[Compile
             raise DeviceError(f"'{device}' cannot be compiled for here: {reason}")
     done = []
     with ThreadPoolExecutor(len(cores())) as workers:
-        waiting = [workers.submit(_compiled, plan, part) for part in plan.parts]
+        waiting = [
+            workers.submit(_compiled, *item) for item in zip(plan.graphs, plan.parts, strict=True)
+        ]
         try:
             for index, (part, future) in enumerate(zip(plan.parts, waiting, strict=True)):
                 if progress:
@@ -71,8 +73,7 @@ def culprits(plan: Plan, refused: RefusedPart) -> tuple[str, ...]:
     return tuple(found) or tuple(group.name for group in part.groups)
 
 
-def _compiled(plan: Plan, part: Part) -> CompiledPart:
-    graph = plan.graph.part(part.ops, part.name)
+def _compiled(graph: Graph, part: Part) -> CompiledPart:
     try:
         artifact = compiled(load(Target, part.device.target), graph, part.device)
     except CompileError as error:

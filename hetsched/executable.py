@@ -13,12 +13,12 @@ from hetsched.compiler import CompiledPart
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import InputError
 from hetsched.executor import Executor
-from hetsched.footprint import Memory, compiled, memory
+from hetsched.footprint import Memory, compiled, memory, views_between
 from hetsched.graph import dtype_of
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
-from hetsched.request import Request, Run
+from hetsched.request import Request, Run, View
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 
@@ -100,7 +100,7 @@ class Executable:
         parts = [compiled(item.part.step, item.graph, item.artifact) for item in self.parts]
         outputs = [tensor.name for tensor in self.outputs]
         # What hands over without Python was compiled into the parts.
-        return memory(parts, outputs, self.plan.views, crew=True)
+        return memory(parts, outputs, self._views, crew=True)
 
     @property
     def schedule(self) -> Schedule:
@@ -161,7 +161,11 @@ class Executable:
         names = [tensor.name for tensor in self.outputs]
         constants = self.plan.original.constants
         given = {name: constants[name] for name in names if name in constants}
-        return Executor(steps, names, given, self.plan.views)
+        return Executor(steps, names, given, self._views)
+
+    @property
+    def _views(self) -> Mapping[str, View]:
+        return views_between(self.plan.graph, [item.graph for item in self.parts])
 
 
 def load_executable(path: str | Path, whole: bool = False) -> Executable:

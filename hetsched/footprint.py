@@ -6,7 +6,7 @@ request is in flight; each further one needs its tensors again.
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hetsched.cache import footprint
@@ -71,7 +71,7 @@ class Memory:
 def expected(step: Step, graph: Graph) -> Loaded:
     """What a part will hold, before it is compiled."""
     device = step.device
-    if device.target.partition(":")[0] not in names(Target):
+    if not is_known(device):
         return Loaded(step, graph, None)
     target = load(Target, device.target)
     if target.unavailable():
@@ -136,7 +136,7 @@ def _tensors(
     """The bytes of what parts hand over and return, by device, and whether they are exact."""
     steps = [part.step for part in parts]
     kinds = {
-        tensor.name: (tensor.shape, numpy_dtype(tensor.dtype))
+        tensor.name: (part.graph.handed(tensor).shape, numpy_dtype(tensor.dtype))
         for part in parts
         for tensor in part.graph.outputs
     }
@@ -208,11 +208,30 @@ def pool_nbytes(calls: Sequence[Sequence[int]]) -> int:
     return sum(free)
 
 
+def is_known(device: Device) -> bool:
+    """Whether its target is one of ours: a device of an instance need have none."""
+    return device.target.partition(":")[0] in names(Target)
+
+
 def crew_is_here(devices: Sequence[Device]) -> bool:
     """Whether parts on these devices can hand over without Python, if they are code."""
     return all(
-        device.target.partition(":")[0] in names(Target)
+        is_known(device)
         and not (target := load(Target, device.target)).unavailable()
         and target.crew(device) is not None
         for device in devices
     )
+
+
+def views_between(graph: Graph, parts: Iterable[Graph]) -> dict[str, View]:
+    """What is joined in `graph` without a copy, as its `parts` make and read it."""
+    joined = {tensor.name: tensor for op in graph.ops for tensor in op.writes}
+    joined |= {tensor.name: part.handed(tensor) for part in parts for tensor in part.inputs}
+    return {
+        name: View(
+            tuple(piece.name for piece in pieces),
+            joined[name].shape,
+            numpy_dtype(joined[name].dtype),
+        )
+        for name, pieces in graph.views.items()
+    }

@@ -11,18 +11,27 @@ from typing import Any
 from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
 from hetsched.document import NUMBER, check, parse
-from hetsched.dtype import numpy_dtype
 from hetsched.errors import DeviceError, PlanError, SplitRefused
-from hetsched.footprint import Memory, crew_is_here, expected, memory
+from hetsched.footprint import (
+    Memory,
+    crew_is_here,
+    expected,
+    is_known,
+    memory,
+    views_between,
+)
+from hetsched.forms import packed
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import group_flops, group_nbytes
-from hetsched.request import Step, View
+from hetsched.plugin import load
+from hetsched.request import Step
 from hetsched.rewrite import split
 from hetsched.schedule import Schedule
 from hetsched.split import Split
 from hetsched.system import System
+from hetsched.target import Target
 from hetsched.tasks import Edge, Task, TaskGraph, check_limit, contract, memory_bytes, replay
 
 # Weights that a target packs take several times their room: Winograd's 4 x, whole blocks up to 16 x
@@ -218,17 +227,10 @@ class Plan:
         return memory_bytes(self.recipe.tasks, self.placement)
 
     @cached_property
-    def views(self) -> Mapping[str, View]:
-        """What is joined without a copy, of tensors that several parts make."""
-        joined = {tensor.name: tensor for op in self.graph.ops for tensor in op.writes}
-        return {
-            name: View(
-                tuple(piece.name for piece in pieces),
-                joined[name].shape,
-                numpy_dtype(joined[name].dtype),
-            )
-            for name, pieces in self.graph.views.items()
-        }
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graph of each part, with what it takes and gives in blocks of channels."""
+        graph = replace(self.graph, packed=packed_between(self))
+        return tuple(graph.part(part.ops, part.name) for part in self.parts)
 
     @cached_property
     def memory(self) -> Memory:
@@ -237,10 +239,14 @@ class Plan:
         Exact where the target can tell, which takes a part of the time of compiling; it is kept
         with what is compiled.
         """
-        parts = [expected(part.step, self.graph.part(part.ops, part.name)) for part in self.parts]
+        parts = [
+            expected(*item)
+            for item in zip([part.step for part in self.parts], self.graphs, strict=True)
+        ]
         outputs = [tensor.name for tensor in self.original.outputs]
         devices = [part.device for part in self.parts]
-        return memory(parts, outputs, self.views, crew_is_here(devices))
+        views = views_between(self.graph, self.graphs)
+        return memory(parts, outputs, views, crew_is_here(devices))
 
     def to_json(self) -> str:
         """The plan without its graph; the same text for the same plan."""
@@ -529,6 +535,34 @@ def _described() -> Iterator[None]:
 def simulate(plan: Plan) -> Schedule:
     """The schedule that the plan's prices predict."""
     return plan.recipe.simulate()
+
+
+def packed_between(plan: Plan) -> dict[str, int]:
+    """The tensors that parts of `plan` hand over in blocks of channels, and their channels.
+
+    Those of `packed` whose makers and readers all are on devices of one target and block.
+    """
+    kinds = {}
+    for part in plan.parts:
+        target = part.device.target
+        lanes = load(Target, target).lanes(part.device) if is_known(part.device) else None
+        kinds[part.device] = (target, lanes)
+    found = {lanes: packed(plan.graph, lanes) for _, lanes in kinds.values() if lanes}
+    views = plan.graph.views
+    # What is joined without a copy has one form with its pieces.
+    whole = {piece.name: name for name, pieces in views.items() for piece in pieces}
+    users: dict[str, set[tuple[str, int | None]]] = {}
+    crossing: dict[str, None] = {}
+    for part in plan.parts:
+        for tensor in (*part.inputs, *part.outputs):
+            crossing[tensor.name] = None
+            users.setdefault(whole.get(tensor.name, tensor.name), set()).add(kinds[part.device])
+    chosen = {}
+    for name in crossing:
+        (_, lanes), *others = users[whole.get(name, name)]
+        if lanes and not others and name in found[lanes]:
+            chosen[name] = lanes
+    return chosen
 
 
 def group_tasks(graph: Graph, system: System, costs: CostModel) -> TaskGraph:

@@ -6,7 +6,7 @@ import platform
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass
 from functools import cache, partial
@@ -162,6 +162,9 @@ class Cpu(Target):
             _refusals[key] = refusal_of(graph)
         return _refusals[key]
 
+    def lanes(self, device: Device) -> int:
+        return Vectors.of(_isa(device)).lanes
+
     def settings(self, device: Device) -> str:
         isa = _isa(device)
         linker = _linker(isa)
@@ -210,6 +213,7 @@ class Cpu(Target):
             "workspace_nbytes": workspace,
             "temporaries": temporaries,
             "threads": threads,
+            "packed": dict(graph.packed),
         }
         files[LAYOUT] = json.dumps(layout).encode()
         weights.update((name, graph.constants[name]) for name in constants)
@@ -267,6 +271,11 @@ class CpuKernel(Kernel):
             layout = _layout(artifact)
         except PackageError as error:
             raise PackageError(f"part '{graph.name}': {error}") from None
+        if layout.packed != graph.packed:
+            raise PackageError(
+                f"part '{graph.name}' is damaged: its code has {layout.packed or 'nothing'} in "
+                f"blocks of channels, not {dict(graph.packed) or 'nothing'}"
+            )
         weights = [artifact.weights[name] for name in layout.weights]
         self._constants = {name: artifact.weights[name] for name in layout.outputs}
         self._threads = min(threads, layout.threads)
@@ -345,10 +354,10 @@ class _Function:
         self._address = address
         self._main = module["main"]
         self._library = library
-        self._inputs = [(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in graph.inputs]
-        self._outputs = [
-            (tensor.shape, numpy_dtype(tensor.dtype)) for tensor in computed_outputs(graph)
-        ]
+        self._inputs, self._outputs = (
+            [(graph.handed(tensor).shape, numpy_dtype(tensor.dtype)) for tensor in tensors]
+            for tensors in (graph.inputs, computed_outputs(graph))
+        )
         # Kept, as the table has their addresses only.
         self._weights = [aligned(array, array.dtype) for array in weights]
         self._workspace = empty((workspace_nbytes,), np.dtype(np.uint8))
@@ -459,7 +468,8 @@ def computed_outputs(graph: Graph) -> tuple[Tensor, ...]:
 class _Layout:
     """What is beside the code of a part: names of the weights that it reads, in order, and of the
     outputs that are constants; the bytes of its workspace, or None where TVM's virtual machine has
-    its own; what its functions hold beside; and how many threads it has use for.
+    its own; what its functions hold beside; how many threads it has use for; and which tensors it
+    takes and gives in blocks of how many channels.
     """
 
     weights: tuple[str, ...]
@@ -467,6 +477,7 @@ class _Layout:
     workspace_nbytes: int | None
     temporaries: tuple[tuple[int, ...], ...]
     threads: int
+    packed: Mapping[str, int]
 
 
 def _layout(artifact: Artifact) -> _Layout:
@@ -486,6 +497,7 @@ def _layout(artifact: Artifact) -> _Layout:
             workspace_nbytes=None if workspace is None else int(workspace),
             temporaries=tuple(tuple(map(int, sizes)) for sizes in layout["temporaries"]),
             threads=int(layout["threads"]),
+            packed=dict(layout["packed"]),
         )
         lacking = sorted({*found.weights, *found.outputs} - artifact.weights.keys())
         whole = len(artifact.files.get(CONSTANTS, b"")) == layout["constants_nbytes"]

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hetsched.device import Device
-from hetsched.errors import DeviceError, PluginError
+from hetsched.energy import energy
+from hetsched.errors import PluginError
 from hetsched.plan import Plan, simulate
 from hetsched.schedule import Schedule
 from hetsched.system import System
@@ -54,43 +54,6 @@ def seconds_a_request(schedule: Schedule, system: System) -> float:
     return max(load.values(), default=0.0)
 
 
-def joules(schedule: Schedule, system: System) -> float:
-    """The energy of one run by the watts of the devices: active while they work, else idle.
-
-    All devices of the system count until the run ends; a link counts by its bytes.
-
-    Raises
-    ------
-    DeviceError
-        A device that works has no watts.
-    """
-    total = 0.0
-    for device in system.devices:
-        busy = schedule.busy_seconds(device.name)
-        if busy:
-            check_watts(device)
-        total += device.active_watts * busy
-        total += device.idle_watts * max(0.0, schedule.makespan - busy)
-    for move in schedule.transfers:
-        link = system.link(move.source, move.sink) if move.source and move.sink else None
-        total += link.joules_per_byte * move.nbytes if link else 0.0
-    return total
-
-
-def check_watts(device: Device) -> None:
-    """
-    Raises
-    ------
-    DeviceError
-        Nobody has said what the device draws while it works.
-    """
-    if not device.active_watts:
-        raise DeviceError(
-            f"'{device.name}' has no active_watts, so that energy is not known; "
-            "give it in a machine file"
-        )
-
-
 def held_bytes(plan: Plan) -> float:
     """What the fullest device holds, weights and activations."""
     return max(plan.memory_bytes().values(), default=0.0)
@@ -106,7 +69,8 @@ OBJECTIVES: Mapping[str, Objective] = {
             "ms a request",
             1e-3,
         ),
-        Objective("energy", lambda plan: joules(simulate(plan), plan.system), "mJ", 1e-3),
+        Objective("energy", lambda plan: energy(plan.recipe).joules, "mJ", 1e-3),
+        Objective("edp", lambda plan: energy(plan.recipe).delay_product, "uJ s", 1e-6),
         Objective("memory", held_bytes, "MB", 1e6),
     )
 }

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
 errors  device  schedule  trial  split  region
-plugin  dtype  files  host  store  document
+plugin  dtype  files  host  meters  store  document
 op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
@@ -25,6 +25,7 @@ system
 tasks  cost
 problem  instance
 scheduler  plan  bounds
+energy
 objective
 partitioner  compiler  executor  explain  stream
 sharing  stages

@@ -9,9 +9,9 @@ from hetsched.device import Device
 from hetsched.errors import CompileError
 from hetsched.fusion import Group
 from hetsched.graph import Graph
-from hetsched.measure import measure_kernels
+from hetsched.measure import METHOD, measure_kernels
 from hetsched.plugin import load
-from hetsched.store import Store, default_path
+from hetsched.store import Kernel, Store, default_path
 from hetsched.target import Target
 
 
@@ -47,7 +47,7 @@ class Profiled(CostModel):
             key = keys[-1]
             if key in known or key in missing:
                 continue
-            sample = store.sample(device, key[0], compiler)
+            sample = store.samples(device, compiler, METHOD, [key[0]]).get(key[0])
             if sample is None:
                 missing[key] = (group, part, device)
             else:
@@ -61,6 +61,6 @@ class Profiled(CostModel):
             if isinstance(found, CompileError):
                 known[key] = float("inf")
             else:
-                store.add(device, key[0], key[2], group.kinds, found)
+                store.add(device, key[2], METHOD, [(Kernel(key[0], group.kinds), found)])
                 known[key] = found.seconds
         return [known[key] for key in keys]

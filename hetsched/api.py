@@ -23,7 +23,7 @@ from hetsched.graph import Graph
 from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
 from hetsched.instance import read_instance
-from hetsched.measure import measure_kernel
+from hetsched.measure import METHOD, measure_kernel
 from hetsched.objective import front as pareto_front
 from hetsched.objective import objective as objective_of
 from hetsched.operation import group_flops
@@ -33,7 +33,7 @@ from hetsched.plugin import load as load_plugin
 from hetsched.plugin import names
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
-from hetsched.store import Sample, Store, default_path
+from hetsched.store import Kernel, Sample, Store, default_path
 from hetsched.system import System
 from hetsched.target import Target
 from hetsched.tasks import TaskGraph
@@ -212,7 +212,7 @@ def _profiled(
 ) -> Profiled:
     """The row with what the store has, or with what is measured while time is left."""
     compiler = load_plugin(Target, device.target).configuration(device)
-    sample = store.sample(device, key, compiler)
+    sample = store.samples(device, compiler, METHOD, [key]).get(key)
     if sample is not None:
         return replace(row, sample=sample, already=True)
     if left <= 0:
@@ -223,7 +223,7 @@ def _profiled(
         sample = measure_kernel(part, device)
     except CompileError as error:
         return replace(row, refusal=str(error))
-    store.add(device, key, compiler, row.kinds, sample)
+    store.add(device, compiler, METHOD, [(Kernel(key, row.kinds), sample)])
     return replace(row, sample=sample)
 
 

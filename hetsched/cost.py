@@ -171,24 +171,27 @@ def _answers(graph: Graph, groups: Sequence[Group], system: System) -> list[tupl
     for device in system.devices:
         kind = (device.target, device.isa)
         if kind not in asked:
-            asked[kind] = _once(parts, device)
+            asked[kind] = refusals(parts, device)
     kinds = [(device.target, device.isa) for device in system.devices]
     return [tuple(asked[kind][index] for kind in kinds) for index in range(len(parts))]
 
 
-def _once(parts: Sequence[Graph], device: Device) -> list[str | None]:
-    """`refusals`, asked once for parts that are alike."""
+def refusals(parts: Sequence[Graph], device: Device) -> list[str | None]:
+    """Why the device's target cannot compile each of `parts`, or None.
+
+    Asked once for parts that are alike.
+    """
     keys = [(signature(part), _decisive(part)) for part in parts]
     first: dict[object, int] = {}
     for index, key in enumerate(keys):
         first.setdefault(key, index)
-    answers = refusals([parts[index] for index in first.values()], device)
+    answers = _each_refusal([parts[index] for index in first.values()], device)
     alike = dict(zip(first, answers, strict=True))
     found = [alike[key] for key in keys]
     # A reason names the operation.
     named = [i for i, key in enumerate(keys) if found[i] is not None and first[key] != i]
     if named:
-        reasons = refusals([parts[index] for index in named], device)
+        reasons = _each_refusal([parts[index] for index in named], device)
         for index, reason in zip(named, reasons, strict=True):
             found[index] = reason
     return found
@@ -208,8 +211,7 @@ def _decisive(part: Graph) -> tuple[object, ...]:
     )
 
 
-def refusals(parts: Sequence[Graph], device: Device) -> list[str | None]:
-    """Why the device's target cannot compile each of `parts`, or None."""
+def _each_refusal(parts: Sequence[Graph], device: Device) -> list[str | None]:
     target = load(Target, device.target)
     if target.unavailable():
         # A machine that is described but not here cannot be asked; its compiler will say so later.

@@ -1,11 +1,12 @@
 """Measures hand-overs between devices."""
 
 import statistics
+from collections.abc import Callable, Sequence
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
-from math import isinf
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -24,9 +25,14 @@ from hetsched.request import Step
 from hetsched.store import Store
 from hetsched.target import Code, Kernel, Target
 
-# A link is measured again until its margins are such shares of it, or so often.
+Progress = Callable[[str, int, int], None]
+
+# A link is measured again until its margin is such a share, or so short, or so often.
 TOLERANCE = 0.1
-MOST_BURSTS = 12
+LEAST_SECONDS = 0.2e-6
+MOST_BURSTS = 24
+# Of the tensor by which links are compared.
+TYPICAL_NBYTES = 1 << 18
 
 HANDOVERS = 200
 # Hand-overs there and back in one request.
@@ -57,26 +63,26 @@ def link_between(source: Device, sink: Device, store: Store) -> Link:
 
 @dataclass(frozen=True)
 class Repeated:
-    """A link, by the medians of several times that it was measured."""
+    """A link, by the medians of several bursts: seconds and bytes a second of each."""
 
     link: Link
     bursts: tuple[tuple[float, float], ...]
 
     @property
+    def seconds(self) -> list[float]:
+        """What a tensor of `TYPICAL_NBYTES` took in each burst."""
+        return [latency + TYPICAL_NBYTES / rate for latency, rate in self.bursts]
+
+    @property
     def margin(self) -> float:
         """Of the seconds, with 95 % confidence."""
-        return margin([seconds for seconds, _ in self.bursts])
+        return 0.0 if not any(self.seconds) else margin(self.seconds)
 
     @property
     def tight(self) -> bool:
-        """Whether latency and bandwidth are known well enough, or there is nothing to measure."""
-        latencies, rates = zip(*self.bursts, strict=True)
-        if not self.link.seconds and isinf(self.link.bytes_per_second):
-            return True
-        return len(self.bursts) >= MOST_BURSTS or (
-            margin(latencies) <= TOLERANCE * self.link.seconds
-            and margin(rates) <= TOLERANCE * self.link.bytes_per_second
-        )
+        """Whether more bursts would tell nothing that counts."""
+        enough = max(TOLERANCE * statistics.median(self.seconds), LEAST_SECONDS)
+        return self.margin <= enough or len(self.bursts) >= MOST_BURSTS
 
 
 def measured_again(source: Device, sink: Device, store: Store) -> Repeated:
@@ -85,16 +91,38 @@ def measured_again(source: Device, sink: Device, store: Store) -> Repeated:
     bursts = store.link_bursts(source, sink, runtime())
     bursts = (*bursts[1 - MOST_BURSTS :], (one.seconds, one.bytes_per_second))
     latencies, rates = zip(*bursts, strict=True)
-    found = Repeated(
-        replace(
-            one,
-            seconds=statistics.median(latencies),
-            bytes_per_second=statistics.median(rates),
-        ),
-        bursts,
-    )
+    seconds, rate = statistics.median(latencies), statistics.median(rates)
+    found = Repeated(replace(one, seconds=seconds, bytes_per_second=rate), bursts)
     store.add_link(source, sink, runtime(), found.link, found.margin, bursts)
     return found
+
+
+def measure_links(
+    devices: Sequence[Device], store: Store, deadline: float = inf, progress: Progress | None = None
+) -> list[Repeated]:
+    """The link of each ordered pair, measured until it is tight; the pairs take turns.
+
+    No burst begins after `deadline`, in seconds of `perf_counter`, but the first of a link.
+
+    Raises
+    ------
+    DeviceError
+        A device does not compute in the host's memory.
+    """
+    pairs = [(a, b) for a in devices for b in devices if a != b]
+    found: dict[tuple[Device, Device], Repeated] = {}
+    for source, sink in pairs:
+        link = link_between(source, sink, store)
+        found[source, sink] = Repeated(link, store.link_bursts(source, sink, runtime()))
+    while loose := [pair for pair in pairs if not found[pair].tight]:
+        for source, sink in loose:
+            if perf_counter() >= deadline:
+                return list(found.values())
+            if progress:
+                done = len(pairs) - len(loose)
+                progress(f"{source.name} to {sink.name}", done, len(pairs))
+            found[source, sink] = measured_again(source, sink, store)
+    return list(found.values())
 
 
 def measure_link(source: Device, sink: Device) -> Link:

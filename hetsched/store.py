@@ -316,6 +316,12 @@ class Store:
             for subject, value, margin, repeats in rows
         }
 
+    def factor_kinds(self) -> tuple[str, ...]:
+        """The kinds of numbers that there are."""
+        with self._open() as database:
+            rows = database.execute("SELECT DISTINCT kind FROM factor ORDER BY kind").fetchall()
+        return tuple(kind for (kind,) in rows)
+
     def add_factor(self, kind: str, subject: str, factor: Factor) -> None:
         """Keeps a number in place of an older one."""
         with self._open() as database:
@@ -398,12 +404,11 @@ class Store:
         """
         with self._open() as database:
             (found,) = database.execute("PRAGMA integrity_check(1)").fetchone()
-            kinds = [kind for (kind,) in database.execute("SELECT DISTINCT kind FROM factor")]
         if found != "ok":
             raise self._damaged(found)
         for read in (self.records, self.devices, self.links, self.residuals):
             read()
-        for kind in kinds:
+        for kind in self.factor_kinds():
             self.factors(kind)
 
     def _copy(self, path: Path) -> None:

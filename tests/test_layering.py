@@ -23,8 +23,8 @@ crew
 measure  links
 system
 tasks  cost
-problem  instance
-scheduler  plan  bounds
+problem  instance  sequence
+scheduler  plan  bounds  profiling
 objective
 partitioner  compiler  executor  explain  stream
 sharing  stages

@@ -23,7 +23,7 @@ crew
 measure
 system
 tasks  cost
-problem  instance
+problem  instance  sequence
 scheduler  plan  bounds
 objective
 partitioner  compiler  executor  explain  stream

@@ -1,5 +1,6 @@
 """The verb `profile`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -102,12 +103,12 @@ def _measure(
     verbose: bool,
 ) -> None:
     with Steps(verbose) as steps:
-        graphs = [read_model(model, shape, steps) for model in models]
-        told = steps.begin("measuring links")
+        # By the names of the files: models of one framework often have one name.
+        graphs = [replace(read_model(model, shape, steps), name=model.stem) for model in models]
+        steps.begin("measuring links")
         system = with_winograd(System.local(devices or "cpu", kept), winograd)
         limit = budget if budget is not None else float("inf")
-        told = steps.begin("profiling")
-        profiling = api.profile(graphs, system, kept.path, limit, told)
+        profiling = api.profile(graphs, system, kept.path, limit, steps.begin("profiling"))
     document = profile_document(profiling, str(kept.path))
     show(document, json_, profile_view(document))
     if document["missing"]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from statistics import median
 from threading import Thread
 from time import perf_counter
@@ -71,7 +72,8 @@ class KernelSequence:
     seeded values, the same in each pass, and is written to its place right before it is first
     read, so that it is in the caches as if it had been made. `refused` has the reasons of the
     groups that the device's target does not compile, by their names. Groups of one signature are
-    compiled once, and the values of one's weights stand for all.
+    compiled once, and the values of one's weights stand for all. They are compiled in the order in
+    which `groups` come; those whose turn comes after `deadline`, by `perf_counter`, are left out.
 
     Raises
     ------
@@ -85,23 +87,23 @@ class KernelSequence:
         groups: Iterable[Group],
         device: Device,
         progress: Progress | None = None,
+        deadline: float = inf,
     ) -> None:
         target = load(Target, device.target)
         if reason := target.unavailable():
             raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
-        wanted = {group.name for group in groups}
-        chosen = [group for group in graph.groups if group.name in wanted]
-        parts = [graph.part(group.ops, group.name) for group in chosen]
-        kinds = [group.kinds for group in chosen]
+        parts = {group.name: graph.part(group.ops, group.name) for group in groups}
         self.refused: dict[str, str] = {}
         self._device = device
         self._outputs = [tensor.name for tensor in graph.outputs]
         # Affinity and thread pools belong to threads: one that does all but to compile.
         self._worker = ThreadPoolExecutor(1)
         self._stretches: list[_InCode | _InPython] = []
-        made = _compiled(target, parts, kinds, device, progress)
         self._members: list[_Member] = []
-        self._done(self._load, target, parts, made)
+        made = _compiled(target, list(parts.values()), device, progress, deadline)
+        for group in graph.groups:
+            if group.name in parts:
+                self._done(self._load, target, parts[group.name], *made[group.name])
         self._done(self._connect, graph)
 
     def burst(self, seconds: float) -> dict[str, list[float]]:
@@ -154,18 +156,21 @@ class KernelSequence:
     def _load(
         self,
         target: Target,
-        parts: Sequence[Graph],
-        made: Sequence[tuple[Graph, Artifact | CompileError]],
+        part: Graph,
+        alike: Graph,
+        artifact: Artifact | CompileError | None,
     ) -> None:
-        for part, (alike, artifact) in zip(parts, made, strict=True):
-            if isinstance(artifact, CompileError):
-                self.refused[part.name] = str(artifact)
-                continue
-            if part is not alike:
-                own = {name: array.copy() for name, array in artifact.weights.items()}
-                artifact = replace(artifact, weights=own)
-            kernel = target.load(artifact, alike, self._device)
-            self._members.append(_Member(part.name, part, kernel, kernel.code()))
+        """Takes up a part, with an artifact that was made for it or for another that is `alike`."""
+        if artifact is None:
+            return
+        if isinstance(artifact, CompileError):
+            self.refused[part.name] = str(artifact)
+            return
+        if part is not alike:
+            own = {name: array.copy() for name, array in artifact.weights.items()}
+            artifact = replace(artifact, weights=own)
+        kernel = target.load(artifact, alike, self._device)
+        self._members.append(_Member(part.name, part, kernel, kernel.code()))
 
     def _connect(self, graph: Graph) -> None:
         """Makes stretches of members that are all code, or none of them."""
@@ -338,32 +343,36 @@ class _InPython:
 def _compiled(
     target: Target,
     parts: Sequence[Graph],
-    kinds: Sequence[str],
     device: Device,
     progress: Progress | None,
-) -> list[tuple[Graph, Artifact | CompileError]]:
-    """The artifact of each part, or why there is none, and the part that it was made of.
+    deadline: float,
+) -> dict[str, tuple[Graph, Artifact | CompileError | None]]:
+    """What is made for each part, by name, and the part of the same signature it was made of.
 
-    Parts of one signature have one artifact.
+    None where it was too late.
     """
-    keys = [signature(part) for part in parts]
-    distinct = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
-    order = sorted(distinct.values())
-    found: dict[str, tuple[Graph, Artifact | CompileError]] = {}
+
+    def attempt(part: Graph) -> Artifact | CompileError | None:
+        if perf_counter() >= deadline:
+            return None
+        try:
+            return compiled(target, part, device)
+        except CompileError as error:
+            return error
+
+    keys = {part.name: signature(part) for part in parts}
+    first: dict[str, Graph] = {}
+    for part in parts:
+        first.setdefault(keys[part.name], part)
+    found = {}
     with ThreadPoolExecutor(len(cores())) as workers:
-        waiting = [workers.submit(_attempt, target, parts[index], device) for index in order]
-        for count, (index, future) in enumerate(zip(order, waiting, strict=True)):
+        waiting = {key: workers.submit(attempt, part) for key, part in first.items()}
+        for index, (key, part) in enumerate(first.items()):
             if progress:
-                progress(f"compiling {kinds[index]}", count, len(order))
-            found[keys[index]] = parts[index], future.result()
-    return [found[key] for key in keys]
-
-
-def _attempt(target: Target, part: Graph, device: Device) -> Artifact | CompileError:
-    try:
-        return compiled(target, part, device)
-    except CompileError as error:
-        return error
+                kinds = "+".join(op.kind for op in part.ops)
+                progress(f"compiling {kinds}", index, len(first))
+            found[key] = part, waiting[key].result()
+    return {part.name: found[keys[part.name]] for part in parts}
 
 
 def _copy(library: CDLL, shape: tuple[int, ...], kind: np.dtype, inner: bool = True) -> Code:

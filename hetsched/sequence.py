@@ -5,7 +5,7 @@ weights out of the caches. So the groups of a graph run in their order, each on 
 has left, and each occurrence has weights of its own, as in a run of the graph.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
@@ -72,8 +72,8 @@ class KernelSequence:
     seeded values, the same in each pass, and is written to its place right before it is first
     read, so that it is in the caches as if it had been made. `refused` has the reasons of the
     groups that the device's target does not compile, by their names. Groups of one signature are
-    compiled once, and the values of one's weights stand for all; they are compiled in the order of
-    `groups`, and those not begun by `deadline`, in seconds of `perf_counter`, are left out.
+    compiled once, and the values of one's weights stand for all. They are compiled in the order in
+    which `groups` come; those whose turn comes after `deadline`, by `perf_counter`, are left out.
 
     Raises
     ------
@@ -92,20 +92,18 @@ class KernelSequence:
         target = load(Target, device.target)
         if reason := target.unavailable():
             raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
-        rank = {group.name: rank for rank, group in enumerate(groups)}
-        chosen = [group for group in graph.groups if group.name in rank]
-        parts = {group.name: graph.part(group.ops, group.name) for group in chosen}
-        first = sorted(chosen, key=lambda group: rank[group.name])
+        parts = {group.name: graph.part(group.ops, group.name) for group in groups}
         self.refused: dict[str, str] = {}
         self._device = device
         self._outputs = [tensor.name for tensor in graph.outputs]
         # Affinity and thread pools belong to threads: one that does all but to compile.
         self._worker = ThreadPoolExecutor(1)
         self._stretches: list[_InCode | _InPython] = []
-        wanted = [(group.kinds, parts[group.name]) for group in first]
-        made = _compiled(target, wanted, device, progress, deadline)
         self._members: list[_Member] = []
-        self._done(self._load, target, parts, made)
+        made = _compiled(target, list(parts.values()), device, progress, deadline)
+        for group in graph.groups:
+            if group.name in parts:
+                self._done(self._load, target, parts[group.name], *made[group.name])
         self._done(self._connect, graph)
 
     def burst(self, seconds: float) -> dict[str, list[float]]:
@@ -158,21 +156,21 @@ class KernelSequence:
     def _load(
         self,
         target: Target,
-        parts: Mapping[str, Graph],
-        made: Mapping[str, tuple[Graph, Artifact | CompileError]],
+        part: Graph,
+        alike: Graph,
+        artifact: Artifact | CompileError | None,
     ) -> None:
-        for name, part in parts.items():
-            if name not in made:
-                continue
-            alike, artifact = made[name]
-            if isinstance(artifact, CompileError):
-                self.refused[name] = str(artifact)
-                continue
-            if part is not alike:
-                own = {name: array.copy() for name, array in artifact.weights.items()}
-                artifact = replace(artifact, weights=own)
-            kernel = target.load(artifact, alike, self._device)
-            self._members.append(_Member(part.name, part, kernel, kernel.code()))
+        """Takes up a part, with an artifact that was made for it or for another that is `alike`."""
+        if artifact is None:
+            return
+        if isinstance(artifact, CompileError):
+            self.refused[part.name] = str(artifact)
+            return
+        if part is not alike:
+            own = {name: array.copy() for name, array in artifact.weights.items()}
+            artifact = replace(artifact, weights=own)
+        kernel = target.load(artifact, alike, self._device)
+        self._members.append(_Member(part.name, part, kernel, kernel.code()))
 
     def _connect(self, graph: Graph) -> None:
         """Makes stretches of members that are all code, or none of them."""
@@ -344,48 +342,41 @@ class _InPython:
 
 def _compiled(
     target: Target,
-    wanted: Sequence[tuple[str, Graph]],
+    parts: Sequence[Graph],
     device: Device,
     progress: Progress | None,
     deadline: float,
-) -> dict[str, tuple[Graph, Artifact | CompileError]]:
-    """The artifact of each part by its name, or why there is none, and the part it was made of.
+) -> dict[str, tuple[Graph, Artifact | CompileError | None]]:
+    """What is made for each part, by name, and the part of the same signature it was made of.
 
-    `wanted` are parts with what they are called in progress, in the order that they are compiled
-    in. Parts of one signature have one artifact. What was not begun by `deadline` has none.
+    None where it was too late.
     """
-    alike: dict[str, list[tuple[str, Graph]]] = {}
-    for kinds, part in wanted:
-        alike.setdefault(signature(part), []).append((kinds, part))
-    found: dict[str, tuple[Graph, Artifact | CompileError]] = {}
-    with ThreadPoolExecutor(len(cores())) as workers:
-        waiting = [
-            workers.submit(_attempt, target, parts[0][1], device, deadline)
-            for parts in alike.values()
-        ]
+
+    def attempt(part: Graph) -> Artifact | CompileError | None:
+        if perf_counter() >= deadline:
+            return None
         try:
-            for count, (parts, future) in enumerate(zip(alike.values(), waiting, strict=True)):
-                kinds, first = parts[0]
+            return compiled(target, part, device)
+        except CompileError as error:
+            return error
+
+    keys = {part.name: signature(part) for part in parts}
+    first: dict[str, Graph] = {}
+    for part in parts:
+        first.setdefault(keys[part.name], part)
+    found = {}
+    with ThreadPoolExecutor(len(cores())) as workers:
+        waiting = {key: workers.submit(attempt, part) for key, part in first.items()}
+        try:
+            for index, (key, part) in enumerate(first.items()):
                 if progress:
-                    progress(f"compiling {kinds}", count, len(alike))
-                artifact = future.result()
-                if artifact is not None:
-                    found.update({part.name: (first, artifact) for _, part in parts})
+                    kinds = "+".join(op.kind for op in part.ops)
+                    progress(f"compiling {kinds}", index, len(first))
+                found[key] = part, waiting[key].result()
         finally:
-            # An interruption need not wait for what has not begun.
+            # An interruption does not wait for what has not begun.
             workers.shutdown(wait=False, cancel_futures=True)
-    return found
-
-
-def _attempt(
-    target: Target, part: Graph, device: Device, deadline: float
-) -> Artifact | CompileError | None:
-    if perf_counter() > deadline:
-        return None
-    try:
-        return compiled(target, part, device)
-    except CompileError as error:
-        return error
+    return {part.name: found[keys[part.name]] for part in parts}
 
 
 def _copy(library: CDLL, shape: tuple[int, ...], kind: np.dtype, inner: bool = True) -> Code:

@@ -108,3 +108,14 @@ def test_what_the_target_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     with KernelSequence(graph, graph.groups, device()) as kernels:
         assert kernels.refused == {"softmax0": "no", "softmax1": "no"}
         assert list(kernels.burst(0.0)) == ["product0", "product1"]
+
+
+def test_what_is_too_late_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, clock = tokens(), iter(range(100))
+    monkeypatch.setattr("hetsched.sequence.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("hetsched.sequence.cores", lambda: (0,))
+    backwards = tuple(reversed(graph.groups))
+    with KernelSequence(graph, backwards, device(), deadline=1.0) as kernels:
+        # The softmax came first.
+        assert list(kernels.burst(0.0)) == ["softmax0", "softmax1"]
+        assert not kernels.refused

@@ -20,6 +20,7 @@ from hetsched.cli.options import (
 from hetsched.cli.progress import Steps
 from hetsched.cli.show import show
 from hetsched.errors import LimitExceeded
+from hetsched.frontend.load import parse
 from hetsched.report.profile import profile_document, profile_view, store_document, store_view
 from hetsched.store import Store
 from hetsched.system import System
@@ -116,3 +117,17 @@ def _measure(
             f"the budget was spent with {document['missing']} of {len(profiling.rows)} kernels "
             "not measured; run the command again to go on"
         )
+
+
+def _shapes_by_model(models: list[Path], shapes: list[str] | None) -> list[list[str]]:
+    """The shapes of each model: of several models, those of the inputs that it has."""
+    if len(models) == 1:
+        return [shapes or []]
+    found = []
+    for model in models:
+        names = {value.name for value in parse(model)[0].graph.input} if shapes else set()
+        found.append([text for text in shapes or () if text.rpartition("=")[0] in names])
+    for text in shapes or ():
+        if not any(text in own for own in found):
+            raise typer.BadParameter(f"no model has an input for '{text}'", param_hint="'--shape'")
+    return found

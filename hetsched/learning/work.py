@@ -8,12 +8,11 @@ takes well below a millisecond.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import lcm, prod
+from math import lcm, log2, prod
 from typing import Any
 
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
-from hetsched.operation import flops, group_nbytes
 from hetsched.schedules.cycles import (
     FLOAT_NBYTES,
     TRANSFORM_CYCLES,
@@ -25,7 +24,7 @@ from hetsched.schedules.cycles import (
     tiles,
 )
 from hetsched.schedules.rules import Rules
-from hetsched.schedules.vectors import STARTED, Tile, Vectors, busy_cycles
+from hetsched.schedules.vectors import STARTED, Tile, busy_cycles
 
 # Functions that take a core ten instructions and more for each vector.
 DEAR = frozenset(
@@ -40,6 +39,8 @@ VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dr
 TOGETHER = 4
 # Of what a kernel touches, that the second cache still has when the next one reads it.
 KEPT_NBYTES = 1 << 20
+# Logarithms of the megabytes between two runs that leave all in the near caches, and nothing.
+WARM, COLD = 2.0, 5.0
 # More channels than these in a group of a grouped convolution are not worth zeros between groups.
 MOST_MERGED = 64
 
@@ -61,8 +62,11 @@ class Work:
             self.cycles[name] = self.cycles.get(name, 0.0) + value
 
 
-def work_of(part: Graph, rules: Rules) -> Work:
-    """What one run of `part`, a kernel group as a graph, takes."""
+def work_of(part: Graph, rules: Rules, megabytes: float) -> Work:
+    """What one run of `part`, a kernel group as a graph, takes.
+
+    The graph that it is of touches so many `megabytes` in a run.
+    """
     anchor = next((op for op in part.ops if op.kind not in ENDS | VIEWS), part.ops[0])
     found = Work()
     integer = any(op.kind in ENDS for op in part.ops) and anchor.kind not in ENDS
@@ -72,6 +76,11 @@ def work_of(part: Graph, rules: Rules) -> Work:
     _borders(found, part, anchor, rules)
     if integer:
         found.family = f"integer {found.family}"
+    cold = min(1.0, max(0.0, (log2(megabytes) - WARM) / (COLD - WARM)))
+    found.add(
+        cold=cold, filters_cold=cold * found.cycles["filters"], moved_cold=cold * found.cycles["moved"]
+    )
+    found.sizes["megabytes"] = megabytes
     return found
 
 

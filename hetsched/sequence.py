@@ -34,8 +34,10 @@ from hetsched.plugin import load
 from hetsched.request import Step, View
 from hetsched.target import Artifact, Code, Kernel, Target
 
-# How the samples of a burst are taken: others are no substitute for them.
+# Changes with how the samples of a burst are taken: others are no substitute for them.
 METHOD = "sequence 1"
+# Of the code of a group, roughly.
+CODE_NBYTES = 1 << 14
 
 LEAST_PASSES = 2
 # More in one burst tell nothing new, and each leaves its stamps.
@@ -45,6 +47,26 @@ LEAST_SECONDS = 1e-9
 WORD_NBYTES = 8
 # The step that does nothing, by whose time the timer's own is known.
 EMPTY = "(nothing)"
+
+
+def method(graph: Graph, device: Device) -> str:
+    """How samples of the groups of `graph` on `device` are taken; others are no substitute."""
+    level = surroundings(graph, device)
+    held = f"cache {level}" if level < len(device.cache_nbytes) else "memory"
+    return f"{METHOD}, held by {held}"
+
+
+def surroundings(graph: Graph, device: Device) -> int:
+    """The first cache of the device, from 0, that holds all of `graph`; their number if none does.
+
+    What a kernel takes depends on it: between two runs of a kernel all others run. Weights count,
+    and every tensor once, and code.
+    """
+    tensors = (*graph.inputs, *(tensor for op in graph.ops for tensor in op.writes))
+    nbytes = graph.weight_nbytes + sum(tensor.nbytes for tensor in tensors)
+    nbytes += CODE_NBYTES * len(graph.groups)
+    levels = device.cache_nbytes
+    return next((level for level, size in enumerate(levels) if nbytes <= size), len(levels))
 
 
 @dataclass(frozen=True, eq=False)

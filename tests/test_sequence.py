@@ -17,7 +17,7 @@ from hetsched.graph import Graph, to_onnx
 from hetsched.inputs import seeded
 from hetsched.plugin import load
 from hetsched.rewrite import split
-from hetsched.sequence import LEAST_PASSES, KernelSequence
+from hetsched.sequence import CODE_NBYTES, LEAST_PASSES, KernelSequence, method
 from hetsched.target import Artifact, Target
 
 
@@ -119,3 +119,14 @@ def test_what_is_too_late_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         # The softmax came first.
         assert list(kernels.burst(0.0)) == ["softmax0", "softmax1"]
         assert not kernels.refused
+
+
+def test_samples_belong_to_the_cache_that_holds_the_graph() -> None:
+    graph = tokens()
+    tensor = 12 * 32 * 4
+    # Two matrices, the input, what four operations write, and code.
+    nbytes = 2 * 32 * 32 * 4 + 5 * tensor + 4 * CODE_NBYTES
+    fits = Device("p", "cpu", cache_nbytes=(1000, nbytes))
+    misses = Device("p", "cpu", cache_nbytes=(1000, nbytes - 1))
+    assert method(graph, fits) == "sequence 1, held by cache 1"
+    assert method(graph, misses) == "sequence 1, held by memory"

@@ -389,11 +389,15 @@ def _compiled(
     found = {}
     with ThreadPoolExecutor(len(cores())) as workers:
         waiting = {key: workers.submit(attempt, part) for key, part in first.items()}
-        for index, (key, part) in enumerate(first.items()):
-            if progress:
-                kinds = "+".join(op.kind for op in part.ops)
-                progress(f"compiling {kinds}", index, len(first))
-            found[key] = part, waiting[key].result()
+        try:
+            for index, (key, part) in enumerate(first.items()):
+                if progress:
+                    kinds = "+".join(op.kind for op in part.ops)
+                    progress(f"compiling {kinds}", index, len(first))
+                found[key] = part, waiting[key].result()
+        finally:
+            # An interruption does not wait for what has not begun.
+            workers.shutdown(wait=False, cancel_futures=True)
     return {part.name: found[keys[part.name]] for part in parts}
 
 

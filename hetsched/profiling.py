@@ -33,6 +33,8 @@ MOST_BURSTS = 32
 IGNORED_SHARE = 0.05
 # Weights of graphs that are loaded at the same time.
 MOST_LOADED_NBYTES = 1 << 30
+# Of the time that is left, what compiling one graph may take.
+COMPILING_SHARE = 0.8
 # A machine that changes by more while it is measured is told of.
 MOST_DRIFT = 0.05
 
@@ -268,8 +270,11 @@ class _Work:
                 self._unload(self._open.pop(0))
             course = state.course
             groups = sorted(course.groups, key=lambda group: -state.shares[group.name])
+            # Some time has to be left to run what is compiled.
+            now = perf_counter()
+            until = now + COMPILING_SHARE * (self._deadline - now)
             state.kernels = KernelSequence(
-                course.graph, groups, course.device, self._progress, self._deadline
+                course.graph, groups, course.device, self._progress, until
             )
             self._open.append(state)
         return state.kernels

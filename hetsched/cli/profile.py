@@ -1,5 +1,6 @@
 """The verb `profile`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from hetsched.cli.options import (
 from hetsched.cli.progress import Steps
 from hetsched.cli.show import show
 from hetsched.errors import LimitExceeded
+from hetsched.frontend.load import parse
 from hetsched.report.profile import profile_document, profile_view, store_document, store_view
 from hetsched.store import Store
 from hetsched.system import System
@@ -102,12 +104,12 @@ def _measure(
     verbose: bool,
 ) -> None:
     with Steps(verbose) as steps:
-        graphs = [read_model(model, shape, steps) for model in models]
-        told = steps.begin("measuring links")
+        # By the names of the files: models of one framework often have one name.
+        graphs = [replace(read_model(model, shape, steps), name=model.stem) for model in models]
+        steps.begin("measuring links")
         system = with_winograd(System.local(devices or "cpu", kept), winograd)
         limit = budget if budget is not None else float("inf")
-        told = steps.begin("profiling")
-        profiling = api.profile(graphs, system, kept.path, limit, told)
+        profiling = api.profile(graphs, system, kept.path, limit, steps.begin("profiling"))
     document = profile_document(profiling, str(kept.path))
     show(document, json_, profile_view(document))
     if document["missing"]:
@@ -115,3 +117,17 @@ def _measure(
             f"the budget was spent with {document['missing']} of {len(profiling.rows)} kernels "
             "not measured; run the command again to go on"
         )
+
+
+def _shapes_by_model(models: list[Path], shapes: list[str] | None) -> list[list[str]]:
+    """The shapes of each model: of several models, those of the inputs that it has."""
+    if len(models) == 1:
+        return [shapes or []]
+    found = []
+    for model in models:
+        names = {value.name for value in parse(model)[0].graph.input} if shapes else set()
+        found.append([text for text in shapes or () if text.rpartition("=")[0] in names])
+    for text in shapes or ():
+        if not any(text in own for own in found):
+            raise typer.BadParameter(f"no model has an input for '{text}'", param_hint="'--shape'")
+    return found

@@ -5,11 +5,13 @@ weights out of the caches. So the groups of a graph run in their order, each on 
 has left, and each occurrence has weights of its own, as in a run of the graph.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import ceil, log2
 from math import inf
 from statistics import median
 from threading import Thread
@@ -49,24 +51,34 @@ WORD_NBYTES = 8
 EMPTY = "(nothing)"
 
 
-def method(graph: Graph, device: Device) -> str:
-    """How samples of the groups of `graph` on `device` are taken; others are no substitute."""
-    level = surroundings(graph, device)
-    held = f"cache {level}" if level < len(device.cache_nbytes) else "memory"
-    return f"{METHOD}, held by {held}"
+def method(graph: Graph) -> str:
+    """How samples of the groups of `graph` are taken; others are no substitute for them."""
+    return f"{METHOD}, within {surroundings(graph)} MB"
 
 
-def surroundings(graph: Graph, device: Device) -> int:
-    """The first cache of the device, from 0, that holds all of `graph`; their number if none does.
+def surroundings(graph: Graph) -> int:
+    """What a run of `graph` touches, in megabytes rounded up to a power of four.
 
-    What a kernel takes depends on it: between two runs of a kernel all others run. Weights count,
+    Between two runs of a kernel all others run, so that in a large graph its code and weights are
+    in no near cache: a kernel of 0.5 us in one of 4 MB takes 3 us in one of 30 MB. Weights count,
     and every tensor once, and code.
     """
     tensors = (*graph.inputs, *(tensor for op in graph.ops for tensor in op.writes))
     nbytes = graph.weight_nbytes + sum(tensor.nbytes for tensor in tensors)
     nbytes += CODE_NBYTES * len(graph.groups)
-    levels = device.cache_nbytes
-    return next((level for level, size in enumerate(levels) if nbytes <= size), len(levels))
+    return int(4 ** max(0, ceil(log2(nbytes / 2**20) / 2)))
+
+
+def surroundings_of(method: str) -> int | None:
+    """The megabytes in the text of a method; None where samples were taken in another way.
+
+    Examples
+    --------
+    >>> surroundings_of("sequence 1, within 16 MB")
+    16
+    """
+    found = re.fullmatch(rf"{METHOD}, within (\d+) MB", method)
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True, eq=False)

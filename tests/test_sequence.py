@@ -17,7 +17,7 @@ from hetsched.graph import Graph, to_onnx
 from hetsched.inputs import seeded
 from hetsched.plugin import load
 from hetsched.rewrite import split
-from hetsched.sequence import CODE_NBYTES, LEAST_PASSES, KernelSequence, method
+from hetsched.sequence import LEAST_PASSES, KernelSequence, method, surroundings_of
 from hetsched.target import Artifact, Target
 
 
@@ -121,12 +121,11 @@ def test_what_is_too_late_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not kernels.refused
 
 
-def test_samples_belong_to_the_cache_that_holds_the_graph() -> None:
+def test_samples_belong_to_surroundings_of_one_size() -> None:
     graph = tokens()
-    tensor = 12 * 32 * 4
-    # Two matrices, the input, what four operations write, and code.
-    nbytes = 2 * 32 * 32 * 4 + 5 * tensor + 4 * CODE_NBYTES
-    fits = Device("p", "cpu", cache_nbytes=(1000, nbytes))
-    misses = Device("p", "cpu", cache_nbytes=(1000, nbytes - 1))
-    assert method(graph, fits) == "sequence 1, held by cache 1"
-    assert method(graph, misses) == "sequence 1, held by memory"
+    assert method(graph) == "sequence 1, within 1 MB"
+    build = Builder()
+    weights = build.constant(np.zeros((1024, 1025), np.float32))
+    product = build.op("MatMul", build.input("x", 4, 1024), weights, shape=(4, 1025))
+    assert surroundings_of(method(build.graph(product))) == 16
+    assert surroundings_of("alone") is None

@@ -5,11 +5,13 @@ weights out of the caches. So the groups of a graph run in their order, each on 
 has left, and each occurrence has weights of its own, as in a run of the graph.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import ceil, log2
 from math import inf
 from statistics import median
 from threading import Thread
@@ -34,8 +36,10 @@ from hetsched.plugin import load
 from hetsched.request import Step, View
 from hetsched.target import Artifact, Code, Kernel, Target
 
-# How the samples of a burst are taken: others are no substitute for them.
+# Changes with how the samples of a burst are taken: others are no substitute for them.
 METHOD = "sequence 1"
+# Of the code of a group, roughly.
+CODE_NBYTES = 1 << 14
 
 LEAST_PASSES = 2
 # More in one burst tell nothing new, and each leaves its stamps.
@@ -45,6 +49,36 @@ LEAST_SECONDS = 1e-9
 WORD_NBYTES = 8
 # The step that does nothing, by whose time the timer's own is known.
 EMPTY = "(nothing)"
+
+
+def method(graph: Graph) -> str:
+    """How samples of the groups of `graph` are taken; others are no substitute for them."""
+    return f"{METHOD}, within {surroundings(graph)} MB"
+
+
+def surroundings(graph: Graph) -> int:
+    """What a run of `graph` touches, in megabytes rounded up to a power of four.
+
+    Between two runs of a kernel all others run, so that in a large graph its code and weights are
+    in no near cache: a kernel of 0.5 us in one of 4 MB takes 3 us in one of 30 MB. Weights count,
+    and every tensor once, and code.
+    """
+    tensors = (*graph.inputs, *(tensor for op in graph.ops for tensor in op.writes))
+    nbytes = graph.weight_nbytes + sum(tensor.nbytes for tensor in tensors)
+    nbytes += CODE_NBYTES * len(graph.groups)
+    return int(4 ** max(0, ceil(log2(nbytes / 2**20) / 2)))
+
+
+def surroundings_of(method: str) -> int | None:
+    """The megabytes in the text of a method; None where samples were taken in another way.
+
+    Examples
+    --------
+    >>> surroundings_of("sequence 1, within 16 MB")
+    16
+    """
+    found = re.fullmatch(rf"{METHOD}, within (\d+) MB", method)
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True, eq=False)

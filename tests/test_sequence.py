@@ -17,7 +17,7 @@ from hetsched.graph import Graph, to_onnx
 from hetsched.inputs import seeded
 from hetsched.plugin import load
 from hetsched.rewrite import split
-from hetsched.sequence import LEAST_PASSES, KernelSequence
+from hetsched.sequence import LEAST_PASSES, KernelSequence, method, surroundings_of
 from hetsched.target import Artifact, Target
 
 
@@ -119,3 +119,13 @@ def test_what_is_too_late_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         # The softmax came first.
         assert list(kernels.burst(0.0)) == ["softmax0", "softmax1"]
         assert not kernels.refused
+
+
+def test_samples_belong_to_surroundings_of_one_size() -> None:
+    graph = tokens()
+    assert method(graph) == "sequence 1, within 1 MB"
+    build = Builder()
+    weights = build.constant(np.zeros((1024, 1025), np.float32))
+    product = build.op("MatMul", build.input("x", 4, 1024), weights, shape=(4, 1025))
+    assert surroundings_of(method(build.graph(product))) == 16
+    assert surroundings_of("alone") is None

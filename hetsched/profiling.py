@@ -21,7 +21,7 @@ from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plugin import load
-from hetsched.sequence import METHOD, KernelSequence
+from hetsched.sequence import KernelSequence, method
 from hetsched.store import Kernel, Sample, Store
 from hetsched.target import Target
 
@@ -59,8 +59,8 @@ class Effort:
         return len(sample.bursts) >= self.least_bursts and sample.relative_margin <= self.tolerance
 
 
-# A device's fingerprint, its compiler, and the signature of a kernel.
-Key = tuple[str, str, str]
+# A device's fingerprint, its compiler, the method of measuring and the signature of a kernel.
+Key = tuple[str, str, str, str]
 
 # Before a plan is made, and when nothing else is asked for than to measure.
 QUICK = Effort(tolerance=0.03, least_bursts=3, most_bursts=8, trusting=True)
@@ -80,6 +80,10 @@ class Course:
         return load(Target, self.device.target).configuration(self.device)
 
     @cached_property
+    def method(self) -> str:
+        return method(self.graph)
+
+    @cached_property
     def parts(self) -> Mapping[str, Graph]:
         """Each group as a graph of its own, by its name, as it is among its neighbours."""
         graph = between(self.graph, self.device)
@@ -88,7 +92,7 @@ class Course:
     @cached_property
     def keys(self) -> Mapping[str, Key]:
         """What the sample of each group is kept under, by the group's name."""
-        kind = (self.device.fingerprint, self.compiler)
+        kind = (self.device.fingerprint, self.compiler, self.method)
         return {name: (*kind, signature(part)) for name, part in self.parts.items()}
 
 
@@ -258,8 +262,8 @@ class _Work:
             known = self._before if key in self._partial else self._samples
             self._samples[key] = combined(known.get(key), found)
         parts = {course.keys[name]: course.parts[name] for name in times}
-        kept = [(self._kernel(parts[key], key[2]), self._samples[key]) for key in taken]
-        self._store.add(course.device, course.compiler, METHOD, kept)
+        kept = [(self._kernel(parts[key], key[-1]), self._samples[key]) for key in taken]
+        self._store.add(course.device, course.compiler, course.method, kept)
         self._fresh.update(taken)
         if len(times) + len(kernels.refused) < len(course.groups):
             self._partial.update(taken)
@@ -319,11 +323,12 @@ class _Work:
         reference = self._reference
         if reference is None:
             return None, None
-        keys = reference.course.keys.values()
+        keys = [key for key in reference.course.keys.values() if key in self._fresh]
+        if not keys:
+            return None, None
         since = None
-        if all(key in self._before for key in keys if key in self._fresh):
-            before = sum(self._before[key].seconds for key in keys if key in self._fresh)
-            since = reference.totals[0] / before - 1
+        if all(key in self._before for key in keys):
+            since = reference.totals[0] / sum(self._before[key].seconds for key in keys) - 1
         others = any(state.totals for state in self._states if state is not reference)
         if others and perf_counter() < self._deadline:
             self._burst(reference)
@@ -394,16 +399,13 @@ def _spread(seconds: Sequence[float]) -> float:
 
 
 def _known(courses: Sequence[Course], store: Store) -> dict[Key, Sample]:
-    """What the store has of the courses, by one query for each kind of device."""
-    wanted: dict[tuple[str, str], tuple[Device, list[str]]] = {}
+    """What the store has of the courses, by one query for each of them."""
+    found: dict[Key, Sample] = {}
     for course in courses:
-        for fingerprint, compiler, key in course.keys.values():
-            wanted.setdefault((fingerprint, compiler), (course.device, []))[1].append(key)
-    return {
-        (*kind, key): sample
-        for kind, (device, keys) in wanted.items()
-        for key, sample in store.samples(device, kind[1], METHOD, dict.fromkeys(keys)).items()
-    }
+        alike = {key[-1]: key for key in course.keys.values() if key not in found}
+        samples = store.samples(course.device, course.compiler, course.method, alike)
+        found.update({alike[signature]: sample for signature, sample in samples.items()})
+    return found
 
 
 def _shares(course: Course) -> Mapping[str, float]:

@@ -278,7 +278,7 @@ class Tuning:
 
 def tune(
     graph: Graph,
-    devices: str = "cpu",
+    devices: System | str = "cpu",
     tuner: str | None = None,
     trials: int = 4,
     budget_seconds: float = float("inf"),
@@ -302,7 +302,8 @@ def tune(
     store = Store(default_path())
     begin = perf_counter()
     kinds: dict[str, list[Device]] = {}
-    for device in System.local(devices, store).devices:
+    system = System.local(devices, store) if isinstance(devices, str) else devices
+    for device in system.devices:
         kinds.setdefault(device.fingerprint, []).append(device)
     rows: list[Tuned] = []
     whole = True

@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import ceil, log2
-from math import inf
+from math import ceil, inf, log2
 from statistics import median
 from threading import Thread
 from time import perf_counter

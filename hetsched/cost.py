@@ -231,6 +231,8 @@ def _unsupported(group: Group, reasons: Mapping[str, str]) -> str:
 def signature(part: Graph) -> str:
     """What two groups have in common that take the same time: all but names and weight values.
 
+    Which tensors at the border are packed is part of it.
+
     Integer constants count with their values, for they are axes, shapes and indices.
     """
     places: dict[str, int] = {}
@@ -254,6 +256,7 @@ def signature(part: Graph) -> str:
             content.append((places.get(name), array.tolist()))
         else:
             content.append(places.get(name))
+    content.append(sorted((places[name], lanes) for name, lanes in part.packed.items()))
     return sha256(repr(content).encode()).hexdigest()[:32]
 
 

@@ -16,6 +16,7 @@ from time import perf_counter
 from hetsched.confidence import margin
 from hetsched.cost import Progress, kernel_of, roofline_seconds, signature
 from hetsched.device import Device
+from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.operation import group_flops, group_nbytes
@@ -78,8 +79,9 @@ class Course:
 
     @cached_property
     def parts(self) -> Mapping[str, Graph]:
-        """Each group as a graph of its own, by its name."""
-        return {group.name: self.graph.part(group.ops, group.name) for group in self.groups}
+        """Each group as a graph of its own, by its name, as it is among its neighbours."""
+        graph = between(self.graph, self.device)
+        return {group.name: graph.part(group.ops, group.name) for group in self.groups}
 
     @cached_property
     def keys(self) -> Mapping[str, Key]:

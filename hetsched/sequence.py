@@ -26,6 +26,7 @@ from hetsched.crew import Crew, CrewRequest
 from hetsched.device import Device
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import CompileError, DeviceError
+from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.host import cores, pinned
@@ -82,7 +83,7 @@ def surroundings_of(method: str) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class _Member:
-    """A group with its kernel; the tensors are by the names of the graph."""
+    """A group with its kernel; the tensors by the names of the graph, as they are handed over."""
 
     group: str
     part: Graph
@@ -91,11 +92,11 @@ class _Member:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        return self.part.inputs
+        return tuple(map(self.part.handed, self.part.inputs))
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        return self.part.outputs
+        return tuple(map(self.part.handed, self.part.outputs))
 
 
 class KernelSequence:
@@ -125,6 +126,8 @@ class KernelSequence:
         target = load(Target, device.target)
         if reason := target.unavailable():
             raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
+        # Alone, a group reads and makes what it does among its neighbours.
+        graph = between(graph, device)
         parts = {group.name: graph.part(group.ops, group.name) for group in groups}
         self.refused: dict[str, str] = {}
         self._device = device
@@ -258,7 +261,7 @@ class _InCode:
         views = {
             name: View(
                 tuple(piece.name for piece in pieces),
-                graph.producers[name].output().shape,
+                graph.handed(graph.producers[name].output()).shape,
                 numpy_dtype(graph.producers[name].output().dtype),
             )
             for name, pieces in graph.views.items()

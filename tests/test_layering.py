@@ -18,9 +18,9 @@ store  op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache  request
+cache  request  forms
 crew
-measure  links
+links
 system
 tasks  cost
 problem  instance  sequence

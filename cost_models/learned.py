@@ -39,7 +39,7 @@ class Learned(CostModel):
         return [estimate.seconds for estimate in self.estimates(graph, wanted)]
 
     def estimates(self, graph: Graph, wanted: Sequence[tuple[Group, Device]]) -> list[Estimate]:
-        """The seconds of each pair, and how uncertain they are; not at all where they are measured."""
+        """The seconds of each pair, and how uncertain they are: not at all if they are measured."""
         store = Store(Path(self.store) if self.store else default_path())
         parts = [graph.part(group.ops, group.name) for group, _ in wanted]
         signatures = [signature(part) for part in parts]

@@ -36,7 +36,7 @@ MEDIAN_OF_NORMAL = 0.6745
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a kernel, and the standard deviation of their logarithm; 0 if they are measured."""
+    """Seconds of a kernel, and the deviation of their logarithm, which is 0 if they are measured."""
 
     seconds: float
     deviation: float

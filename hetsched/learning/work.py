@@ -151,9 +151,7 @@ def _window(op: Op, kernel: tuple[int, ...], *, spatial: int) -> Window:
 
     def pair(values: Any, default: int) -> tuple[int, int]:
         values = tuple(values or (default,) * spatial)
-        return (1 if default else 0, int(values[0])) if spatial == 1 else (
-            int(values[0]), int(values[1])
-        )  # fmt: skip
+        return (default, int(values[0])) if spatial == 1 else (int(values[0]), int(values[1]))
 
     def size(values: tuple[int, ...]) -> tuple[int, int]:
         return (1, values[0]) if spatial == 1 else (values[0], values[1])
@@ -174,7 +172,7 @@ def _window(op: Op, kernel: tuple[int, ...], *, spatial: int) -> Window:
 
 
 def _is_packed(part: Graph, tensor: Tensor) -> bool:
-    return tensor.name in getattr(part, "packed", {})
+    return tensor.name in part.packed
 
 
 def _conversions(found: Work, part: Graph, *, skip: Tensor | None = None) -> None:

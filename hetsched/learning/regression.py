@@ -36,7 +36,7 @@ MEDIAN_OF_NORMAL = 0.6745
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a kernel, and the standard deviation of their logarithm; 0 if they are measured."""
+    """Seconds of a kernel, and the deviation of their logarithm, which is 0 if they are measured."""
 
     seconds: float
     deviation: float
@@ -127,9 +127,7 @@ class Regression:
             }
             found = replace(
                 found,
-                factors=_between(
-                    found.factors, self.factors + FACTOR**2 * pulls.sum(axis=0), step
-                ),
+                factors=_between(found.factors, self.factors + FACTOR**2 * pulls.sum(axis=0), step),
                 by_family={**self.by_family}
                 | {name: _between(found._of_family(name), to, step) for name, to in moved.items()},
                 speed=found.speed + step * (SPEED**2 * weights.sum() - speeded),

@@ -21,7 +21,7 @@ from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plugin import load
-from hetsched.sequence import METHOD, KernelSequence
+from hetsched.sequence import KernelSequence, method
 from hetsched.store import Kernel, Sample, Store
 from hetsched.target import Target
 
@@ -34,7 +34,9 @@ MOST_BURSTS = 32
 IGNORED_SHARE = 0.05
 # Weights of graphs that are loaded at the same time.
 MOST_LOADED_NBYTES = 1 << 30
-# Of the time that is left, what compiling one graph may take.
+# What compiling a graph may take before its first burst, doubled for each that follows, and of the
+# time that is left.
+COMPILING_SECONDS = 15.0
 COMPILING_SHARE = 0.8
 # A machine that changes by more while it is measured is told of.
 MOST_DRIFT = 0.05
@@ -57,8 +59,8 @@ class Effort:
         return len(sample.bursts) >= self.least_bursts and sample.relative_margin <= self.tolerance
 
 
-# A device's fingerprint, its compiler, and the signature of a kernel.
-Key = tuple[str, str, str]
+# A device's fingerprint, its compiler, the method of measuring and the signature of a kernel.
+Key = tuple[str, str, str, str]
 
 # Before a plan is made, and when nothing else is asked for than to measure.
 QUICK = Effort(tolerance=0.03, least_bursts=3, most_bursts=8, trusting=True)
@@ -78,6 +80,10 @@ class Course:
         return load(Target, self.device.target).configuration(self.device)
 
     @cached_property
+    def method(self) -> str:
+        return method(self.graph)
+
+    @cached_property
     def parts(self) -> Mapping[str, Graph]:
         """Each group as a graph of its own, by its name, as it is among its neighbours."""
         graph = between(self.graph, self.device)
@@ -86,7 +92,7 @@ class Course:
     @cached_property
     def keys(self) -> Mapping[str, Key]:
         """What the sample of each group is kept under, by the group's name."""
-        kind = (self.device.fingerprint, self.compiler)
+        kind = (self.device.fingerprint, self.compiler, self.method)
         return {name: (*kind, signature(part)) for name, part in self.parts.items()}
 
 
@@ -137,12 +143,17 @@ def measure(
 
 @dataclass(eq=False)
 class _State:
-    """How far the measuring of a course is: the bursts of this call, by what each group took."""
+    """How far a course is: the seconds of all its groups in each burst of this call.
+
+    `attempts` is how often its kernels were loaded, not always all.
+    """
 
     course: Course
     shares: Mapping[str, float]
     kernels: KernelSequence | None = None
+    attempts: int = 0
     totals: list[float] = field(default_factory=list)
+    loading_seconds: float = 0.0
     wall_seconds: float = 0.0
 
     @property
@@ -167,6 +178,7 @@ class _Work:
         self._before = dict(self._samples)
         self._fresh: set[Key] = set()
         self._refused: dict[Key, str] = {}
+        self._partial: set[Key] = set()
         self._described: set[str] = set()
         self._open: list[_State] = []
         if effort.trusting:
@@ -178,28 +190,27 @@ class _Work:
 
     def done(self) -> Measured:
         """Bursts in turns until all is settled or the time is over."""
-        reference: _State | None = None
         for state in self._turns():
             # The first graph is measured once more at the end.
+            reference = self._reference
             reserved = _burst_seconds(reference) if reference else 0.0
             if perf_counter() >= self._deadline - reserved:
                 break
             self._tell(state)
             self._burst(state)
-            reference = reference or state
-        return Measured(
-            self._samples, frozenset(self._fresh), self._refused, *self._drift(reference)
-        )
+        drift, since = self._drift()
+        return Measured(self._samples, frozenset(self._fresh), self._refused, drift, since)
 
     def _turns(self) -> Iterator[_State]:
         """Each course that is not settled, the most needed first, and then again."""
         while waiting := [state for state in self._states if not self._settled(state)]:
-            yield from sorted(waiting, key=self._need, reverse=True)
+            for state in sorted(waiting, key=self._need, reverse=True):
+                if not self._settled(state):
+                    yield state
 
     def close(self) -> None:
-        for state in self._open:
+        for state in list(self._open):
             self._unload(state)
-        self._open.clear()
 
     def _has(self, course: Course, group: Group) -> bool:
         return course.keys[group.name] in self._samples
@@ -212,10 +223,7 @@ class _Work:
     def _settled(self, state: _State) -> bool:
         if len(state.totals) >= self._effort.most_bursts:
             return True
-        if self._missing(state):
-            # What was left out when time was short is left out for good.
-            return bool(state.totals)
-        return self._loose_share(state) <= IGNORED_SHARE
+        return not self._missing(state) and self._loose_share(state) <= IGNORED_SHARE
 
     def _loose_share(self, state: _State) -> float:
         """The share of the graph's time in kernels that are not known well."""
@@ -240,9 +248,9 @@ class _Work:
         return bool(missing), found
 
     def _burst(self, state: _State) -> None:
-        begin = perf_counter()
         kernels = self._loaded(state)
         course = state.course
+        begin = perf_counter()
         times = kernels.burst(_burst_seconds(state))
         for name, reason in kernels.refused.items():
             self._refused[course.keys[name]] = reason
@@ -250,12 +258,19 @@ class _Work:
         for name, seconds in times.items():
             taken.setdefault(course.keys[name], []).append(seconds)
         for key, found in taken.items():
-            self._samples[key] = combined(self._samples.get(key), found)
+            # What was measured without its neighbours gives way.
+            known = self._before if key in self._partial else self._samples
+            self._samples[key] = combined(known.get(key), found)
         parts = {course.keys[name]: course.parts[name] for name in times}
-        kept = [(self._kernel(parts[key], key[2]), self._samples[key]) for key in taken]
-        self._store.add(course.device, course.compiler, METHOD, kept)
+        kept = [(self._kernel(parts[key], key[-1]), self._samples[key]) for key in taken]
+        self._store.add(course.device, course.compiler, course.method, kept)
         self._fresh.update(taken)
-        state.totals.append(sum(statistics.median(seconds) for seconds in times.values()))
+        if len(times) + len(kernels.refused) < len(course.groups):
+            self._partial.update(taken)
+            self._unload(state)
+        else:
+            self._partial.difference_update(taken)
+            state.totals.append(sum(map(statistics.median, times.values())))
         state.wall_seconds = perf_counter() - begin
 
     def _kernel(self, part: Graph, key: str) -> Kernel:
@@ -269,15 +284,23 @@ class _Work:
         """The kernels of a course; others are put away where there are too many weights."""
         if state.kernels is None:
             while self._open and self._nbytes() + state.nbytes > MOST_LOADED_NBYTES:
-                self._unload(self._open.pop(0))
+                self._unload(self._open[0])
             course = state.course
-            groups = sorted(course.groups, key=lambda group: -state.shares[group.name])
-            # Some time has to be left to run what is compiled.
+            missing = set(self._missing(state))
+            groups = sorted(
+                course.groups,
+                key=lambda g: (course.keys[g.name] not in missing, -state.shares[g.name]),
+            )
+            # Not all at once, so that something is soon kept; and some time has to be left to run
+            # what is compiled.
             now = perf_counter()
-            until = now + COMPILING_SHARE * (self._deadline - now)
+            whole = COMPILING_SECONDS * 2**state.attempts
+            until = now + min(whole, COMPILING_SHARE * (self._deadline - now))
             state.kernels = KernelSequence(
                 course.graph, groups, course.device, self._progress, until
             )
+            state.attempts += 1
+            state.loading_seconds = perf_counter() - now
             self._open.append(state)
         return state.kernels
 
@@ -288,16 +311,24 @@ class _Work:
         if state.kernels is not None:
             state.kernels.close()
             state.kernels = None
+            self._open.remove(state)
 
-    def _drift(self, reference: _State | None) -> tuple[float | None, float | None]:
+    @property
+    def _reference(self) -> _State | None:
+        """The first course that was measured whole."""
+        return next((state for state in self._states if state.totals), None)
+
+    def _drift(self) -> tuple[float | None, float | None]:
         """The change of the machine since the first burst, and that before it since the store's."""
+        reference = self._reference
         if reference is None:
             return None, None
-        keys = reference.course.keys.values()
+        keys = [key for key in reference.course.keys.values() if key in self._fresh]
+        if not keys:
+            return None, None
         since = None
-        if all(key in self._before for key in keys if key in self._fresh):
-            before = sum(self._before[key].seconds for key in keys if key in self._fresh)
-            since = reference.totals[0] / before - 1
+        if all(key in self._before for key in keys):
+            since = reference.totals[0] / sum(self._before[key].seconds for key in keys) - 1
         others = any(state.totals for state in self._states if state is not reference)
         if others and perf_counter() < self._deadline:
             self._burst(reference)
@@ -334,8 +365,10 @@ class _Work:
             )
             wanted = count * min(4.0, relative / self._effort.tolerance) ** 2
             more = min(max(wanted, self._effort.least_bursts), self._effort.most_bursts) - count
-            each = max((other.wall_seconds for other in self._states), default=0.0)
-            found += max(1.0, more) * (state.wall_seconds or each or SHORTEST_SECONDS)
+            found += max(1.0, more) * (state.wall_seconds or SHORTEST_SECONDS)
+            if not state.totals:
+                loads = [s.loading_seconds for s in self._states if s.attempts]
+                found += statistics.fmean(loads) if loads else COMPILING_SECONDS
         return found
 
 
@@ -366,16 +399,13 @@ def _spread(seconds: Sequence[float]) -> float:
 
 
 def _known(courses: Sequence[Course], store: Store) -> dict[Key, Sample]:
-    """What the store has of the courses, by one query for each kind of device."""
-    wanted: dict[tuple[str, str], tuple[Device, list[str]]] = {}
+    """What the store has of the courses, by one query for each of them."""
+    found: dict[Key, Sample] = {}
     for course in courses:
-        for fingerprint, compiler, key in course.keys.values():
-            wanted.setdefault((fingerprint, compiler), (course.device, []))[1].append(key)
-    return {
-        (*kind, key): sample
-        for kind, (device, keys) in wanted.items()
-        for key, sample in store.samples(device, kind[1], METHOD, dict.fromkeys(keys)).items()
-    }
+        alike = {key[-1]: key for key in course.keys.values() if key not in found}
+        samples = store.samples(course.device, course.compiler, course.method, alike)
+        found.update({alike[signature]: sample for signature, sample in samples.items()})
+    return found
 
 
 def _shares(course: Course) -> Mapping[str, float]:

@@ -3,23 +3,16 @@
 import multiprocessing
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-import numpy as np
 import pytest
-from graphs import Builder
 
-from hetsched.cost_models import profiled
-from hetsched.cost_models.profiled import Profiled
 from hetsched.device import Device, Link
-from hetsched.errors import CompileError, OutputFileError
-from hetsched.graph import Graph
+from hetsched.errors import OutputFileError
 from hetsched.store import FROM_SECOND, Factor, Kernel, Residual, Sample, Store, default_path
-from hetsched.target import Target
 from hetsched.trial import Trial
 
 HERE = Device("cpu:0", "cpu", fingerprint="core")
@@ -388,78 +381,3 @@ def test_a_folder_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputFileError, match="--store"):
         Store(tmp_path / "file" / "profile.sqlite").records()
-
-
-def chain() -> Graph:
-    """Two equal groups, and one that differs."""
-    build = Builder()
-    x = build.input("x", 2, 4)
-    square = build.constant(np.ones((4, 4), np.float32))
-    other = build.constant(np.zeros((4, 4), np.float32))
-    wide = build.constant(np.ones((4, 6), np.float32))
-    x = build.op("MatMul", x, square)
-    x = build.op("MatMul", x, other)
-    return build.graph(build.op("MatMul", x, wide, shape=(2, 6)))
-
-
-class Compiler(Target):
-    """A target that only has a version."""
-
-    def __init__(self) -> None:
-        self.text = "compiler 1"
-
-    def version(self) -> str:
-        return self.text
-
-
-for method in Compiler.__abstractmethods__:
-    setattr(Compiler, method, None)
-Compiler.__abstractmethods__ = frozenset()
-
-
-def test_profiled_measures_each_distinct_group_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiler, measured = Compiler(), []
-
-    def measure(kernels: Sequence[tuple[Graph, Device]]) -> Iterator[Sample]:
-        for part, device in kernels:
-            measured.append((part.ops[0].name, device.name))
-            yield Sample(1.0 + len(measured), 0.0, 5)
-
-    monkeypatch.setattr(profiled, "load", lambda kind, name: compiler)
-    monkeypatch.setattr(profiled, "measure_kernels", measure)
-    graph = chain()
-    first, same, different = graph.groups
-    costs = Profiled(str(tmp_path / "profile.sqlite"))
-    assert costs.compute_seconds(graph, first, HERE) == 2.0
-    # The same shapes with other weights, then another core of the same kind.
-    assert costs.compute_seconds(graph, same, HERE) == 2.0
-    assert costs.compute_seconds(graph, first, THERE) == 2.0
-    assert costs.compute_seconds(graph, different, HERE) == 3.0
-    # A later process.
-    again = Profiled(str(tmp_path / "profile.sqlite"))
-    assert again.compute_seconds(chain(), chain().groups[2], HERE) == 3.0
-    assert len(measured) == 2
-    both = [(group, device) for group in graph.groups for device in (HERE, THERE)]
-    assert again.all_seconds(graph, both) == [2.0, 2.0, 2.0, 2.0, 3.0, 3.0]
-    assert len(measured) == 2
-    compiler.text = "compiler 2"
-    assert costs.compute_seconds(graph, first, HERE) == 4.0
-    compiler.text = "compiler 1"
-    assert costs.compute_seconds(graph, first, HERE) == 2.0
-    assert len(measured) == 3
-
-
-def test_profiled_has_no_price_for_what_does_not_compile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measure(kernels: Sequence[tuple[Graph, Device]]) -> Iterator[CompileError]:
-        for _ in kernels:
-            yield CompileError("no")
-
-    monkeypatch.setattr(profiled, "load", lambda kind, name: Compiler())
-    monkeypatch.setattr(profiled, "measure_kernels", measure)
-    graph = chain()
-    costs = Profiled(str(tmp_path / "profile.sqlite"))
-    assert costs.compute_seconds(graph, graph.groups[0], HERE) == float("inf")

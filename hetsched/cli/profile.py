@@ -105,7 +105,10 @@ def _measure(
 ) -> None:
     with Steps(verbose) as steps:
         # By the names of the files: models of one framework often have one name.
-        graphs = [replace(read_model(model, shape, steps), name=model.stem) for model in models]
+        graphs = [
+            replace(read_model(model, shapes, steps), name=model.stem)
+            for model, shapes in zip(models, _shapes_by_model(models, shape), strict=True)
+        ]
         steps.begin("measuring links")
         system = with_winograd(System.local(devices or "cpu", kept), winograd)
         limit = budget if budget is not None else float("inf")

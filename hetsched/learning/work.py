@@ -224,8 +224,7 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
         together = lcm(lcm(inner, lanes) // inner, lcm(each, lanes) // each)
         if groups % together or (together > 1 and together * inner > MOST_MERGED):
             found.family = "uneven"
-            reach = -(-inner // lanes) + 1
-            blocks_in, blocks, same = reach, rules.vectors.blocks(outputs), 1
+            blocks_in, blocks, same = -(-inner // lanes) + 1, rules.vectors.blocks(outputs), 1
         else:
             found.family = "grouped"
             zeros = together
@@ -250,10 +249,10 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
         found.family += " pointwise"
     else:
         rows, columns = window.result[0], chosen.covering(window.result[1])
-        reach = window.reach(columns)
-        if reach != window.source:
+        seen = window.reach(columns)
+        if seen != window.source:
             depth = channels if plain else rules.vectors.blocks(channels) * lanes
-            found.add(padded=float(batch * depth * prod(reach)))
+            found.add(padded=float(batch * depth * prod(seen)))
     inner = channels if plain else lanes
     depth = (1 if plain else blocks_in) * inner * prod(window.kernel)
     if channels < lanes and not plain:

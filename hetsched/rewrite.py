@@ -5,7 +5,7 @@ operations behind it need, by `Operation.piece`. Between splits a piece takes wh
 pieces before it, so that consecutive splits exchange only what they lack.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
@@ -18,7 +18,7 @@ from hetsched.errors import SplitRefused
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import Known, Piece, Read, flops, operation_of, piece_of
-from hetsched.region import Interval, Region
+from hetsched.region import Interval, Region, boxes_of
 from hetsched.split import Exit, Split
 
 # Until then bounds of a slice were attributes.
@@ -248,28 +248,13 @@ def _steps(graph: Graph, item: Split, number: int, known: Known) -> list[_Step]:
             regions = wanted.pop(tensor.name, [])
             if exit_:
                 regions.append(_share(exit_, number, tensor.shape))
-            for region in _boxes(regions):
+            for region in boxes_of(regions):
                 found.append(_Step(op, index, region, piece_of(op, index, region, known)))
         for step in found:
             for name, region in step.reads():
                 wanted.setdefault(name, []).append(region)
         steps.extend(reversed(found))
     return steps[::-1]
-
-
-def _boxes(regions: Iterable[Region]) -> list[Region]:
-    """Boxes that hold all of `regions`, joined where that is no more to compute."""
-    boxes: list[Region] = []
-    for region in dict.fromkeys(regions):
-        # A box that grows may meet another.
-        while True:
-            other = next((b for b in boxes if (b | region).size <= b.size + region.size), None)
-            if other is None:
-                break
-            boxes.remove(other)
-            region = region | other
-        boxes.append(region)
-    return boxes
 
 
 def _made(step: _Step, name: str, inputs: Sequence[Tensor | None], outputs: Sequence[str]) -> Op:

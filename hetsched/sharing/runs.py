@@ -3,8 +3,9 @@ between groups. Work grows with the length of a run, and exchanges with the numb
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import median
 
 from hetsched.cost import Prices
 from hetsched.device import Device, Link
@@ -26,7 +27,7 @@ class Run:
     """The groups from `first` to before `last` in pieces, one for each device.
 
     `seconds` are estimates of the pieces, `needs` what they read of the tensors that enter the run,
-    `makes` what they write of those that leave it. `work` is the estimate of all pieces of a group
+    `makes` what they write of those that leave it. `work` is the estimate of each piece of a group
     before any correction.
     """
 
@@ -35,9 +36,31 @@ class Run:
     way: Way
     split: Split
     seconds: tuple[float, ...]
-    needs: tuple[Mapping[str, Region], ...]
+    needs: tuple[Mapping[str, Sequence[Region]], ...]
     makes: Mapping[str, tuple[Region, ...]]
-    work: Mapping[str, float]
+    work: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """By what pieces take longer than their share of the group's time.
+
+    `known` is by group and way, for each device; what is not known is taken to be as other groups
+    are in this way.
+    """
+
+    known: Mapping[tuple[str, Way], tuple[float, ...]] = field(default_factory=dict)
+
+    def of(self, group: str, way: Way, device: int) -> float:
+        found = self.known.get((group, way)) or self._typical.get(way)
+        return found[device] if found else 1.0
+
+    @cached_property
+    def _typical(self) -> Mapping[Way, tuple[float, ...]]:
+        rows: dict[Way, list[tuple[float, ...]]] = {}
+        for (_, way), row in self.known.items():
+            rows.setdefault(way, []).append(row)
+        return {way: tuple(map(median, zip(*found, strict=True))) for way, found in rows.items()}
 
 
 # Where a tensor lies: on a device, in pieces on all, or, None, in the memory of the host.
@@ -58,8 +81,8 @@ class _State:
 class Sharing:
     """The devices that may share the groups of a graph, one of each unit, and the ways to.
 
-    `factors` correct the estimate of a group's pieces, by group and way. No run is shared whose
-    pieces take less than `least_seconds`.
+    `corrections` are of the estimates of a group's pieces. No run is shared whose pieces take less
+    than `least_seconds`.
     """
 
     layout: Layout
@@ -67,7 +90,7 @@ class Sharing:
     prices: Prices
     devices: tuple[Device, ...]
     ways: tuple[Way, ...]
-    factors: Mapping[tuple[str, Way], float]
+    corrections: Corrections
     least_seconds: float = 0.0
 
     def cheapest(self) -> tuple[list[Run], float]:
@@ -89,7 +112,7 @@ class Sharing:
             reached.append(found)
         if not reached[-1]:
             return [], float("inf")
-        results = {t.name: Region.whole(t.shape) for t in graph.outputs}
+        results = {t.name: (Region.whole(t.shape),) for t in graph.outputs}
         seconds, state = min(
             (
                 (state.seconds + self._entry(state, results, 0), state)
@@ -107,11 +130,11 @@ class Sharing:
 
     def runs_ending(self, last: int, way: Way) -> Iterator[Run]:
         """The runs before group `last` that can be cut so, the shortest first."""
-        walk = Walk(self.layout, last, way, [self._rates(last)])
+        walk = Walk(self.layout, last, way, [self._rates(last, way)])
         seconds = [0.0 for _ in self.devices]
         # What the whole of it takes on each device.
         alone = [0.0 for _ in self.devices]
-        work: dict[str, float] = {}
+        work: dict[str, tuple[float, ...]] = {}
         for first in range(last - 1, max(-1, last - 1 - LONGEST_RUN), -1):
             group = self.layout.graph.groups[first]
             row = self.prices.seconds[group.name]
@@ -121,16 +144,18 @@ class Sharing:
                 shares = walk.take(first)
             except SplitRefused:
                 return
-            factor = self.factors.get((group.name, way), 1.0)
             prices = [row[device.name] for device in self.devices]
-            work[group.name] = sum(p * share for p, share in zip(prices, shares, strict=True))
-            for place, seconds_alone in enumerate(prices):
-                seconds[place] += seconds_alone * shares[place] * factor
-                alone[place] += seconds_alone
+            work[group.name] = tuple(p * share for p, share in zip(prices, shares, strict=True))
+            for place, estimate in enumerate(work[group.name]):
+                seconds[place] += estimate * self.corrections.of(group.name, way, place)
+                alone[place] += prices[place]
             if min(alone) <= max(seconds):
                 return
             if max(seconds) >= self.least_seconds:
-                needs = tuple(dict(needs) for needs in walk.needs)
+                needs = tuple(
+                    {name: tuple(regions) for name, regions in needs.items()}
+                    for needs in walk.needs
+                )
                 yield Run(
                     first,
                     last,
@@ -142,19 +167,22 @@ class Sharing:
                     dict(work),
                 )
 
-    def _rates(self, last: int) -> list[float]:
-        """How fast each device is at the groups before `last`, in proportion."""
-        near = self.layout.graph.groups[max(0, last - NEAR) : last]
-        rows = [self.prices.seconds[group.name] for group in near]
-        rows = [row for row in rows if all(device.name in row for device in self.devices)]
-        totals = [sum(row[device.name] for row in rows) for device in self.devices]
+    def _rates(self, last: int, way: Way) -> list[float]:
+        """How fast each device is at the groups before `last` so cut, in proportion."""
+        totals = [0.0] * len(self.devices)
+        for group in self.layout.graph.groups[max(0, last - NEAR) : last]:
+            row = self.prices.seconds[group.name]
+            if all(device.name in row for device in self.devices):
+                for place, device in enumerate(self.devices):
+                    factor = self.corrections.of(group.name, way, place)
+                    totals[place] += row[device.name] * factor
         return [1.0 / total for total in totals] if all(totals) else [1.0] * len(totals)
 
     def _whole(self, before: _State, index: int, device: Device) -> _State:
         """A group on one device."""
         group = self.layout.graph.groups[index]
         work = self.prices.seconds[group.name].get(device.name, float("inf"))
-        wanted = {tensor.name: Region.whole(tensor.shape) for tensor in group.inputs}
+        wanted = {tensor.name: (Region.whole(tensor.shape),) for tensor in group.inputs}
         seconds = before.seconds + work + self._entry(before, wanted, self.devices.index(device))
         made = dict.fromkeys((tensor.name for tensor in group.outputs), device.name)
         return _State(seconds, self._alive({**before.places, **made}, index + 1), before)
@@ -181,23 +209,29 @@ class Sharing:
         reader = self.layout.last_reader
         return {name: place for name, place in places.items() if reader.get(name, -1) >= index}
 
-    def _entry(self, before: _State, wanted: Mapping[str, Region], place: int) -> float:
+    def _entry(self, before: _State, wanted: Mapping[str, Sequence[Region]], place: int) -> float:
         """The seconds until the regions `wanted` are on a device, each in one piece."""
         device, moved, copied = self.devices[place], 0, 0
-        for name, region in wanted.items():
+        for name, regions in wanted.items():
             tensor = self.layout.tensors[name]
-            nbytes = nbytes_of(tensor, region)
             there = before.places.get(name)
-            if isinstance(there, tuple):
-                if region != there[place]:
-                    copied += (
-                        0 if region.covers(tensor.shape) and _adjoin(tensor, there) else nbytes
-                    )
-                    own = there[place] if there[place] in region else None
-                    moved += max(0, nbytes - (nbytes_of(tensor, own) if own else 0))
-            else:
+            if not isinstance(there, tuple):
+                nbytes = sum(nbytes_of(tensor, region) for region in regions)
                 moved += nbytes if there not in (None, device.name) else 0
-                copied += 0 if region.covers(tensor.shape) else nbytes
+                copied += sum(
+                    nbytes_of(tensor, region)
+                    for region in regions
+                    if not region.covers(tensor.shape)
+                )
+                continue
+            for region in regions:
+                if region == there[place]:
+                    continue
+                nbytes = nbytes_of(tensor, region)
+                both = there[place] & region
+                moved += nbytes - (nbytes_of(tensor, both) if both else 0)
+                if not (region.covers(tensor.shape) and _adjoin(tensor, there)):
+                    copied += nbytes
         seconds = 2 * copied / device.bytes_per_second
         return seconds + (self._link(place, moved) if moved else 0.0)
 

@@ -312,20 +312,45 @@ class _Rewriting:
     _arrays: dict[tuple[str, tuple[int, ...], bytes], Tensor] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _tensors: dict[str, Tensor] = field(default_factory=dict)
+    # Operations that are kernel groups by themselves.
+    _alone: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.constants.update(self.graph.constants)
+        self._alone.update(
+            group.name
+            for group in self.graph.groups
+            if len(group.ops) == 1 and len(group.ops[0].reads) == len(group.ops[0].inputs)
+        )
         for op in self.graph.ops:
             self._tensors |= {tensor.name: tensor for tensor in (*op.reads, *op.writes)}
         self._names.update(self._tensors, self.graph.constants, (op.name for op in self.graph.ops))
         self._names.update(tensor.name for tensor in (*self.graph.inputs, *self.graph.outputs))
 
     def add_whole(self, op: Op) -> None:
-        inputs = tuple(None if t is None else self._all_of(t) for t in op.inputs)
+        inputs: tuple[Tensor | None, ...]
+        if op.kind == "Concat" and op.name in self._alone:
+            inputs = tuple(tile for tensor in op.reads for tile in self._cut_as(op, tensor))
+            if inputs != op.inputs:
+                # The pieces of all lie one behind the other, if they can.
+                self.joins.add(op.name)
+        else:
+            inputs = tuple(None if t is None else self._all_of(t) for t in op.inputs)
         if inputs == op.inputs:
             self.ops.append(op)
         else:
             self.ops.append(Op(op.name, op.kind, inputs, op.outputs, op.attributes, op.domain))
+
+    def _cut_as(self, op: Op, tensor: Tensor) -> Sequence[Tensor]:
+        """The pieces of a tensor, if they are cut along the axis that `op` concatenates along."""
+        exit_ = self._exits.get(tensor.name)
+        axis = int(op.attributes["axis"]) % len(tensor.shape)
+        if exit_ is None or exit_.sum or [along for along, _ in exit_.axes] != [axis]:
+            return (self._all_of(tensor),)
+        return [
+            self._slice(tensor.name, tile.tensor, tile.box, tile.region, tile.place)
+            for tile in self._tiles[tensor.name]
+        ]
 
     def add_split(self, which: int, item: Split) -> None:
         """All pieces, one after the other; first what earlier pieces hand to others."""

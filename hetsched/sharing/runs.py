@@ -63,8 +63,9 @@ class Corrections:
         return {way: tuple(map(median, zip(*found, strict=True))) for way, found in rows.items()}
 
 
-# Where a tensor lies: on a device, in pieces on all, or, None, in the memory of the host.
-Place = str | tuple[Region, ...] | None
+# Where a tensor lies: on a device, in pieces, those of each device, or, None, in the host's memory.
+Pieces = tuple[tuple[Region, ...], ...]
+Place = str | Pieces | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +101,12 @@ class Sharing:
         reached: list[dict[object, _State]] = [{"": start}]
         for last in range(1, len(graph.groups) + 1):
             found: dict[object, _State] = {}
-            for device in self.devices:
-                for before in reached[last - 1].values():
+            for key, before in reached[last - 1].items():
+                viewed = self._viewed(before, last - 1)
+                if viewed is not None:
+                    _keep(found, key, viewed)
+                    continue
+                for device in self.devices:
                     _keep(found, device.name, self._whole(before, last - 1, device))
             for way in self.ways:
                 for run in self.runs_ending(last, way):
@@ -187,6 +192,36 @@ class Sharing:
         made = dict.fromkeys((tensor.name for tensor in group.outputs), device.name)
         return _State(seconds, self._alive({**before.places, **made}, index + 1), before)
 
+    def _viewed(self, before: _State, index: int) -> _State | None:
+        """A concatenation of tensors some of which are in pieces that can lie behind each other."""
+        group = self.layout.graph.groups[index]
+        op = group.ops[0]
+        if len(group.ops) > 1 or op.kind != "Concat":
+            return None
+        there = [before.places.get(tensor.name) for tensor in op.reads]
+        whole, axis = op.output(), int(op.attributes["axis"]) % len(op.output().shape)
+        if len(op.reads) < len(op.inputs) or None in there:
+            return None
+        found: list[list[Region]] = [[] for _ in self.devices]
+        start = 0
+        for tensor, place in zip(op.reads, there, strict=True):
+            pieces: Pieces
+            if isinstance(place, tuple):
+                pieces = place
+            else:
+                complete = (Region.whole(tensor.shape),)
+                pieces = tuple(complete if d.name == place else () for d in self.devices)
+            for mine, parts in zip(found, pieces, strict=True):
+                mine.extend(part.shifted(axis, start) for part in parts)
+            start += tensor.shape[axis]
+        places = tuple(map(tuple, found))
+        in_pieces = any(isinstance(place, tuple) for place in there)
+        if not in_pieces or not _adjoin(whole, places):
+            return None
+        return _State(
+            before.seconds, self._alive({**before.places, whole.name: places}, index + 1), before
+        )
+
     def _shared(self, before: _State, run: Run) -> _State:
         """A run on all devices."""
         ends = [
@@ -194,7 +229,8 @@ class Sharing:
             for place, (device, seconds) in enumerate(zip(self.devices, run.seconds, strict=True))
         ]
         seconds = before.seconds + max(ends)
-        places: dict[str, Place] = {**before.places, **run.makes}
+        places: dict[str, Place] = dict(before.places)
+        places |= {name: tuple((part,) for part in parts) for name, parts in run.makes.items()}
         if run.way.sum:
             # One device adds the terms up.
             (name,) = run.makes
@@ -225,11 +261,13 @@ class Sharing:
                 )
                 continue
             for region in regions:
-                if region == there[place]:
+                if region in there[place]:
                     continue
                 nbytes = nbytes_of(tensor, region)
-                both = there[place] & region
-                moved += nbytes - (nbytes_of(tensor, both) if both else 0)
+                moved += nbytes
+                for own in there[place]:
+                    both = own & region
+                    moved -= nbytes_of(tensor, both) if both else 0
                 if not (region.covers(tensor.shape) and _adjoin(tensor, there)):
                     copied += nbytes
         seconds = 2 * copied / device.bytes_per_second
@@ -253,8 +291,9 @@ class Sharing:
         ]
 
 
-def _adjoin(tensor: Tensor, regions: Sequence[Region]) -> bool:
-    """Whether the regions of a tensor lie one behind the other in its memory."""
+def _adjoin(tensor: Tensor, pieces: Pieces) -> bool:
+    """Whether the pieces of a tensor lie one behind the other in its memory."""
+    regions = sorted({part for parts in pieces for part in parts}, key=lambda part: part.intervals)
     axes = {axis for region in regions for axis in region.cuts(tensor.shape)}
     return len(axes) == 1 and can_adjoin(
         tensor.shape, min(axes), [nbytes_of(tensor, r) for r in regions]

@@ -6,6 +6,7 @@ loader makes code of a part.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -20,7 +21,7 @@ from hetsched.plan import Plan
 from hetsched.target import Artifact
 
 NAME = "package"
-VERSION = 2
+VERSION = 3
 
 
 def write(path: str | Path, plan: Plan, parts: Sequence[CompiledPart]) -> None:
@@ -62,6 +63,7 @@ def write(path: str | Path, plan: Plan, parts: Sequence[CompiledPart]) -> None:
         "format": f"hetsched-{NAME}",
         "version": VERSION,
         "constants": constants,
+        "packed": {name: lanes for item in parts for name, lanes in item.graph.packed.items()},
         "parts": described,
     }
     write_archive(path, about, members, arrays)
@@ -103,6 +105,8 @@ def _read(path: Path, archive: Archive, whole: bool) -> tuple[Plan, tuple[Compil
     described = {str(part["name"]): part for part in manifest["parts"]}
     if list(described) != [part.name for part in plan.parts]:
         raise PackageError(f"'{path}' is damaged: its parts are not those of its plan")
+    packed = {str(name): int(lanes) for name, lanes in manifest["packed"].items()}
+    split = replace(plan.graph, packed=packed)
     given = {tensor.name for tensor in graph.outputs}
     needed = [index for name, index in constants.items() if name in given]
     parts = []
@@ -114,6 +118,6 @@ def _read(path: Path, archive: Archive, whole: bool) -> tuple[Plan, tuple[Compil
             requires=str(entry["requires"]),
         )
         needed += [index for _, index in entry["weights"]]
-        parts.append(CompiledPart(part, plan.graph.part(part.ops, part.name), artifact))
+        parts.append(CompiledPart(part, split.part(part.ops, part.name), artifact))
     archive.check(None if whole else needed)
     return plan, tuple(parts)

@@ -50,7 +50,7 @@ def tokens(count: int = 12) -> Graph:
 
 
 def branches() -> Graph:
-    """Two convolutions of one tensor, which meet again by their channels, and one that reads all."""
+    """Two convolutions of one tensor, whose channels meet again, and one that reads all."""
     build = Builder()
     values = np.random.default_rng(0)
 

@@ -46,20 +46,21 @@ class Corrections:
     """By what pieces take longer than their share of the group's time.
 
     `known` is by group and way, for each device; what is not known is taken to be as other groups
-    are in this way.
+    are in this way, or in any.
     """
 
     known: Mapping[tuple[str, Way], tuple[float, ...]] = field(default_factory=dict)
 
     def of(self, group: str, way: Way, device: int) -> float:
-        found = self.known.get((group, way)) or self._typical.get(way)
+        found = self.known.get((group, way)) or self._typical.get(way) or self._typical.get(None)
         return found[device] if found else 1.0
 
     @cached_property
-    def _typical(self) -> Mapping[Way, tuple[float, ...]]:
-        rows: dict[Way, list[tuple[float, ...]]] = {}
+    def _typical(self) -> Mapping[Way | None, tuple[float, ...]]:
+        rows: dict[Way | None, list[tuple[float, ...]]] = {}
         for (_, way), row in self.known.items():
-            rows.setdefault(way, []).append(row)
+            for key in (way, None):
+                rows.setdefault(key, []).append(row)
         return {way: tuple(map(median, zip(*found, strict=True))) for way, found in rows.items()}
 
 

@@ -14,7 +14,7 @@ from hetsched.partitioner import Partitioner, alone, quickest, scheduled
 from hetsched.plan import Plan, simulate
 from hetsched.rewrite import Rewritten, rewrite
 from hetsched.sharing.pieces import Layout, Way
-from hetsched.sharing.runs import Run, Sharing
+from hetsched.sharing.runs import Corrections, Run, Sharing
 from hetsched.split import Split
 from hetsched.system import System
 
@@ -69,7 +69,7 @@ class Search:
         if len(devices) < 2 or self.prices.source is None:
             return
         seen: list[tuple[Split, ...]] = []
-        layout, factors = Layout(self.graph), dict[tuple[str, Way], float]()
+        layout, known = Layout(self.graph), dict[tuple[str, Way], tuple[float, ...]]()
         best: tuple[float, Plan, list[Run]] | None = None
         for _ in range(ROUNDS):
             sharing = Sharing(
@@ -78,7 +78,7 @@ class Search:
                 self.prices,
                 devices,
                 self.ways,
-                factors,
+                Corrections(known),
                 self.least_seconds,
             )
             runs, _ = sharing.cheapest()
@@ -94,7 +94,7 @@ class Search:
             seconds = simulate(plan).makespan
             if best is None or seconds < best[0]:
                 best = seconds, plan, runs
-            factors |= _factors(runs, rewritten, plan.prices, devices)
+            known |= _factors(runs, rewritten, plan.prices, devices)
         if best is not None:
             yield from self._moved(best[0], best[1], best[2], devices, seen)
 
@@ -222,20 +222,31 @@ def one_of_each_unit(graph: Graph, system: System, prices: Prices) -> tuple[Devi
 
 def _factors(
     runs: Sequence[Run], rewritten: Rewritten, prices: Prices, devices: tuple[Device, ...]
-) -> dict[tuple[str, Way], float]:
-    """By how much each group's pieces take longer than estimated before any correction."""
-    found: dict[tuple[str, Way], float] = {}
-    priced: dict[tuple[int, str], float] = {}
+) -> dict[tuple[str, Way], tuple[float, ...]]:
+    """By how much each group's pieces take longer than estimated before any correction.
+
+    Devices that are alike have one factor: that one piece was measured to be a little slower than
+    its equal is no reason to give it less.
+    """
+    priced: dict[tuple[int, str, int], float] = {}
     for group in rewritten.graph.groups:
         place = next((rewritten.places[n] for n in group.members if n in rewritten.places), None)
         if place is not None:
-            key = place[0], group.name.partition("#")[0]
+            key = place[0], group.name.partition("#")[0], place[1]
             seconds = prices.seconds[group.name].get(devices[place[1]].name, float("inf"))
             priced[key] = priced.get(key, 0.0) + seconds
+    kinds = [device.fingerprint for device in devices]
+    found: dict[tuple[str, Way], tuple[float, ...]] = {}
     for index, run in enumerate(runs):
-        for name, estimate in run.work.items():
-            if estimate > 0 and (index, name) in priced:
-                found[name, run.way] = priced[index, name] / estimate
+        for name, estimates in run.work.items():
+            factors = []
+            for kind in kinds:
+                alike = [place for place, other in enumerate(kinds) if other == kind]
+                whole = sum(estimates[place] for place in alike)
+                took = sum(priced.get((index, name, place), 0.0) for place in alike)
+                factors.append(took / whole if whole and took else 1.0)
+            if any((index, name, place) in priced for place in range(len(devices))):
+                found[name, run.way] = tuple(factors)
     return found
 
 

@@ -195,7 +195,7 @@ def signature(part: Graph) -> str:
     model = to_onnx(part, weights=False)
     graph = model.graph
     graph.name = ""
-    del graph.value_info[:]
+    del graph.value_info[:], model.metadata_props[:]
 
     def renamed(name: str) -> str:
         return names.setdefault(name, f"t{len(names)}") if name else ""

@@ -4,7 +4,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +23,14 @@ from hetsched.device import Link
 from hetsched.dtype import tolerance
 from hetsched.errors import CompileError, ModelError, PackageError
 from hetsched.executable import load_executable
-from hetsched.graph import Graph, to_onnx
+from hetsched.graph import Graph, from_onnx, to_onnx
 from hetsched.inputs import seeded_inputs
 from hetsched.op import Tensor
 from hetsched.plan import Plan, make_plan
 from hetsched.plugin import load
 from hetsched.rewrite import split
+from hetsched.schedules.rules import Rules
+from hetsched.schedules.vectors import Vectors
 from hetsched.split import Exit, Split
 from hetsched.system import System
 from hetsched.target import Target
@@ -81,6 +85,23 @@ def concatenated(*channels: int) -> Callable[[Layers, Tensor], Tensor]:
     return layer
 
 
+def joined(axis: int) -> Callable[[Layers, Tensor], Tensor]:
+    """Slices of a tensor joined the other way round."""
+
+    def layer(build: Layers, x: Tensor) -> Tensor:
+        bounds = (0, 16, x.shape[1]) if axis == 1 else (0, 4, x.shape[axis])
+        pieces = []
+        for first, last in pairwise(bounds):
+            places = [build.constant(np.array([value])) for value in (first, last, axis)]
+            shape = (*x.shape[:axis], last - first, *x.shape[axis + 1 :])
+            pieces.insert(0, build.op("Slice", x, *places, shape=shape))
+        if axis == 1:
+            return build.op("Concat", *pieces[::-1], shape=x.shape, axis=1)
+        return build.op("Concat", *pieces, shape=x.shape, axis=axis)
+
+    return layer
+
+
 def of_channels(build: Layers, x: Tensor) -> Tensor:
     return build.op("Mul", x, build.weights(x.shape[1], 1, 1))
 
@@ -109,6 +130,8 @@ FAMILIES: dict[str, tuple[int, Callable[[Layers, Tensor], Tensor]]] = {
     "normalised": (20, normalised),
     "concat of whole blocks": (20, concatenated(32, 16, 5)),
     "concat of others": (20, concatenated(5, 16)),
+    "slices of channels": (20, joined(1)),
+    "slices of rows": (20, joined(2)),
     "few channels": (20, lambda build, x: build.conv(x, 3)),
     "positive": (20, positive),
     "plain": (20, of_pixels),
@@ -130,10 +153,8 @@ def line() -> Graph:
     return build.graph(build.conv(build.op("Relu", x), 6))
 
 
-def on(
-    graph: Graph, *devices: str, order: Sequence[str] = (), splits: Sequence[Split] = ()
-) -> Plan:
-    """A plan that gives the groups to the devices in turn, each a part of its own."""
+def on(graph: Graph, *devices: str, splits: Sequence[Split] = (), apart: bool = True) -> Plan:
+    """A plan that gives the groups to the devices in turn, if `apart` each a part of its own."""
     original, graph = graph, split(graph, splits) if splits else graph
     names = tuple(dict.fromkeys(devices))
     found = tuple(load(Target, name.partition(":")[0]).device(name) for name in names)
@@ -146,7 +167,7 @@ def on(
     placement = {name: devices[index % len(devices)] for index, name in enumerate(groups)}
     return make_plan(
         graph, System("", found, links), Prices("table", table, {}, members), placement, groups,
-        "test", groups, splits, original if splits else None,
+        "test", groups if apart else (), splits, original if splits else None,
     )  # fmt: skip
 
 
@@ -185,6 +206,12 @@ def test_a_part_has_the_packed_tensors_of_its_border() -> None:
     assert len({first.digest, plain.digest}) == len({signature(first), signature(plain)}) == 2
 
 
+def test_packed_tensors_are_a_property_of_the_model() -> None:
+    graph = forms.between(network("conv"), load(Target, "cpu").device("cpu"))
+    assert graph.packed
+    assert from_onnx(to_onnx(graph)).packed == graph.packed
+
+
 def test_only_images_of_floats_are_packed() -> None:
     graph = network("conv")
     for packed in ({"none": LANES}, {"c0": LANES}, {"x": 0}):
@@ -212,6 +239,39 @@ def test_parts_hand_over_blocks(family: str, monkeypatch: pytest.MonkeyPatch) ->
     target = load(Target, "cpu")
     assert packed
     assert set(packed.values()) == {target.lanes(plan.system.devices[0])}
+    with hetsched.compile(plan) as executable:
+        verify(executable).check()
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {"plain", "concat of others"}))
+def test_the_rule_is_that_of_the_schedules(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered = pytest.importorskip("hetsched.lowering.relax").lowered
+    planner = import_module("hetsched.schedules.layout")._Planner
+    called: list[str] = []
+    call = planner.call
+
+    def told(self: Any, function: Any, *tensors: Any, **options: Any) -> Any:
+        called.append(function.__name__)
+        return call(self, function, *tensors, **options)
+
+    monkeypatch.setattr(planner, "call", told)
+    graph = network(family)
+    rules = Rules(Vectors(lanes=LANES, registers=16), 1)
+    whole = replace(graph, packed=dict.fromkeys(forms.packed(graph, LANES), LANES))
+    for group in graph.groups:
+        lowered(whole.part(group.ops, group.name), rules)
+    # The model's input, and its output.
+    assert [name for name in called if name in ("pack", "unpack")] == ["pack", "unpack"]
+
+
+def test_a_part_of_several_results() -> None:
+    build = Layers()
+    x = build.input("x", 1, 5, 9, 8)
+    halves = [build.conv(x, 20), build.conv(x, 24)]
+    graph = build.graph(*(build.conv(half, 6) for half in halves))
+    plan = on(graph, "cpu:0", "cpu:0", *two_cores()[::-1], apart=False)
+    assert sorted(len(part.outputs) for part in plan.parts) == [1, 1, 2]
+    assert len(packed_between(plan)) == 2
     with hetsched.compile(plan) as executable:
         verify(executable).check()
 
@@ -266,7 +326,8 @@ def test_random_networks_on_two_devices(seed: int) -> None:
     graph = random_network(rng)
     names = two_cores()
     names.append("onnxruntime" + names[0].removeprefix("cpu"))
-    plan = on(graph, *(rng.choice(names[: 2 + seed % 2]) for _ in range(7)), *names[:2])
+    devices = [rng.choice(names[: 2 + seed % 2]) for _ in range(7)]
+    plan = on(graph, *devices, *names[:2], apart=seed == 0)
     with hetsched.compile(plan) as executable:
         verify(executable).check()
 

@@ -17,10 +17,10 @@ from tvm import ir, relax, te, tirx
 
 from hetsched.op import in_blocks
 from hetsched.schedules import blocks, convolution, pooling, winograd
+from hetsched.schedules.cycles import Form, Window, convolutions, dense_tiles, phase_window, tiles
 from hetsched.schedules.loops import shape_of
 from hetsched.schedules.rules import Choice, Rules
 from hetsched.schedules.vectors import Tile
-from hetsched.schedules.window import Window, tiles
 from hetsched.tvm_runtime import to_numpy, to_tvm
 
 # Those of one tensor, or of tensors that broadcast. What fills the last block up with may become
@@ -216,7 +216,7 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
         plan, source, each_blocks * groups, each_blocks, window, groups,
         plain=plain, by_transform=groups == 1 and not plain,
     )  # fmt: skip
-    if isinstance(choice.candidate, winograd.Form):
+    if isinstance(choice.candidate, Form):
         turned = plan.constant(winograd.transformed(array, choice.candidate, lanes))
         return plan.call(
             winograd.convolution, source, turned,
@@ -258,11 +258,11 @@ def _dense_choice(
 ) -> Choice[Any]:
     """How to compute `outputs` blocks of channels, of which `together` read the same channels."""
     batch, channels, *_ = (int(dim) for dim in source.ty.shape)
-    found: list[Any] = convolution.dense_tiles(
+    found: list[Any] = dense_tiles(
         window, together, plan.rules.vectors, plain=plain, shifted=shifted
     )
     if by_transform:
-        found = winograd.candidates((batch, channels, outputs), window, found, plan.rules)
+        found = convolutions((batch, channels, outputs), window, found, plan.rules)
     return plan.rules.choose(
         f"dense {batch}x{channels}x{outputs} {window.text} groups {groups} plain {plain}", found
     )
@@ -290,11 +290,11 @@ def _transposed(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> An
     packed = convolution.pack_phases(array, window, plan.lanes)
     phases = convolution.Phases(window.strides, window.padding[:2])
     shifted = any(phases.shift(phases.count - 1))
-    phase_window = convolution.phase_window(window)
+    small = phase_window(window)
     source, outputs = plan.blocked(data), len(packed)
     together = outputs // phases.count if shifted else outputs
-    choice = _dense_choice(plan, source, outputs, together, phase_window, 1, shifted=shifted)
-    made = _dense(plan, source, packed, phase_window, 1, choice, phases=phases if shifted else None)
+    choice = _dense_choice(plan, source, outputs, together, small, 1, shifted=shifted)
+    made = _dense(plan, source, packed, small, 1, choice, phases=phases if shifted else None)
     return plan.call(convolution.interleaved, made, window=window)
 
 

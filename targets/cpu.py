@@ -303,9 +303,9 @@ class _Function:
         weights: Sequence[np.ndarray],
         workspace_nbytes: int,
     ) -> None:
-        from hetsched.tvm_runtime import address, aligned
+        from hetsched.tvm_runtime import address, aligned, raised
 
-        self._address = address
+        self._address, self._raised = address, raised
         self._main = module["main"]
         self._library = library
         self._inputs = [(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in graph.inputs]
@@ -360,6 +360,7 @@ class _Function:
             threads=threads,
             enter=enter,
             module=self._library,
+            raised=self._raised,
         )
 
     def _placed(self, inputs: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -379,10 +380,9 @@ class _Function:
             outputs.append(array)
         return outputs, arrays
 
-    @staticmethod
-    def _checked(status: int) -> None:
+    def _checked(self, status: int) -> None:
         if status:
-            raise RuntimeError(f"TVM's runtime gave {status}")
+            raise RuntimeError(self._raised() or f"TVM's runtime gave {status}")
 
 
 class _Program:

@@ -67,7 +67,8 @@ class Layerwise(Partitioner):
         tasks = group_tasks(graph, system, costs)
         notes: tuple[str, ...] = ()
         if self.objective == "throughput":
-            found, stages, rings = self._pipeline(tasks)
+            options = self.stages, self.least_seconds, self.gain, self.replicas
+            found, stages, rings = fastest_together(tasks, *options)
             if found.seconds:
                 least = f"{found.bound / found.seconds * 100:.1f} %"
                 known = "proved optimal" if found.optimal else f"at least {least} of it are needed"
@@ -81,30 +82,47 @@ class Layerwise(Partitioner):
         plan = make_plan(graph, system, costs, placement, order, spec, replicas=replicas)
         return replace(plan, objective=self.objective, notes=notes)
 
-    def _pipeline(self, tasks: TaskGraph) -> tuple[Pipeline, list[Stage], list[Team]]:
-        """The fastest pipeline, its stages and the devices of each."""
-        options = self.stages, self.least_seconds, self.gain
-        alone = fastest_pipeline(tasks, *options)
-        stages = named(tasks, alone)
-        rings: list[Team] = [(device,) for device, _ in stages]
-        found = [(alone, stages, rings)]
-        if self.replicas == 1 or not tasks.tasks:
-            return found[0]
-        bound = min(throughput_bound(Problem.of(tasks)).seconds, alone.bound)
-        few = len(tasks.tasks) > LARGE
-        for way in islice(teams(tasks, self.replicas), 1 if few else None):
-            try:
-                stages = named(way.tasks, fastest_pipeline(way.tasks, *options))
-                rings = way.rings(tasks, stages)
-                stages = [(ring[0], names) for ring, (_, names) in zip(rings, stages, strict=True)]
-                seconds = pace(tasks, stages, rings)
-            except InfeasiblePlan:
-                continue
-            found.append((Pipeline((), seconds, min(bound, seconds)), stages, rings))
-            if seconds <= bound * ENOUGH:
-                break
-        best = min(found, key=lambda way: way[0].seconds * (1 + STAGE) ** len(way[1]))
-        return replace(best[0], bound=min(bound, best[0].seconds)), *best[1:]
+
+def fastest_together(
+    tasks: TaskGraph,
+    most: int = 0,
+    least_seconds: float = 0.0,
+    gain: float = 0.0,
+    replicas: int = 0,
+) -> tuple[Pipeline, list[Stage], list[Team]]:
+    """The fastest pipeline whose stages may have several units each; its stages and their rings.
+
+    The options are those of `Layerwise`. The units are put together in teams in every way, and the
+    stages of each machine of teams found by `fastest_pipeline`: the best of all where members of a
+    team are alike and links are no bottleneck; what they really take is what counts.
+
+    Raises
+    ------
+    InfeasiblePlan
+        No stages run and hold everything.
+    """
+    options = most, least_seconds, gain
+    alone = fastest_pipeline(tasks, *options)
+    stages = named(tasks, alone)
+    rings: list[Team] = [(device,) for device, _ in stages]
+    found = [(alone, stages, rings)]
+    if replicas == 1 or not tasks.tasks:
+        return found[0]
+    bound = min(throughput_bound(Problem.of(tasks)).seconds, alone.bound)
+    few = len(tasks.tasks) > LARGE
+    for way in islice(teams(tasks, replicas), 1 if few else None):
+        try:
+            stages = named(way.tasks, fastest_pipeline(way.tasks, *options))
+            rings = way.rings(tasks, stages)
+            stages = [(ring[0], names) for ring, (_, names) in zip(rings, stages, strict=True)]
+            seconds = pace(tasks, stages, rings)
+        except InfeasiblePlan:
+            continue
+        found.append((Pipeline((), seconds, min(bound, seconds)), stages, rings))
+        if seconds <= bound * ENOUGH:
+            break
+    best = min(found, key=lambda way: way[0].seconds * (1 + STAGE) ** len(way[1]))
+    return replace(best[0], bound=min(bound, best[0].seconds)), *best[1:]
 
 
 def pace(tasks: TaskGraph, stages: Sequence[Stage], rings: Sequence[Team]) -> float:

@@ -69,7 +69,9 @@ def teams(tasks: TaskGraph, most: int = 0) -> Iterator[Teams]:
             seen.add(key)
             if len(seen) > MOST_TEAMS:
                 return
-            yield _merged(tasks, [[list(units.values())[i] for i in group] for group in groups])
+            parted = [[list(units.values())[unit] for unit in group] for group in groups]
+            if (merged := _merged(tasks, parted)) is not None:
+                yield merged
 
 
 def ring(tasks: TaskGraph, team: Team, members: Sequence[str]) -> Team:
@@ -151,8 +153,11 @@ def _partitions(count: int, most: int) -> Iterator[list[list[int]]]:
         yield from further([], 0, wanted)
 
 
-def _merged(tasks: TaskGraph, groups: Sequence[Sequence[Sequence[Device]]]) -> Teams:
-    """Of each group of units a device; a unit that is alone keeps all devices that it has."""
+def _merged(tasks: TaskGraph, groups: Sequence[Sequence[Sequence[Device]]]) -> Teams | None:
+    """Of each group of units a device; a unit that is alone keeps all devices that it has.
+
+    None if nobody would be left for a task.
+    """
     found: list[tuple[Device, Team]] = []
     for units in groups:
         if len(units) == 1:
@@ -189,6 +194,8 @@ def _merged(tasks: TaskGraph, groups: Sequence[Sequence[Sequence[Device]]]) -> T
         )
         for task in tasks.tasks
     )
+    if not all(task.seconds for task in merged_tasks):
+        return None
     return Teams(tuple(team_of.values()), TaskGraph(system, merged_tasks, tasks.edges))
 
 

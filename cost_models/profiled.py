@@ -7,6 +7,7 @@ from pathlib import Path
 from hetsched.cost import CostModel, Progress, signature
 from hetsched.device import Device
 from hetsched.errors import CompileError
+from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.measure import measure_kernels
@@ -40,8 +41,10 @@ class Profiled(CostModel):
         # Once a device: what it is tuned to is asked of the store.
         devices = dict.fromkeys(device for _, device in wanted)
         compilers = {d: load(Target, d.target).configuration(d) for d in devices}
+        # Alone, a group reads and makes what it does among its neighbours.
+        graphs = {device: between(graph, device) for device in devices}
         for group, device in wanted:
-            part = graph.part(group.ops, group.name)
+            part = graphs[device].part(group.ops, group.name)
             compiler = compilers[device]
             keys.append((signature(part), device.fingerprint, compiler))
             key = keys[-1]

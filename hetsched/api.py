@@ -18,6 +18,7 @@ from hetsched.errors import (
 )
 from hetsched.executable import Executable
 from hetsched.explain import Account, Explanation
+from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.host import pinned
@@ -183,16 +184,21 @@ def profile(
     if isinstance(system, str):
         system = System.local(system, kept)
     begin = perf_counter()
-    alike: dict[str, list[Group]] = {}
-    for group in graph.groups:
-        alike.setdefault(signature(graph.part(group.ops, group.name)), []).append(group)
     kinds: dict[str, list[Device]] = {}
     for device in system.devices:
         kinds.setdefault(device.fingerprint, []).append(device)
-    keys = sorted(alike, key=lambda key: -group_flops(alike[key][0]) * len(alike[key]))
-    todo = [(key, alike[key], devices) for key in keys for devices in kinds.values()]
+    todo = []
+    for devices in kinds.values():
+        alike: dict[str, list[tuple[Group, Graph]]] = {}
+        among = between(graph, devices[0])
+        for group in graph.groups:
+            part = among.part(group.ops, group.name)
+            alike.setdefault(signature(part), []).append((group, part))
+        todo += [(key, found, devices) for key, found in alike.items()]
+    todo.sort(key=lambda item: -group_flops(item[1][0][0]) * len(item[1]))
     rows = []
-    for index, (key, groups, devices) in enumerate(todo):
+    for index, (key, found, devices) in enumerate(todo):
+        groups = [group for group, _ in found]
         if progress:
             progress(f"{groups[0].kinds} on {devices[0].name}", index, len(todo))
         row = Profiled(
@@ -202,8 +208,7 @@ def profile(
             group_flops(groups[0]),
         )
         left = budget_seconds - (perf_counter() - begin)
-        part = graph.part(groups[0].ops, groups[0].name)
-        rows.append(_profiled(row, part, devices[0], key, kept, left))
+        rows.append(_profiled(row, found[0][1], devices[0], key, kept, left))
     return tuple(rows)
 
 

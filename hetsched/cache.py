@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hetsched.archive import Arrays, reading, write
 from hetsched.device import Device
-from hetsched.errors import OutputFileError, PackageError
+from hetsched.errors import CompileError, OutputFileError, PackageError
 from hetsched.graph import Graph, to_onnx
 from hetsched.store import default_path
 from hetsched.target import Artifact, Target
@@ -131,6 +131,13 @@ def compiled(target: Target, graph: Graph, device: Device) -> Artifact:
     CompileError
         The target refuses the graph.
     """
+    for name, lanes in graph.packed.items():
+        if lanes != target.lanes(device):
+            there = f"blocks of {target.lanes(device)}" if target.lanes(device) else "no blocks"
+            raise CompileError(
+                f"'{graph.name}' hands '{name}' over in blocks of {lanes} channels, "
+                f"and '{device.name}' knows {there}"
+            )
     found = default_cache()
     settings = target.settings(device)
     if settings is None or found.folder is None:

@@ -187,13 +187,15 @@ def _unsupported(group: Group, reasons: Mapping[str, str]) -> str:
 def signature(part: Graph) -> str:
     """What two groups have in common that take the same time: all but names and weight values.
 
+    Which tensors at the border are packed is part of it.
+
     Integer constants count with their values, for they are axes, shapes and indices.
     """
     names: dict[str, str] = {}
     model = to_onnx(part, weights=False)
     graph = model.graph
     graph.name = ""
-    del graph.value_info[:]
+    del graph.value_info[:], model.metadata_props[:]
 
     def renamed(name: str) -> str:
         return names.setdefault(name, f"t{len(names)}") if name else ""
@@ -214,5 +216,6 @@ def signature(part: Graph) -> str:
             text += f" {array.tolist()}"
         kept.append(text)
     del graph.initializer[:]
+    kept += [f"{renamed(name)} in blocks of {lanes}" for name, lanes in part.packed.items()]
     text = model.SerializeToString(deterministic=True) + "\n".join(sorted(kept)).encode()
     return sha256(text).hexdigest()[:32]

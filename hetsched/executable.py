@@ -210,7 +210,9 @@ class Executable:
         names = [tensor.name for tensor in self.outputs]
         constants = self.plan.original.constants
         graph = self.plan.graph
+        # As the parts take them.
         joined = {tensor.name: tensor for op in graph.ops for tensor in op.writes}
+        joined |= {t.name: item.graph.handed(t) for item in self.parts for t in item.graph.inputs}
         views = {
             name: View(
                 tuple(piece.name for piece in pieces),

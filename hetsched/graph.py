@@ -1,7 +1,8 @@
 """The frozen, analysed view of an ONNX model, which every later stage works on."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from types import MappingProxyType
@@ -14,13 +15,15 @@ from onnx import helper, numpy_helper
 from hetsched.dtype import dtype_name, numpy_dtype, onnx_code, raw_bytes
 from hetsched.errors import ModelError
 from hetsched.fusion import Group, Wiring
-from hetsched.op import Op, Tensor, can_adjoin
+from hetsched.op import Op, Tensor, can_adjoin, in_blocks
 
 # The oldest IR that has all that a graph can hold (16-bit floats, several domains), so that every
 # tool of the last years opens what hetsched writes.
 IR_VERSION = 8
 # Weights of at least this many bytes leave the model for the one weight file of a package.
 DETACHED_NBYTES = 1024
+# The property of a model that says which tensors are packed.
+PACKED = "hetsched.packed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +32,9 @@ class Graph:
 
     `constants` are the weights, read-only arrays by tensor name. `joins` are operations that put
     together what several devices may have computed: none is the tail of a kernel group, which would
-    wait for all of it, and those of `views` are in no group at all. Checked when made: each tensor
-    is defined once and before it is read.
+    wait for all of it, and those of `views` are in no group at all. `packed` are tensors that stand
+    in blocks of so many channels where they cross the border of the graph or of its parts, as
+    `in_blocks` says. Checked when made: each tensor is defined once and before it is read.
 
     Raises
     ------
@@ -45,10 +49,12 @@ class Graph:
     constants: Mapping[str, np.ndarray] = field(repr=False)
     opsets: Mapping[str, int]
     joins: frozenset[str] = frozenset()
+    packed: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constants", MappingProxyType(dict(self.constants)))
         object.__setattr__(self, "opsets", MappingProxyType(dict(self.opsets)))
+        object.__setattr__(self, "packed", MappingProxyType(dict(self.packed)))
         for array in self.constants.values():
             array.flags.writeable = False
         defined = {tensor.name for tensor in self.inputs} | set(self.constants)
@@ -67,6 +73,18 @@ class Graph:
         for tensor in self.outputs:
             if tensor.name not in defined:
                 raise ModelError(f"nothing defines the output '{tensor.name}'")
+        if self.packed:
+            self._check_packed()
+
+    def _check_packed(self) -> None:
+        tensors = {tensor.name: tensor for tensor in self.inputs}
+        tensors |= {tensor.name: tensor for op in self.ops for tensor in op.writes}
+        for name, lanes in self.packed.items():
+            tensor = tensors.get(name)
+            if tensor is None or tensor.dtype != "float32" or len(tensor.shape) not in (3, 4):
+                raise ModelError(f"'{name}' is no tensor that has blocks of channels")
+            if lanes < 1:
+                raise ModelError(f"'{name}' has blocks of {lanes} channels")
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -114,7 +132,7 @@ class Graph:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of structure, names and weights: what a plan belongs to."""
+        """SHA-256 of structure, names, weights and packed tensors: what a plan belongs to."""
         digest = sha256(to_onnx(self, weights=False).SerializeToString(deterministic=True))
         for name in sorted(self.constants):
             array = self.constants[name]
@@ -146,9 +164,15 @@ class Graph:
         """`ops` as one group, with the tensors that cross its border, in order of first use."""
         return self._wiring.gather(ops)
 
+    def handed(self, tensor: Tensor) -> Tensor:
+        """`tensor` with the shape in which it crosses a border."""
+        lanes = self.packed.get(tensor.name)
+        return replace(tensor, shape=in_blocks(tensor.shape, lanes)) if lanes else tensor
+
     def part(self, ops: Iterable[Op], name: str) -> "Graph":
         """`ops` as a graph of its own, with the constants that they read, and their border."""
         border = self.border(ops)
+        crossing = {tensor.name for tensor in (*border.inputs, *border.outputs)}
         return Graph(
             name=name,
             ops=border.ops,
@@ -156,6 +180,7 @@ class Graph:
             outputs=border.outputs,
             constants={tensor.name: self.constants[tensor.name] for tensor in border.constants},
             opsets=self.opsets,
+            packed={name: lanes for name, lanes in self.packed.items() if name in crossing},
         )
 
     def __str__(self) -> str:
@@ -165,7 +190,7 @@ class Graph:
 
 
 def to_onnx(graph: Graph, weights: bool = True) -> onnx.ModelProto:
-    """The graph as an ONNX model.
+    """The graph as an ONNX model; tensors have their plain shapes, and `packed` is a property.
 
     Without `weights`, constants of `DETACHED_NBYTES` or more stay behind as initializers that have
     dtype and shape but no data, to be bound to a weight file.
@@ -177,7 +202,7 @@ def to_onnx(graph: Graph, weights: bool = True) -> onnx.ModelProto:
         else:
             code = onnx_code(array.dtype.name)
             initializers.append(onnx.TensorProto(name=name, data_type=code, dims=array.shape))
-    return helper.make_model(
+    model = helper.make_model(
         helper.make_graph(
             [_to_node(op, graph.opsets) for op in graph.ops],
             graph.name or "graph",
@@ -195,6 +220,10 @@ def to_onnx(graph: Graph, weights: bool = True) -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid(*opset) for opset in graph.opsets.items()],
         producer_name="hetsched",
     )
+    if graph.packed:
+        packed = json.dumps(dict(graph.packed), sort_keys=True)
+        helper.set_model_props(model, {PACKED: packed})
+    return model
 
 
 def from_onnx(model: onnx.ModelProto, weights: Mapping[str, np.ndarray] | None = None) -> Graph:
@@ -245,6 +274,7 @@ def from_onnx(model: onnx.ModelProto, weights: Mapping[str, np.ndarray] | None =
             "" if opset.domain == "ai.onnx" else opset.domain: opset.version
             for opset in model.opset_import
         },
+        packed=_packed(model),
     )
 
 
@@ -297,6 +327,14 @@ def ir_version(opsets: Mapping[str, int]) -> int:
     versions = helper.OP_SET_ID_VERSION_MAP
     needed = (versions.get((domain or "ai.onnx", v), 0) for domain, v in opsets.items())
     return int(max(IR_VERSION, *needed))
+
+
+def _packed(model: onnx.ModelProto) -> dict[str, int]:
+    written = {entry.key: entry.value for entry in model.metadata_props}.get(PACKED, "{}")
+    try:
+        return {str(name): int(lanes) for name, lanes in json.loads(written).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ModelError(f"the property '{PACKED}' does not parse: {written[:80]}") from None
 
 
 def _constant(tensor: onnx.TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -96,7 +96,9 @@ def _measured(artifact: Artifact, graph: Graph, device: Device) -> Sample:
 
     def measure() -> Sample:
         with pinned(device.cores), target.load(artifact, graph, device) as kernel:
-            inputs = [kernel.receive(seeded(tensor, seed=0)) for tensor in graph.inputs]
+            inputs = [
+                kernel.receive(seeded(graph.handed(tensor), seed=0)) for tensor in graph.inputs
+            ]
             return time_kernel(kernel, inputs)
 
     # A thread of its own: affinity and thread pools belong to threads.

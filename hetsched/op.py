@@ -50,6 +50,20 @@ def can_adjoin(shape: Sequence[int], axis: int, nbytes: Sequence[int]) -> bool:
     return aligned and prod(shape[:axis]) == 1
 
 
+def in_blocks(shape: Sequence[int], lanes: int) -> tuple[int, ...]:
+    """The shape [n, c / lanes, pixels, lanes] that a tensor [n, c, ...] has in blocks of channels.
+
+    What fills the last block up may be anything finite.
+
+    Examples
+    --------
+    >>> in_blocks((1, 24, 28, 28), 16)
+    (1, 2, 784, 16)
+    """
+    batch, channels, *image = shape
+    return (batch, -(-channels // lanes), prod(image), lanes)
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
     """One ONNX node: `kind` is its op type, None an omitted optional input or output.

@@ -6,6 +6,7 @@ loader makes code of a part.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -62,6 +63,7 @@ def write(path: str | Path, plan: Plan, parts: Sequence[CompiledPart]) -> None:
         "format": f"hetsched-{NAME}",
         "version": VERSION,
         "constants": constants,
+        "packed": {name: lanes for item in parts for name, lanes in item.graph.packed.items()},
         "parts": described,
     }
     write_archive(path, about, members, arrays)
@@ -111,6 +113,8 @@ def _read(path: Path, archive: Archive, whole: bool) -> tuple[Plan, tuple[Compil
     copies = [(part.name, part.device.name) for part in plan.copies]
     if list(described) != copies:
         raise PackageError(f"'{path}' is damaged: its parts are not those of its plan")
+    packed = {str(name): int(lanes) for name, lanes in manifest["packed"].items()}
+    split = replace(plan.graph, packed=packed)
     given = {tensor.name for tensor in graph.outputs}
     needed = [index for name, index in constants.items() if name in given]
     parts = []
@@ -123,6 +127,6 @@ def _read(path: Path, archive: Archive, whole: bool) -> tuple[Plan, tuple[Compil
             requires=str(entry["requires"]),
         )
         needed += [index for _, index in entry["weights"]]
-        parts.append(CompiledPart(part, plan.graph.part(part.ops, part.name), artifact))
+        parts.append(CompiledPart(part, split.part(part.ops, part.name), artifact))
     archive.check(None if whole else needed)
     return plan, tuple(parts)

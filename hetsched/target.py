@@ -143,6 +143,10 @@ class Target(Plugin):
         Quick, so that a partitioner can ask for each kernel group.
         """
 
+    def lanes(self, device: Device) -> int | None:
+        """The channels in a block of what parts on `device` hand over (`forms.py`), if they can."""
+        return None
+
     def settings(self, device: Device) -> str | None:
         """What beside graph, options and version decides what `compile` makes for `device`.
 

@@ -12,6 +12,7 @@ from hetsched.compiler import CompiledPart
 from hetsched.dtype import tolerance
 from hetsched.errors import HetschedError, InputError, ModelError, VerificationFailed
 from hetsched.executable import Executable
+from hetsched.forms import pack, unpack
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
@@ -215,11 +216,16 @@ def _border_values(
 def _compare_part(item: CompiledPart, expected: Mapping[str, np.ndarray]) -> Comparison:
     device = item.part.device
     target = load(Target, device.target)
+    inputs, packed = item.graph.inputs, item.graph.packed
 
     def run() -> Sequence[np.ndarray]:
         with pinned(device.cores), target.load(item.artifact, item.graph, device) as kernel:
-            values = [kernel.receive(expected[tensor.name]) for tensor in item.graph.inputs]
-            return [np.array(kernel.send(value)) for value in kernel.run(values)]
+            values = [kernel.receive(_handed(item.graph, tensor, expected)) for tensor in inputs]
+            results = [np.array(kernel.send(value)) for value in kernel.run(values)]
+        return [
+            unpack(array, tensor.shape) if tensor.name in packed else array
+            for tensor, array in zip(item.graph.outputs, results, strict=True)
+        ]
 
     with ThreadPoolExecutor(1) as worker:
         done = worker.submit(run)
@@ -238,6 +244,12 @@ def _compare_part(item: CompiledPart, expected: Mapping[str, np.ndarray]) -> Com
     names = [tensor.name for tensor in item.graph.outputs]
     actual = dict(zip(names, done.result(), strict=True))
     return compare(item.part.name, device.name, item.graph.outputs, actual, expected)
+
+
+def _handed(graph: Graph, tensor: Tensor, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The value of `tensor` as the part `graph` takes it."""
+    array = values[tensor.name]
+    return pack(array, graph.packed[tensor.name]) if tensor.name in graph.packed else array
 
 
 def _compare_whole(

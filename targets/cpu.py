@@ -162,6 +162,9 @@ class Cpu(Target):
             _refusals[key] = refusal_of(graph)
         return _refusals[key]
 
+    def lanes(self, device: Device) -> int:
+        return Vectors.of(_isa(device)).lanes
+
     def settings(self, device: Device) -> str:
         isa = _isa(device)
         linker = _linker(isa)
@@ -207,6 +210,7 @@ class Cpu(Target):
             "constants_nbytes": len(files.get(CONSTANTS, b"")),
             "workspace_nbytes": workspace,
             "threads": threads,
+            "packed": dict(graph.packed),
         }
         files[LAYOUT] = json.dumps(layout).encode()
         weights.update((name, graph.constants[name]) for name in constants)
@@ -308,10 +312,10 @@ class _Function:
         self._address, self._raised = address, raised
         self._main = module["main"]
         self._library = library
-        self._inputs = [(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in graph.inputs]
-        self._outputs = [
-            (tensor.shape, numpy_dtype(tensor.dtype)) for tensor in computed_outputs(graph)
-        ]
+        self._inputs, self._outputs = (
+            [(graph.handed(tensor).shape, numpy_dtype(tensor.dtype)) for tensor in tensors]
+            for tensors in (graph.inputs, computed_outputs(graph))
+        )
         # Kept, as the table has their addresses only.
         self._weights = [aligned(array, array.dtype) for array in weights]
         self._workspace = empty((workspace_nbytes,), np.dtype(np.uint8))
@@ -436,10 +440,16 @@ def _weights(
         workspace = layout["workspace_nbytes"]
         workspace_nbytes = None if workspace is None else int(workspace)
         threads = int(layout["threads"])
+        packed = dict(layout["packed"])
     except (KeyError, TypeError, ValueError) as error:
         raise PackageError(f"part '{graph.name}' is damaged: {LAYOUT}: {error!r}") from None
     if not whole:
         raise PackageError(f"part '{graph.name}' is damaged: {CONSTANTS} is cut short")
+    if packed != graph.packed:
+        raise PackageError(
+            f"part '{graph.name}' is damaged: its code has {packed or 'nothing'} in blocks of "
+            f"channels, not {dict(graph.packed) or 'nothing'}"
+        )
     if compiler != _tvm_version():
         raise PackageError(
             f"part '{graph.name}' was compiled by TVM {compiler}, and this is {_tvm_version()}: "

@@ -18,7 +18,7 @@ op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache  request
+cache  request  forms
 crew
 measure
 system

@@ -173,13 +173,18 @@ def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
     module = relax.transform.DecomposeOpsForInference()(imported.module)
     module = _rewritten(module, _Folder(module))
     if rules is not None:
-        module = blocked(module, rules)
+        module = blocked(
+            module,
+            rules,
+            [index for index, t in enumerate(graph.inputs) if t.name in graph.packed],
+            [index for index, t in enumerate(graph.outputs) if t.name in graph.packed],
+        )
     module = relax.transform.DeadCodeElimination()(module)
     ours = {} if rules is None else legalisations(rules)
     with tvm.target.Target("llvm"):
         module = relax.backend.DispatchSortScan()(module)
         module = relax.transform.LegalizeOps({"relax.take": _take, **ours})(module)
-    _check(module, graph)
+    _check(module, graph if rules is not None else replace(graph, packed={}))
     return replace(imported, module=module)
 
 
@@ -385,7 +390,7 @@ def _check(module: Any, graph: Graph) -> None:
             if isinstance(operation, tvm.ir.Op) and operation.name not in EMITTED:
                 raise UnsupportedOperation(f"TVM has no loops for {operation.name}")
     results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
-    for tensor, result in zip(graph.outputs, results, strict=True):
+    for tensor, result in zip(map(graph.handed, graph.outputs), results, strict=True):
         shape = getattr(result, "shape", None)
         found = tuple(int(d) for d in shape) if isinstance(shape, relax.ShapeExpr) else None
         if found != tensor.shape or str(result.dtype) != tensor.dtype:

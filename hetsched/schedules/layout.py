@@ -7,7 +7,7 @@ stand only where the two meet.
 Importing this file loads TVM's compiler.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import lcm, prod
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tvm import ir, relax, te, tirx
 
+from hetsched.op import in_blocks
 from hetsched.schedules import blocks, convolution, pooling, winograd
 from hetsched.schedules.loops import shape_of
 from hetsched.schedules.rules import Choice, Rules
@@ -45,12 +46,19 @@ class _Form:
     shape: tuple[int, ...] = ()
 
 
-def blocked(module: Any, rules: Rules) -> Any:
-    """`module` with convolutions, and what can stay between them, on blocked tensors."""
+def blocked(
+    module: Any, rules: Rules, inputs: Collection[int] = (), outputs: Collection[int] = ()
+) -> Any:
+    """`module` with convolutions, and what can stay between them, on blocked tensors.
+
+    `main` takes those of `inputs`, positions of its parameters, and gives those of `outputs` in
+    blocks.
+    """
     main = module["main"]
-    if not any(_name(b.value) in HANDLERS for block in main.body.blocks for b in block.bindings):
+    idle = not any(_name(b.value) in HANDLERS for block in main.body.blocks for b in block.bindings)
+    if idle and not inputs and not outputs:
         return module
-    return _Planner(module, rules).planned()
+    return _Planner(module, rules).planned(inputs, outputs)
 
 
 class _Planner:
@@ -62,18 +70,26 @@ class _Planner:
         self.lanes = rules.vectors.lanes
         self.builder = relax.BlockBuilder(module)
         self._forms: dict[Any, _Form] = {}
+        # Variables that stand for tuples.
+        self._tuples: dict[Any, Any] = {}
 
-    def planned(self) -> Any:
+    def planned(self, inputs: Collection[int], outputs: Collection[int]) -> Any:
         old = self._module["main"]
         variable = self._module.get_global_var("main")
-        with self.builder.function("main_blocked", list(old.params)):
-            for parameter in old.params:
-                self._forms[parameter] = _Form(plain=parameter)
+        parameters = list(old.params)
+        for index, parameter in enumerate(old.params):
+            shape = shape_of(parameter) or ()
+            self._forms[parameter] = _Form(plain=parameter, shape=shape)
+            if index in inputs:
+                given = relax.TensorType(in_blocks(shape, self.lanes), "float32")
+                parameters[index] = relax.Var(parameter.name, given)
+                self._forms[parameter] = _Form(blocked=parameters[index], shape=shape)
+        with self.builder.function("main_blocked", parameters):
             with self.builder.dataflow():
                 for block in old.body.blocks:
                     for binding in block.bindings:
                         self._bind(binding.var, binding.value)
-                result = self.builder.emit_output(self.plain(old.body.body))
+                result = self.builder.emit_output(self._results(old.body.body, outputs))
             self.builder.emit_func_output(result)
         module = self.builder.get()
         made = module["main_blocked"]
@@ -83,10 +99,20 @@ class _Planner:
         functions = {v: f for v, f in functions.items() if v.name_hint != "main"}
         return type(module)({**functions, variable: made.with_attr("global_symbol", "main")})
 
+    def _results(self, value: Any, outputs: Collection[int]) -> Any:
+        """What `main` gives, those of `outputs` in blocks."""
+        value = self._tuples.get(value, value)
+        if not isinstance(value, relax.Tuple):
+            return self.blocked(value) if outputs else self.plain(value)
+        fields = enumerate(value.fields)
+        return relax.Tuple([(self.blocked if i in outputs else self.plain)(f) for i, f in fields])
+
     def _bind(self, variable: Any, value: Any) -> None:
         if isinstance(value, relax.Var):
             self._forms[variable] = self._forms[value]
             return
+        if isinstance(value, relax.Tuple):
+            self._tuples[variable] = value
         handler = HANDLERS.get(_name(value))
         made = None if handler is None else handler(self, value, shape_of(variable))
         if made is not None:
@@ -114,6 +140,8 @@ class _Planner:
         return value
 
     def blocked(self, value: Any) -> Any:
+        if not isinstance(value, relax.Var):
+            return self.call(blocks.pack, self.plain(value), lanes=self.lanes)
         form = self._forms[value]
         if form.blocked is None:
             form.shape = shape_of(value) or ()

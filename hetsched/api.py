@@ -468,7 +468,7 @@ def _without(plan: Plan, refused: RefusedPart, partitioner: Partitioner) -> Plan
     RefusedPart
         Nothing else can run it.
     """
-    device = next(part.device.name for part in plan.parts if part.name == refused.part)
+    device = refused.device
     groups = _before_splits(plan, culprits(plan, refused))
     known = price(plan.original, plan.system, plan.prices)
     prices = known.without(groups, device, refused.reason)

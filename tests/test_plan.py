@@ -311,8 +311,8 @@ def test_a_plan_belongs_to_one_graph() -> None:
         ("null", "no plan"),
         ('{"format": "another"}', "no plan"),
         ('{"format": "hetsched-plan"}', "version None"),
-        ('{"format": "hetsched-plan", "version": 3}', "version 3; this hetsched reads 2"),
-        ('{"format": "hetsched-plan", "version": 2}', "plan lacks 'graph'"),
+        ('{"format": "hetsched-plan", "version": 2}', "version 2; this hetsched reads 3"),
+        ('{"format": "hetsched-plan", "version": 3}', "plan lacks 'graph'"),
     ],
 )
 def test_what_is_no_plan_says_so(text: str, message: str) -> None:

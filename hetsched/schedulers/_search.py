@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from hetsched.problem import Problem
+from hetsched.schedulers._gaps import inner
 
 # How likely a step takes one task more, and then what: a neighbour in the graph, a critical task,
 # else one nearby in the order. How likely all it takes go to one device, and how likely one more.
@@ -98,7 +99,7 @@ def new_state(order: np.ndarray, device: np.ndarray, units: int) -> State:
     )
 
 
-@njit(cache=True, nogil=True)
+@inner
 def copy(source: State, sink: State) -> None:
     for k in range(len(source.order)):
         sink.order[k] = source.order[k]
@@ -112,7 +113,7 @@ def copy(source: State, sink: State) -> None:
             sink.row[u, k] = source.row[u, k]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def arrival(a: Padded, s: State, i: int, d: int) -> float:
     """When all that task i reads is on device d."""
     start: float = a.entry[i, d]
@@ -125,7 +126,7 @@ def arrival(a: Padded, s: State, i: int, d: int) -> float:
     return start
 
 
-@njit(cache=True, nogil=True)
+@inner
 def remainder(a: Padded, s: State, i: int, d: int) -> float:
     """From the finish of task i on device d to the end of the run, for all that reads from it."""
     rest: float = a.exit[i, d]
@@ -138,7 +139,7 @@ def remainder(a: Padded, s: State, i: int, d: int) -> float:
     return rest
 
 
-@njit(cache=True, nogil=True)
+@inner
 def behind(s: State, u: int, k: int) -> int:
     """How many tasks of unit u stand before position k."""
     low, high = 0, s.counts[u]
@@ -187,7 +188,7 @@ def forward(
         s.below[i] = mark
 
 
-@njit(cache=True, nogil=True)
+@inner
 def backward(
     a: Padded, s: State, until: int, lost: int, free: np.ndarray, marked: np.ndarray
 ) -> None:
@@ -227,7 +228,7 @@ def backward(
         s.above[i] = mark
 
 
-@njit(cache=True, nogil=True)
+@inner
 def end_of(a: Padded, s: State) -> float:
     end = 0.0
     for i in range(len(s.order)):
@@ -240,7 +241,7 @@ def seeded(seed: int) -> np.ndarray:
     return np.array([(seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**64 or 1], np.uint64)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def draw(random: np.ndarray) -> float:
     """The next number in [0, 1) of xorshift64*.
 
@@ -258,7 +259,7 @@ def draw(random: np.ndarray) -> float:
     return number
 
 
-@njit(cache=True, nogil=True)
+@inner
 def insertion(
     a: Padded, s: State, i: int, used: np.ndarray, old: int, old_before: int, only: int
 ) -> tuple[int, int, int, float]:
@@ -328,7 +329,7 @@ def insertion(
     return best_device, best_before, best_behind, best
 
 
-@njit(cache=True, nogil=True)
+@inner
 def place(
     a: Padded,
     s: State,
@@ -401,7 +402,7 @@ def place(
     return since, until
 
 
-@njit(cache=True, nogil=True)
+@inner
 def choose(
     a: Padded, s: State, critical: np.ndarray, criticals: int, taken: np.ndarray, random: np.ndarray
 ) -> tuple[int, int]:
@@ -493,8 +494,9 @@ def climb(
         if fresh:
             if end < best:
                 best = end
-                best_order[:] = now.order
-                best_device[:] = now.device
+                for k in range(n):
+                    best_order[k] = now.order[k]
+                    best_device[k] = now.device[k]
             criticals = 0
             for i in now.order:
                 if now.finish[i] + now.tail[i] >= end * (1 - 1e-12):
@@ -548,8 +550,9 @@ def climb(
             if x < done:
                 used[trial.device[i]] -= a.memory[i]
             used[now.device[i]] += a.memory[i]
-    order[:] = now.order
-    device[:] = now.device
+    for k in range(n):
+        order[k] = now.order[k]
+        device[k] = now.device[k]
     return best
 
 
@@ -661,6 +664,9 @@ def sweep(
                 # Nothing may go where its data cannot come from or go to.
                 if entry[k, d] == np.inf or exit[k, d] == np.inf:
                     seconds[k, d] = np.inf
+        limit = np.empty(devices + 1)
+        for d in range(devices + 1):
+            limit[d] = a.limit[d] - used[d]
         part = Padded(
             seconds,
             into,
@@ -675,7 +681,7 @@ def sweep(
             exit,
             a.unit,
             memory,
-            a.limit - used,
+            limit,
         )
         inner_order = np.arange(m)
         inner_device = device[order[begin:last]]

@@ -14,6 +14,9 @@ GROW = 0.7
 ALONG, CRITICAL = 0.8, 0.9
 TOGETHER, GROW_TOGETHER = 0.2, 0.9
 MOST = 32
+import os
+PULL = float(os.environ.get('PULL','1'))
+WEIGHT = float(os.environ.get('W','0.5'))
 
 
 class Padded(NamedTuple):
@@ -236,6 +239,23 @@ def end_of(a: Padded, s: State) -> float:
     return end
 
 
+@inner
+def worth(a: Padded, s: State, price: np.ndarray, since: np.ndarray, last: np.ndarray) -> float:
+    """When the units have done their tasks, in the mean of their prices.
+
+    Work at its prices, and idle time at theirs, are what a packed schedule has above its bound.
+    """
+    for u in range(len(last)):
+        last[u] = since[u]
+    for i in range(len(s.order)):
+        u = a.unit[s.device[i]]
+        last[u] = max(last[u], s.finish[i])
+    total = 0.0
+    for u in range(len(last)):
+        total += price[u] * last[u]
+    return total
+
+
 def seeded(seed: int) -> np.ndarray:
     """The state that `draw` advances, which must not be 0."""
     return np.array([(seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**64 or 1], np.uint64)
@@ -261,7 +281,7 @@ def draw(random: np.ndarray) -> float:
 
 @inner
 def insertion(
-    a: Padded, s: State, i: int, used: np.ndarray, old: int, old_before: int, only: int
+    a: Padded, s: State, i: int, used: np.ndarray, old: int, old_before: int, only: int, price: np.ndarray
 ) -> tuple[int, int, int, float]:
     """Where the longest path through task i, which is nowhere, is shortest, and how long it is.
 
@@ -269,7 +289,7 @@ def insertion(
     The place behind `old_before` on device `old` is left out; with `only` so are other devices, if
     task i can run there. Left out are also devices that are full.
     """
-    best = np.inf
+    best, path = np.inf, np.inf
     best_device, best_before, best_behind = -1, -1, -1
     for d in range(len(a.unit) - 1):
         seconds = a.seconds[i, d]
@@ -279,9 +299,10 @@ def insertion(
             continue
         start = arrival(a, s, i, d)
         rest = remainder(a, s, i, d)
-        if start + seconds + rest >= best:
-            continue
         u = a.unit[d]
+        work = PULL * price[u] * seconds
+        if start + seconds + rest + work >= best:
+            continue
         row, count = s.row[u], s.counts[u]
         # Behind all that it depends on, before all that depends on it.
         low, high = 0, count
@@ -314,19 +335,19 @@ def insertion(
             begin = start
             if before >= 0 and s.finish[before] > begin:
                 begin = s.finish[before]
-            if begin + seconds + rest >= best:
+            if begin + seconds + rest + work >= best:
                 break
             remain = rest
             if after >= 0 and s.tail[after] + a.seconds[after, s.device[after]] > remain:
                 remain = s.tail[after] + a.seconds[after, s.device[after]]
             if not (d == old and before == old_before):
                 through = begin + seconds + remain
-                if through < best:
-                    best = through
+                if through + work < best:
+                    best, path = through + work, through
                     best_device, best_before, best_behind = d, before, after
             if remain == rest:
                 break
-    return best_device, best_before, best_behind, best
+    return best_device, best_before, best_behind, path
 
 
 @inner
@@ -465,6 +486,8 @@ def climb(
     hot: float,
     cold: float,
     bound: float,
+    price: np.ndarray,
+    since_: np.ndarray,
     random: np.ndarray,
 ) -> float:
     """Anneals `order` and `device` in place; returns the shortest end found, or `best`.
@@ -489,11 +512,13 @@ def climb(
     forward(a, now, 0, -1, free, marked)
     backward(a, now, n - 1, -1, free, marked)
     end = end_of(a, now)
+    last = np.zeros(units)
+    value, best_value = worth(a, now, price, since_, last), np.inf
     fresh = True
     for step in range(steps + 1):
         if fresh:
-            if end < best:
-                best = end
+            if end < best or (end <= best and value < best_value):
+                best, best_value = end, value
                 for k in range(n):
                     best_order[k] = now.order[k]
                     best_device[k] = now.device[k]
@@ -527,7 +552,7 @@ def climb(
             since, until = min(since, trial.position[i]), max(until, trial.position[i])
             forward(a, trial, since, i, free, marked)
             backward(a, trial, until, i, free, marked)
-            d, ahead, after, path = insertion(a, trial, i, used, old, before, only)
+            d, ahead, after, path = insertion(a, trial, i, used, old, before, only, price)
             if d < 0:
                 break
             if x == count - 1:
@@ -540,11 +565,14 @@ def climb(
             done += 1
         if done == count:
             forward(a, trial, since, -1, free, marked)
-            backward(a, trial, until, -1, free, marked)
-            now, trial = trial, now
-            end = end_of(a, now)
-            fresh = True
-            continue
+            new = worth(a, trial, price, since_, last)
+            worse = WEIGHT * (new - value)
+            if worse <= 0 or draw(random) < np.exp(-worse / temperature):
+                backward(a, trial, until, -1, free, marked)
+                now, trial = trial, now
+                end, value = end_of(a, now), new
+                fresh = True
+                continue
         for x in range(count):
             i = taken[x]
             if x < done:
@@ -566,6 +594,7 @@ def sweep(
     size: int,
     steps: int,
     heat: float,
+    price: np.ndarray,
     random: np.ndarray,
 ) -> tuple[int, float]:
     """Climbs windows of `size` tasks of the order that begin from `first` on and before `until`.
@@ -697,6 +726,8 @@ def sweep(
             heat,
             0.0,
             0.0,
+            price,
+            free,
             random,
         )
         old = order[begin:last].copy()

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from hetsched.bounds import lower_bound, shares
+from hetsched.bounds import lower_bound, prices, shares
 from hetsched.errors import InfeasiblePlan, PluginError
 from hetsched.plugin import load
 from hetsched.problem import Moment, Problem, Solution
@@ -203,6 +203,7 @@ class Local:
     # What ends the search, and what temperatures are in.
     bound: float
     scale: float
+    price: np.ndarray
     random: np.ndarray
 
 
@@ -218,6 +219,7 @@ def local_search(turns: Turns, solver: str, search: Search, until: float) -> Non
         best.makespan,
         best.lower_bound * (1 + 1e-9),
         mean_seconds(problem),
+        prices(problem),
         seeded(search.seed),
     )
     for end in turns(search, local, until):
@@ -239,7 +241,8 @@ def run_again(problem: Problem, local: Local, solver: str) -> Solution:
 def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
     """Rounds that begin with the best, hot, and end cold."""
     tasks, best = search.problem.tasks, local.best
-    move = partial(climb, padded(search.problem))
+    units = int(search.problem.unit.max()) + 1
+    move = lambda *x: climb(padded(search.problem), *x[:-1], np.zeros(units), np.zeros(units), x[-1])
     if search.problem.contention:
         move = partial(shake, search.problem.arrays)
     count, since = steps(SLICE, tasks), search.spent()
@@ -279,7 +282,7 @@ def windows(search: Search, local: Local, until: float) -> Iterator[float]:
             last = min(tasks, first + some * size // 2)
             heat = WINDOW_HEAT * local.scale
             first, best = sweep(
-                a, local.order, local.device, first, last, size, count, heat, local.random
+                a, local.order, local.device, first, last, size, count, heat, local.price, local.random
             )
             search.take(some * count, size)
             yield best

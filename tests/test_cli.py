@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import hetsched
-from hetsched.cli import app, seconds_of, shapes_of
+from hetsched.cli import app
+from hetsched.cli.options import seconds_of, shapes_of
 from hetsched.errors import VerificationFailed
 from hetsched.system import System
 

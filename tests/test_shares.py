@@ -31,7 +31,7 @@ from hetsched.operation import flops, group_flops, group_nbytes
 from hetsched.partitioner import Partitioner
 from hetsched.plan import Plan, read_recipe, simulate
 from hetsched.plugin import load
-from hetsched.report import plan_document
+from hetsched.report.plan import plan_document
 from hetsched.rewrite import redundancy, rewrite, split
 from hetsched.sharing.memory import Tiling
 from hetsched.split import Exit, Split

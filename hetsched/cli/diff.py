@@ -1,0 +1,36 @@
+"""The verb `diff`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hetsched.cli.given import naming_file, plan_text
+from hetsched.cli.options import Json
+from hetsched.cli.show import show
+from hetsched.explain import difference
+from hetsched.plan import plan_facts, read_recipe
+from hetsched.report.diff import difference_document, difference_view
+
+
+def diff(
+    before: Annotated[
+        Path, typer.Argument(metavar="A", help="A plan file, or a package.", show_default=False)
+    ],
+    after: Annotated[
+        Path, typer.Argument(metavar="B", help="A plan file, or a package.", show_default=False)
+    ],
+    json_: Json = False,
+) -> None:
+    """Shows what two plans do not have in common: places, prices, order and prediction.
+
+    Example: hetsched diff a.plan.json b.plan.json
+    """
+    one, other = plan_text(before), plan_text(after)
+    with naming_file(before):
+        old, facts = read_recipe(one), plan_facts(one)
+    with naming_file(after):
+        new, later = read_recipe(other), plan_facts(other)
+    both = {name: (value, later[name]) for name, value in facts.items()}
+    document = difference_document(difference(old, new, both))
+    show(document, json_, difference_view(document))

@@ -1,0 +1,42 @@
+"""The verb `explain`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hetsched import api
+from hetsched.cli.given import naming_file, plan_of
+from hetsched.cli.options import Json
+from hetsched.cli.show import show
+from hetsched.explain import Account
+from hetsched.plan import Recipe
+from hetsched.report.explain import explanation_document, explanation_view
+
+
+def explain(
+    plan: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLAN|PACKAGE", help="A plan file, or a package.", show_default=False
+        ),
+    ],
+    node: Annotated[
+        str | None,
+        typer.Argument(metavar="NODE", help="An operation or kernel group.", show_default=False),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Says why each node runs where it does, and what it would cost on the other devices.
+
+    Every alternative is the same plan with that one node moved, by the plan's own prices.
+
+    Example: hetsched explain model.hsp /layer1/conv1/Conv
+    """
+    chosen = plan_of(plan)
+    account = Account(chosen if isinstance(chosen, Recipe) else chosen.recipe)
+    with naming_file(plan):
+        found = api.explain(chosen, node)
+    borders = () if node else account.borders()
+    document = explanation_document(found, borders, account.makespan)
+    show(document, json_, explanation_view(document))

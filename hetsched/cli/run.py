@@ -1,0 +1,113 @@
+"""The verb `run`."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+import hetsched
+from hetsched.cli.given import check_writable, inputs_of
+from hetsched.cli.options import Inputs, Json, Seed, Verbose
+from hetsched.cli.progress import Steps
+from hetsched.cli.show import show, terminal_width
+from hetsched.executable import Executable
+from hetsched.inputs import write_outputs
+from hetsched.plan import simulate
+from hetsched.report.run import median_run, run_document, run_view
+from hetsched.schedule import Schedule
+from hetsched.trace import write_trace
+
+
+def run(
+    package: Annotated[
+        Path, typer.Argument(metavar="PACKAGE", help="A compiled package.", show_default=False)
+    ],
+    inputs: Inputs = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write the output arrays, .npz."),
+    ] = None,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs that are timed.")] = 10,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Runs before them.")] = 2,
+    in_flight: Annotated[int, typer.Option("--in-flight", min=1, help="Runs that overlap.")] = 1,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            help="Write the predicted schedule and the median run as a Chrome trace.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    json_: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Runs a package and sets measured times beside the predicted ones.
+
+    Example: hetsched run model.hsp -i in.npz -o out.npz --repeat 100 --trace trace.json
+    """
+    check_writable(output)
+    check_writable(trace)
+    with Steps(verbose) as steps:
+        steps.begin("loading")
+        with hetsched.load(package) as executable:
+            given = inputs_of(executable.plan.original, inputs, seed)
+            loop = steps.begin("running")
+            for turn in range(warmup):
+                loop("warm-up", turn, warmup + repeat)
+                executable.run(given)
+            begin = perf_counter()
+            outputs, latencies, measured = run_repeatedly(
+                executable,
+                given,
+                repeat,
+                in_flight,
+                lambda turn: loop("timed runs", warmup + turn, warmup + repeat),
+            )
+            wall_seconds = perf_counter() - begin
+    predicted = simulate(executable.plan)
+    if output:
+        write_outputs(output, outputs)
+    if trace:
+        write_trace(trace, [predicted, median_run(measured)])
+    document = {
+        "inputs": str(inputs) if inputs else None,
+        "seed": None if inputs else seed,
+        "warmup": warmup,
+        "in_flight": in_flight,
+        **run_document(predicted, measured, latencies, wall_seconds),
+    }
+    shown = median_run(measured)
+    show(document, json_, run_view(document, predicted, shown, terminal_width()))
+
+
+def run_repeatedly(
+    executable: Executable,
+    inputs: Mapping[str, Any],
+    repeat: int,
+    in_flight: int,
+    told: Callable[[int], None],
+) -> tuple[dict[str, Any], list[float], list[Schedule]]:
+    """The last outputs; of each run the seconds from its submission to its result, and the times.
+
+    At most `in_flight` runs overlap.
+    """
+    waiting: deque[tuple[float, Any]] = deque()
+    latencies: list[float] = []
+    measured: list[Schedule] = []
+    outputs: dict[str, Any] = {}
+    for turn in range(repeat + in_flight):
+        if len(waiting) == in_flight or turn >= repeat:
+            if not waiting:
+                break
+            start, request = waiting.popleft()
+            outputs = request.result()
+            latencies.append(perf_counter() - start)
+            measured.append(request.schedule())
+            told(len(measured))
+        if turn < repeat:
+            waiting.append((perf_counter(), executable.submit(inputs)))
+    return outputs, latencies, measured

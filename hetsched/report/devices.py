@@ -1,0 +1,85 @@
+"""What `hetsched devices` shows."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from hetsched.api import Found
+from hetsched.report.tables import Document, links_view, scaled, table, values_of
+from hetsched.system import System
+
+
+def devices_document(found: Sequence[Found], system: System | None) -> Document:
+    """What is here, what is not and why, and the links of `system`."""
+    links = system.links if system else ()
+    return {
+        "system": system.name if system else None,
+        "devices": [values_of(item.device) for item in found if item.device],
+        "absent": [{"name": item.name, "reason": item.reason} for item in found if not item.device],
+        "links": [values_of(link) for link in links],
+    }
+
+
+def devices_view(document: Document) -> Iterator[RenderableType]:
+    devices = document["devices"]
+    yield table(
+        "Devices",
+        ("device", "target", "kind", "cores", ">clock GHz", ">memory GiB", ">GFLOP/s", ">GB/s"),
+        (
+            (
+                device["name"],
+                device["target"],
+                device["kind"],
+                _ranges(device["cores"]),
+                scaled(device["clock_hz"], 1e9, 2),
+                scaled(device["memory_bytes"], 2**30, 1),
+                scaled(device["flops_per_second"], 1e9, 0),
+                scaled(device["bytes_per_second"], 1e9, 0),
+            )
+            for device in devices
+        ),
+    )
+    yield Text(
+        "GFLOP/s and GB/s are peaks estimated from clock and vector width, not measured", "dim"
+    )
+    hardware: dict[tuple[str, str, str], list[str]] = {}
+    for device in devices:
+        caches = " + ".join(_size(nbytes) for nbytes in device["cache_nbytes"]) or "unknown"
+        key = device["description"] or "unknown", device["isa"] or "unknown", caches
+        hardware.setdefault(key, []).append(device["name"])
+    for (description, isa, caches), names in hardware.items():
+        yield ""
+        yield table(
+            "Hardware",
+            ("", ""),
+            (
+                ("devices", ", ".join(names)),
+                ("processor", description),
+                ("instructions", isa),
+                ("caches of a core", caches),
+            ),
+        )
+    yield from links_view("Links, measured", document["links"])
+    if document["absent"]:
+        yield ""
+        rows = ((item["name"], item["reason"]) for item in document["absent"])
+        yield table("Not here", ("target", "why"), rows)
+
+
+def _size(nbytes: int) -> str:
+    for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:g} {name}"
+    return f"{nbytes} B"
+
+
+def _ranges(cores: Sequence[int]) -> str:
+    """Cores as in `0-3,8`."""
+    runs: list[list[int]] = []
+    for core in cores:
+        if runs and runs[-1][-1] + 1 == core:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,89 @@
+"""What `hetsched explain` shows."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from hetsched.explain import Border, Explanation
+from hetsched.report.tables import Document, scaled, shortened, table
+
+
+def explanation_document(
+    found: Sequence[Explanation], borders: Sequence[Border], makespan: float
+) -> Document:
+    """Nodes with their alternatives, and why each part is a part."""
+    return {
+        "makespan_seconds": makespan,
+        "nodes": [
+            {
+                "node": item.node,
+                "part": item.part,
+                "device": item.device,
+                "reason": item.reason,
+                "alternatives": [vars(other) | {} for other in item.alternatives],
+            }
+            for item in found
+        ],
+        "parts": [vars(border) | {} for border in borders],
+    }
+
+
+def explanation_view(document: Document) -> Iterator[RenderableType]:
+    if len(document["nodes"]) == 1:
+        (node,) = document["nodes"]
+        yield Text(node["node"], "bold")
+        yield f"in {node['part']} on {node['device']}: {node['reason']}"
+        yield ""
+        yield _alternatives(node)
+        return
+    yield table(
+        "Nodes",
+        ("node", "part", "device", ">there us", ">transfers us", "why"),
+        (
+            (
+                shortened(node["node"]),
+                node["part"],
+                node["device"],
+                scaled(chosen["seconds"], 1e-6, 1),
+                scaled(chosen["transfer_seconds"], 1e-6, 1),
+                node["reason"],
+            )
+            for node in document["nodes"]
+            for chosen in node["alternatives"]
+            if chosen["device"] == node["device"]
+        ),
+    )
+    yield ""
+    yield table(
+        "Parts, and why each begins where it does",
+        ("part", "device", "first", "why"),
+        (
+            (part["part"], part["device"], shortened(part["first"]), part["reason"])
+            for part in document["parts"]
+        ),
+    )
+    yield ""
+    yield (
+        f"predicted {scaled(document['makespan_seconds'], 1e-3, 3)} ms; "
+        "name a node to see what it would cost on each device"
+    )
+
+
+def _alternatives(node: Document) -> RenderableType:
+    return table(
+        "Alternatives",
+        ("device", ">alone us", ">transfers us", ">whole run us", ""),
+        (
+            (
+                item["device"],
+                scaled(item["seconds"], 1e-6, 1),
+                scaled(item["transfer_seconds"], 1e-6, 1),
+                "-" if item["change"] is None else f"{item['change'] * 1e6:+.1f}",
+                "chosen"
+                if item["device"] == node["device"]
+                else item["refusal"] or item["obstacle"],
+            )
+            for item in node["alternatives"]
+        ),
+    )

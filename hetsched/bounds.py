@@ -377,9 +377,13 @@ def shares(problem: Problem) -> np.ndarray:
     return _Program.of(problem).solve()[1]
 
 
-def prices(problem: Problem) -> np.ndarray:
-    """(units) that add up to 1: no schedule ends before its tasks are worth at the least of them."""
+def priced_area(problem: Problem) -> tuple[float, np.ndarray]:
+    """The area, and (units) prices of a second of each unit, which add up to 1.
+
+    All work where it is worth least at these prices is worth the area, so that what a schedule does
+    elsewhere, and the time that units idle, at their prices, are how far it is above.
+    """
     program = _Program.of(problem)
-    program.solve()
-    found: np.ndarray = program.prices[: int(problem.unit.max()) + 1]
-    return found / found.sum()
+    least = program.solve()[0]
+    price = program.prices[: int(problem.unit.max()) + 1].copy()
+    return least, price / (price.sum() or 1.0)

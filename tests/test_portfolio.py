@@ -18,6 +18,8 @@ from hetsched.schedulers._cpsat import decode
 from hetsched.schedulers._search import climb, padded, seeded, sweep
 from hetsched.schedulers.portfolio import LISTS, Portfolio, priced
 
+# No price on the seconds of a unit, and no unit taken before.
+NOTHING = np.zeros(4)
 # Ends soon, and repeats itself.
 QUICK = Portfolio(seconds=0, iterations=300)
 
@@ -52,7 +54,20 @@ def climbed(made: Problem, steps: int, hot: float, seed: int = 0) -> tuple[float
     """The end that `climb` tells, and that of its order and devices."""
     order, device = np.arange(made.tasks), np.argmin(made.seconds, axis=1)
     best = order.copy(), device.copy()
-    end = climb(padded(made), order, device, *best, np.inf, steps, hot, 0.0, 0.0, seeded(seed))
+    end = climb(
+        padded(made),
+        NOTHING,
+        NOTHING,
+        order,
+        device,
+        *best,
+        np.inf,
+        steps,
+        hot,
+        0.0,
+        0.0,
+        seeded(seed),
+    )
     assert sorted(best[0]) == list(range(made.tasks))
     place = np.argsort(best[0])
     assert (place[made.source] < place[made.sink]).all()
@@ -82,7 +97,20 @@ def test_climbing_respects_memory_and_devices_of_one_unit() -> None:
         order = np.lexsort((np.arange(20), start.start))
         device = start.device.copy()
         best = order.copy(), device.copy()
-        climb(padded(made), order, device, *best, np.inf, 500, 1.0, 0.0, 0.0, seeded(seed))
+        climb(
+            padded(made),
+            NOTHING,
+            NOTHING,
+            order,
+            device,
+            *best,
+            np.inf,
+            500,
+            1.0,
+            0.0,
+            0.0,
+            seeded(seed),
+        )
         assert array_violations(made, decode(made, best[1], best[0], "")) == {}
 
 
@@ -93,7 +121,9 @@ def test_a_chain_of_costly_transfers_moves_as_a_whole() -> None:
     made = problem(np.tile([2.0, 1.0], (tasks, 1)), edges, edges + 1, np.full(tasks - 1, 10.0))
     order, device = np.arange(tasks), np.zeros(tasks, np.int64)
     best = order.copy(), device.copy()
-    end = climb(padded(made), order, device, *best, np.inf, 2000, 0.0, 0.0, 0.0, seeded(0))
+    end = climb(
+        padded(made), NOTHING, NOTHING, order, device, *best, np.inf, 2000, 0.0, 0.0, 0.0, seeded(0)
+    )
     assert end == tasks
     assert best[1].tolist() == [1] * tasks
 
@@ -105,9 +135,11 @@ def test_windows_never_make_a_schedule_longer_and_tell_its_end(size: int) -> Non
         start = load(Scheduler, "heft").schedule(made)
         order = np.lexsort((np.arange(120), start.start))
         device = start.device.copy()
-        next_window, end = sweep(padded(made), order, device, 0, 60, size, 100, 0.1, seeded(0))
+        next_window, end = sweep(
+            padded(made), order, device, 0, 60, size, 100, 0.1, NOTHING, seeded(0)
+        )
         assert 60 <= next_window < 60 + size
-        _, after = sweep(padded(made), order, device, 60, 120, size, 100, 0.1, seeded(0))
+        _, after = sweep(padded(made), order, device, 60, 120, size, 100, 0.1, NOTHING, seeded(0))
         solution = decode(made, device, order, "")
         assert solution.makespan == pytest.approx(after, rel=1e-12)
         assert after <= end * (1 + 1e-12) <= start.makespan * (1 + 2e-12)

@@ -14,9 +14,9 @@ GROW = 0.7
 ALONG, CRITICAL = 0.8, 0.9
 TOGETHER, GROW_TOGETHER = 0.2, 0.9
 MOST = 32
-import os
-PULL = float(os.environ.get('PULL','1'))
-WEIGHT = float(os.environ.get('W','0.5'))
+# What the price of work counts beside the length of a path: where a task goes, and whether a
+# change is kept.
+PULL, WEIGHT = 10.0, 1.0
 
 
 class Padded(NamedTuple):
@@ -281,9 +281,18 @@ def draw(random: np.ndarray) -> float:
 
 @inner
 def insertion(
-    a: Padded, s: State, i: int, used: np.ndarray, old: int, old_before: int, only: int, price: np.ndarray
+    a: Padded,
+    s: State,
+    i: int,
+    used: np.ndarray,
+    old: int,
+    old_before: int,
+    only: int,
+    price: np.ndarray,
 ) -> tuple[int, int, int, float]:
     """Where the longest path through task i, which is nowhere, is shortest, and how long it is.
+
+    Its work there, at the price of the unit, counts beside the path.
 
     Returns a device (-1 if none), the tasks before and behind on its unit (-1 if none) and seconds.
     The place behind `old_before` on device `old` is left out; with `only` so are other devices, if
@@ -477,6 +486,8 @@ def choose(
 @njit(cache=True, nogil=True)
 def climb(
     a: Padded,
+    price: np.ndarray,
+    begins: np.ndarray,
     order: np.ndarray,
     device: np.ndarray,
     best_order: np.ndarray,
@@ -486,8 +497,6 @@ def climb(
     hot: float,
     cold: float,
     bound: float,
-    price: np.ndarray,
-    since_: np.ndarray,
     random: np.ndarray,
 ) -> float:
     """Anneals `order` and `device` in place; returns the shortest end found, or `best`.
@@ -497,7 +506,9 @@ def climb(
 
     Critical tasks, alone or with neighbours, are taken out and put back one by one where the
     longest path through each is shortest; what is worse by x is kept with probability
-    exp(-x / temperature), which falls from `hot` to `cold`.
+    exp(-x / temperature), which falls from `hot` to `cold`. Where units have a `price` it also
+    counts when they have done their tasks, the first of which begins not before `begins`: with
+    many critical paths at once one move shortens none of them, and this tells whether it helps.
     """
     n, nowhere = len(order), len(a.unit) - 1
     units = a.unit[-1]
@@ -513,7 +524,7 @@ def climb(
     backward(a, now, n - 1, -1, free, marked)
     end = end_of(a, now)
     last = np.zeros(units)
-    value, best_value = worth(a, now, price, since_, last), np.inf
+    value, best_value = worth(a, now, price, begins, last), np.inf
     fresh = True
     for step in range(steps + 1):
         if fresh:
@@ -565,7 +576,7 @@ def climb(
             done += 1
         if done == count:
             forward(a, trial, since, -1, free, marked)
-            new = worth(a, trial, price, since_, last)
+            new = worth(a, trial, price, begins, last)
             worse = WEIGHT * (new - value)
             if worse <= 0 or draw(random) < np.exp(-worse / temperature):
                 backward(a, trial, until, -1, free, marked)
@@ -717,6 +728,8 @@ def sweep(
         best_order, best_device = inner_order.copy(), inner_device.copy()
         climb(
             part,
+            price,
+            free,
             inner_order,
             inner_device,
             best_order,
@@ -726,8 +739,6 @@ def sweep(
             heat,
             0.0,
             0.0,
-            price,
-            free,
             random,
         )
         old = order[begin:last].copy()

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 from math import inf
 from time import perf_counter
 
 import numpy as np
+from numba.core.event import TimingListener, register, unregister
 
-from hetsched.bounds import lower_bound, prices, shares
+from hetsched.bounds import lower_bound, priced_area, shares
 from hetsched.errors import InfeasiblePlan, PluginError
 from hetsched.plugin import load
 from hetsched.problem import Moment, Problem, Solution
@@ -29,9 +30,11 @@ WHOLE = 400
 # of a task and half a transfer.
 ROUNDS = ((0.1, 1.0), (0.4, 1.0), (0.7, 0.5), (1.0, 0.25))
 # Tasks in a window, in turns, its temperature, and steps for each of its tasks.
-WINDOWS = (50, 100, 200)
+WINDOWS = (100, 200, 400)
 WINDOW_HEAT = 0.1
 WINDOW_STEPS = 20
+# The share of a makespan above all work up to which prices count; twice that and they do not.
+SLACK = 0.1
 # Iterations between two looks at the clock: some hundredths of a second.
 SLICE = 200
 # What an iteration is: a step of annealing looks at all tasks, and costs as much as these besides.
@@ -75,25 +78,49 @@ class Portfolio(Scheduler):
     def schedule(self, problem: Problem) -> Solution:
         if not problem.tasks:
             return Solution(np.empty(0, np.int64), np.empty(0), 0.0, 0.0, self.name)
-        search = Search(problem, self.seconds or inf, self.iterations or inf, self.seed)
-        for solution in started(search):
-            search.offer(solution)
-        search.prove(lower_bound(problem, search.best.makespan).seconds)
-        for step, until in next(steps for most, steps in PLANS if problem.tasks <= most):
-            if not search.best.optimal and (self.prove or step is not refute):
-                step(search, until)
+        with Clock() as clock:
+            search = Search(problem, clock, self.seconds or inf, self.iterations or inf, self.seed)
+            for solution in started(search):
+                search.offer(solution)
+            search.prove(lower_bound(problem, search.best.makespan).seconds)
+            for step, until in next(steps for most, steps in PLANS if problem.tasks <= most):
+                if not search.best.optimal and (self.prove or step is not refute):
+                    step(search, until)
         return replace(search.best, history=tuple(search.moments))
+
+
+class Clock:
+    """Seconds since it was entered, but for those in which Numba compiled.
+
+    So the first search ever finds as much as a later one, which only loads what was compiled.
+    """
+
+    def __enter__(self) -> "Clock":
+        self._begin = perf_counter()
+        self._compiling = TimingListener()
+        register("numba:compile", self._compiling)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        unregister("numba:compile", self._compiling)
+
+    @property
+    def seconds(self) -> float:
+        compiled = self._compiling.duration if self._compiling.done else 0.0
+        return perf_counter() - self._begin - float(compiled)
 
 
 class Search:
     """The best schedule of a problem so far, how it came to be, and what may be spent on it."""
 
-    def __init__(self, problem: Problem, seconds: float, iterations: float, seed: int) -> None:
+    def __init__(
+        self, problem: Problem, clock: Clock, seconds: float, iterations: float, seed: int
+    ) -> None:
         self.problem = problem
         self.seed = seed
         self.best = Solution(np.empty(0, np.int64), np.empty(0), inf)
         self.moments: list[Moment] = []
-        self._begin = perf_counter()
+        self._clock = clock
         self._seconds = seconds
         self._iterations = iterations
         self._taken = 0.0
@@ -119,20 +146,18 @@ class Search:
                 return
             if not shorter:
                 makespan, solver = last.makespan, last.solver
-        elapsed = perf_counter() - self._begin
-        self.moments.append(Moment(elapsed, self._taken, makespan, bound, solver))
+        self.moments.append(Moment(self._clock.seconds, self._taken, makespan, bound, solver))
 
     def spent(self) -> float:
         """The share of what is used up first."""
-        elapsed = perf_counter() - self._begin
-        return max(elapsed / self._seconds, self._taken / self._iterations)
+        return max(self._clock.seconds / self._seconds, self._taken / self._iterations)
 
     def take(self, steps: int, tasks: int) -> None:
         self._taken += steps * (tasks + FIXED) / VISITS
 
     def limit(self, until: float) -> _cpsat.Limit:
         """What CP-SAT may use until a share of all is spent."""
-        seconds = max(0.01, self._seconds * until - (perf_counter() - self._begin))
+        seconds = max(0.01, self._seconds * until - self._clock.seconds)
         return _cpsat.Limit(seconds, WORK * max(1.0, self._iterations * until - self._taken))
 
 
@@ -141,10 +166,14 @@ def steps(iterations: float, tasks: int) -> int:
     return max(1, round(iterations * VISITS / (tasks + FIXED)))
 
 
+@cache
+def lists() -> tuple[Scheduler, ...]:
+    return tuple(load(Scheduler, name) for name in LISTS)
+
+
 def started(search: Search) -> Iterator[Solution]:
     """What the list schedulers find; where all fail, what CP-SAT finds."""
-    members: list[Callable[[Problem], Solution]]
-    members = [*(load(Scheduler, name).schedule for name in LISTS), priced]
+    members = [*(scheduler.schedule for scheduler in lists()), priced]
     reasons: list[InfeasiblePlan] = []
     for member in members:
         try:
@@ -203,7 +232,6 @@ class Local:
     # What ends the search, and what temperatures are in.
     bound: float
     scale: float
-    price: np.ndarray
     random: np.ndarray
 
 
@@ -219,7 +247,6 @@ def local_search(turns: Turns, solver: str, search: Search, until: float) -> Non
         best.makespan,
         best.lower_bound * (1 + 1e-9),
         mean_seconds(problem),
-        prices(problem),
         seeded(search.seed),
     )
     for end in turns(search, local, until):
@@ -241,11 +268,13 @@ def run_again(problem: Problem, local: Local, solver: str) -> Solution:
 def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
     """Rounds that begin with the best, hot, and end cold."""
     tasks, best = search.problem.tasks, local.best
-    units = int(search.problem.unit.max()) + 1
-    move = lambda *x: climb(padded(search.problem), *x[:-1], np.zeros(units), np.zeros(units), x[-1])
+    nothing = np.zeros(int(search.problem.unit.max()) + 1)
+    move = partial(climb, padded(search.problem), nothing, nothing)
     if search.problem.contention:
         move = partial(shake, search.problem.arrays)
-    count, since = steps(SLICE, tasks), search.spent()
+    limit = search.limit(until)
+    slices = min(SLICE, min(limit.seconds, limit.work) / WORK / len(ROUNDS))
+    count, since = steps(slices, tasks), search.spent()
     for end_of_round, heat in ROUNDS:
         order, device = local.order.copy(), local.device.copy()
         begin, last = search.spent(), since + end_of_round * (until - since)
@@ -271,6 +300,9 @@ def windows(search: Search, local: Local, until: float) -> Iterator[float]:
     """As annealing, where a small part of the order is annealed at a time."""
     a, tasks = padded(search.problem), search.problem.tasks
     borders = np.random.default_rng(search.seed)
+    least, price = priced_area(search.problem)
+    # Work counts where there is little more to a makespan.
+    price *= min(1.0, max(0.0, 2 - (1 - least / local.best) / SLACK))
     for size in cycle(WINDOWS):
         count = WINDOW_STEPS * size
         some = max(1, steps(SLICE, size) // count)
@@ -282,7 +314,16 @@ def windows(search: Search, local: Local, until: float) -> Iterator[float]:
             last = min(tasks, first + some * size // 2)
             heat = WINDOW_HEAT * local.scale
             first, best = sweep(
-                a, local.order, local.device, first, last, size, count, heat, local.price, local.random
+                a,
+                local.order,
+                local.device,
+                first,
+                last,
+                size,
+                count,
+                heat,
+                price,
+                local.random,
             )
             search.take(some * count, size)
             yield best

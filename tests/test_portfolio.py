@@ -1,11 +1,12 @@
 """The portfolio and its local search: beside brute force, and beside the members."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from checker import array_violations
+from numba.core import event
 
 from bench.attack import attacked, changed, over_members, over_optimum
 from bench.instances import instance, layered, odd, planted, problem
@@ -14,7 +15,11 @@ from hetsched.errors import InfeasiblePlan, PluginError
 from hetsched.plugin import load
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
+from hetsched.schedulers import portfolio
+from hetsched.schedulers._contention import shake
 from hetsched.schedulers._cpsat import decode
+from hetsched.schedulers._list import decode as decode_in_gaps
+from hetsched.schedulers._list import makespan
 from hetsched.schedulers._search import climb, padded, seeded, sweep
 from hetsched.schedulers.portfolio import LISTS, Portfolio, priced
 
@@ -199,6 +204,58 @@ def test_where_links_contend_the_portfolio_is_as_good_as_its_members() -> None:
         assert array_violations(made, solution) == {}
         for name in LISTS:
             assert solution.makespan <= load(Scheduler, name).schedule(made).makespan
+
+
+def test_shaking_finds_the_optimum_where_links_contend() -> None:
+    for seed in range(6):
+        made = replace(layered(7, 2, 2.0, seed), contention=True)
+        best = load(Scheduler, "exact").schedule(made)
+        assert best.optimal
+        order, device = np.arange(7), np.argmin(made.seconds, axis=1)
+        found = order.copy(), device.copy()
+        random = seeded(seed)
+        end = shake(made.arrays, order, device, *found, np.inf, 3000, 1.0, 0.0, 0.0, random)
+        start, _ = decode_in_gaps(made.arrays, *found, True)
+        assert makespan(made.arrays, found[1], start) == end
+        assert end == pytest.approx(best.makespan, rel=1e-9)
+
+
+def test_shaking_respects_memory_and_improves_what_list_scheduling_finds() -> None:
+    for seed in range(4):
+        made = replace(instance("layered", 60, 3, 2.0, seed, room=1.05), contention=True)
+        solution = QUICK.schedule(made)
+        assert array_violations(made, solution) == {}
+        members = [load(Scheduler, name).schedule(made).makespan for name in LISTS]
+        assert solution.makespan < 0.97 * min(members)
+
+
+def test_a_search_tells_how_it_went_on() -> None:
+    solution = Portfolio(seconds=0, iterations=1500).schedule(layered(60, 3, 5.0, 1))
+    moments = solution.history
+    assert len(moments) > 3
+    for before, after in pairwise(moments):
+        assert (after.makespan, -after.lower_bound) < (before.makespan, -before.lower_bound)
+        assert after.makespan <= before.makespan
+        assert after.lower_bound >= before.lower_bound
+        assert after.seconds >= before.seconds
+        assert after.iterations >= before.iterations
+    assert moments[-1].makespan == pytest.approx(solution.makespan, rel=1e-12)
+    assert moments[-1].lower_bound == solution.lower_bound
+    assert moments[-1].iterations <= 1500 + 200
+
+
+def test_time_to_compile_is_not_time_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    for module in (portfolio, event):
+        for name in ("perf_counter", "timer"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda: now[0])
+    with portfolio.Clock() as clock:
+        now[0] = 2.0
+        with event.trigger_event("numba:compile"), event.trigger_event("numba:compile"):
+            now[0] = 22.0
+        now[0] = 23.0
+        assert clock.seconds == 3.0
 
 
 def test_nothing_to_do_and_one_device() -> None:

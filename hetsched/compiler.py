@@ -25,7 +25,7 @@ class CompiledPart:
 
 
 def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[CompiledPart, ...]:
-    """Every part of `plan`, compiled by the target of its device or taken from the cache.
+    """Every part of `plan`, replicas behind them, compiled by the target of its device or cached.
 
     Parts are compiled side by side; progress is told, and errors are raised, in their order.
 
@@ -42,13 +42,12 @@ def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[Compile
             raise DeviceError(f"'{device}' cannot be compiled for here: {reason}")
     done = []
     with ThreadPoolExecutor(len(cores())) as workers:
-        waiting = [
-            workers.submit(_compiled, *item) for item in zip(plan.graphs, plan.parts, strict=True)
-        ]
+        todo = zip(plan.graphs, plan.copies, strict=True)
+        waiting = [workers.submit(_compiled, graph, part) for graph, part in todo]
         try:
-            for index, (part, future) in enumerate(zip(plan.parts, waiting, strict=True)):
+            for index, (part, future) in enumerate(zip(plan.copies, waiting, strict=True)):
                 if progress:
-                    progress(f"{part.name} for {part.device.name}", index, len(plan.parts))
+                    progress(f"{part.name} for {part.device.name}", index, len(plan.copies))
                 done.append(future.result())
         finally:
             workers.shutdown(wait=False, cancel_futures=True)
@@ -60,7 +59,7 @@ def culprits(plan: Plan, refused: RefusedPart) -> tuple[str, ...]:
 
     All of the part's groups where each one alone compiles.
     """
-    part = next(part for part in plan.parts if part.name == refused.part)
+    part = next(p for p in plan.copies if (p.name, p.device.name) == (refused.part, refused.device))
     if len(part.groups) == 1:
         return (part.groups[0].name,)
     target = load(Target, part.device.target)

@@ -1,8 +1,10 @@
 """A compiled plan, ready to run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +17,7 @@ from hetsched.errors import InputError
 from hetsched.executor import Executor
 from hetsched.footprint import Memory, compiled, memory, views_between
 from hetsched.graph import dtype_of
+from hetsched.objective import objective
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
@@ -22,9 +25,17 @@ from hetsched.request import Request, Run, View
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 
+# As long as this the requests in flight keep the units busy that nobody has submitted another: one
+# who wants the same cores can wait for some time. Not fewer than each unit can work on, and no more
+# than a crew takes.
+AHEAD_SECONDS = 10e-3
+MOST_AHEAD = 32
+
 
 class Executable:
     """The parts of `plan`, compiled. `run` runs them; use it as a context, or `close` it.
+
+    `parts` are those of the plan, then their replicas.
 
     Workers start with the first run: a thread for each unit, held on its cores.
     """
@@ -78,10 +89,41 @@ class Executable:
                 )
         return self.start().bind(checked)
 
+    def map(
+        self, many: Iterable[Mapping[str, np.ndarray]], in_flight: int = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs for each of `many` inputs, in their order, with several runs in flight.
+
+        Inputs are taken as outputs are: never more than `in_flight` ahead, by default as many as
+        keep a pipeline busy. So neither has to fit into memory as a whole. After an error, whatever
+        is in flight ends unseen.
+
+        Raises
+        ------
+        InputError, PartError
+            As `run`, at the run that it is about.
+        """
+        waiting: deque[Request] = deque()
+        most = in_flight or self.most_in_flight
+        for inputs in many:
+            waiting.append(self.submit(inputs))
+            if len(waiting) == most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    @cached_property
+    def most_in_flight(self) -> int:
+        """How many runs `map` has in flight; the plan's prices tell how long they take."""
+        units = {item.part.device.unit for item in self.parts}
+        least = 2 * len(units) + 2
+        seconds = objective("throughput").value(self.plan)
+        return max(least, min(MOST_AHEAD, ceil(AHEAD_SECONDS / max(seconds, 1e-9))))
+
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
         """Begins a run; `result` of what it returns waits for the end.
 
-        Several may be in flight; where there are more than two for each unit, and two, it waits.
+        Several may be in flight; where there are `most_in_flight` or more, it may wait.
         """
         checked = self._checked(inputs)
         request = self.start().submit(checked)
@@ -100,7 +142,7 @@ class Executable:
         parts = [compiled(item.part.step, item.graph, item.artifact) for item in self.parts]
         outputs = [tensor.name for tensor in self.outputs]
         # What hands over without Python was compiled into the parts.
-        return memory(parts, outputs, self._views, crew=True)
+        return memory(parts, outputs, self._views, True, len(self.plan.parts))
 
     @property
     def schedule(self) -> Schedule:
@@ -158,10 +200,17 @@ class Executable:
 
     def _start(self) -> Executor:
         steps = [replace(item.part.step, load=partial(_load_kernel, item)) for item in self.parts]
+        number = {
+            (item.part.name, item.part.device.name): index for index, item in enumerate(self.parts)
+        }
+        routes = [
+            tuple(number[name, device] for name, device, _ in recipe.parts)
+            for recipe in self.plan.recipe.turns
+        ]
         names = [tensor.name for tensor in self.outputs]
         constants = self.plan.original.constants
         given = {name: constants[name] for name in names if name in constants}
-        return Executor(steps, names, given, self._views)
+        return Executor(steps, names, given, self._views, routes, self.most_in_flight)
 
     @property
     def _views(self) -> Mapping[str, View]:

@@ -89,12 +89,17 @@ def compiled(step: Step, graph: Graph, artifact: Artifact) -> Loaded:
 
 
 def memory(
-    parts: Sequence[Loaded], outputs: Sequence[str], views: Mapping[str, View], crew: bool
+    parts: Sequence[Loaded],
+    outputs: Sequence[str],
+    views: Mapping[str, View],
+    crew: bool,
+    first: int,
 ) -> Memory:
     """What the devices of `parts`, in the order of the plan, hold in a run that returns `outputs`.
 
     `views` are joined of what several parts make. `crew` says that parts on several units hand over
-    without Python, as far as they are all functions of addresses.
+    without Python, as far as they are all functions of addresses. The `first` so many are one
+    request's; behind them are their replicas, of which nothing is exact.
     """
     weights: dict[str, dict[str, int]] = defaultdict(dict)
     workspace: dict[str, int] = defaultdict(int)
@@ -114,7 +119,11 @@ def memory(
         pools[device.unit] += found.temporaries
     for unit, calls in pools.items():
         workspace[device_of[unit]] += pool_nbytes(calls)
-    tensors, known = _tensors(parts, outputs, views, crew)
+    tensors, known = _tensors(parts[:first], outputs, views, crew)
+    known = known and len(parts) == first
+    for part in parts[first:]:
+        made = (part.graph.handed(tensor).nbytes for tensor in part.graph.outputs)
+        tensors[part.step.device.name] = tensors.get(part.step.device.name, 0) + sum(made)
     held = tuple(
         Holding(
             name,

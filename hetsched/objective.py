@@ -1,12 +1,13 @@
 """What a plan is chosen for: one number of a plan, the smaller the better."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TypeVar
 
-from hetsched.energy import energy
+from hetsched.energy import Energy, energy
 from hetsched.errors import PluginError
-from hetsched.plan import Plan, simulate
+from hetsched.plan import Plan
 from hetsched.schedule import Schedule
 from hetsched.system import System
 
@@ -39,19 +40,21 @@ def objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def seconds_a_request(schedule: Schedule, system: System) -> float:
+def seconds_a_request(schedules: Sequence[Schedule], system: System) -> float:
     """The time from result to result in steady state, with requests behind each other.
 
-    The busiest unit or link sets the pace.
+    `schedules` are of requests that follow each other again and again: one, if all are alike. The
+    busiest unit or link sets the pace.
     """
     load: dict[object, float] = {}
-    for slot in schedule.slots:
-        unit = system.device(slot.device).unit
-        load[unit] = load.get(unit, 0.0) + slot.seconds
-    for move in schedule.transfers:
-        pair = (move.source, move.sink)
-        load[pair] = load.get(pair, 0.0) + move.seconds
-    return max(load.values(), default=0.0)
+    for schedule in schedules:
+        for slot in schedule.slots:
+            unit = system.device(slot.device).unit
+            load[unit] = load.get(unit, 0.0) + slot.seconds
+        for move in schedule.transfers:
+            pair = (move.source, move.sink)
+            load[pair] = load.get(pair, 0.0) + move.seconds
+    return max(load.values(), default=0.0) / len(schedules)
 
 
 def held_bytes(plan: Plan) -> float:
@@ -59,18 +62,29 @@ def held_bytes(plan: Plan) -> float:
     return max(plan.memory_bytes().values(), default=0.0)
 
 
+def _energies(plan: Plan) -> list[Energy]:
+    return [energy(recipe) for recipe in plan.recipe.turns]
+
+
+def _turns(plan: Plan) -> list[Schedule]:
+    """The schedule of each request until the replicas of all stages begin again."""
+    return [recipe.simulate() for recipe in plan.recipe.turns]
+
+
 OBJECTIVES: Mapping[str, Objective] = {
     item.name: item
     for item in (
-        Objective("latency", lambda plan: simulate(plan).makespan, "ms", 1e-3),
+        Objective("latency", lambda plan: max(turn.makespan for turn in _turns(plan)), "ms", 1e-3),
         Objective(
             "throughput",
-            lambda plan: seconds_a_request(simulate(plan), plan.system),
+            lambda plan: seconds_a_request(_turns(plan), plan.system),
             "ms a request",
             1e-3,
         ),
-        Objective("energy", lambda plan: energy(plan.recipe).joules, "mJ", 1e-3),
-        Objective("edp", lambda plan: energy(plan.recipe).delay_product, "uJ s", 1e-6),
+        Objective("energy", lambda plan: fmean(use.joules for use in _energies(plan)), "mJ", 1e-3),
+        Objective(
+            "edp", lambda plan: fmean(use.delay_product for use in _energies(plan)), "uJ s", 1e-6
+        ),
         Objective("memory", held_bytes, "MB", 1e6),
     )
 }

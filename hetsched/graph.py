@@ -1,5 +1,6 @@
 """The frozen, analysed view of an ONNX model, which every later stage works on."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,8 @@ from hetsched.op import Op, Tensor, can_adjoin, in_blocks
 IR_VERSION = 8
 # Weights of at least this many bytes leave the model for the one weight file of a package.
 DETACHED_NBYTES = 1024
+# The property of a model that says which tensors are packed.
+PACKED = "hetsched.packed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +140,6 @@ class Graph:
             # Strings have no buffer; their text is what counts.
             text = array.dtype == object
             digest.update(repr(array.tolist()).encode() if text else raw_bytes(array))
-        for name, lanes in sorted(self.packed.items()):
-            digest.update(f"{name} in blocks of {lanes}".encode())
         return digest.hexdigest()
 
     @property
@@ -189,7 +190,7 @@ class Graph:
 
 
 def to_onnx(graph: Graph, weights: bool = True) -> onnx.ModelProto:
-    """The graph as an ONNX model.
+    """The graph as an ONNX model; tensors have their plain shapes, and `packed` is a property.
 
     Without `weights`, constants of `DETACHED_NBYTES` or more stay behind as initializers that have
     dtype and shape but no data, to be bound to a weight file.
@@ -201,7 +202,7 @@ def to_onnx(graph: Graph, weights: bool = True) -> onnx.ModelProto:
         else:
             code = onnx_code(array.dtype.name)
             initializers.append(onnx.TensorProto(name=name, data_type=code, dims=array.shape))
-    return helper.make_model(
+    model = helper.make_model(
         helper.make_graph(
             [_to_node(op, graph.opsets) for op in graph.ops],
             graph.name or "graph",
@@ -219,6 +220,10 @@ def to_onnx(graph: Graph, weights: bool = True) -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid(*opset) for opset in graph.opsets.items()],
         producer_name="hetsched",
     )
+    if graph.packed:
+        packed = json.dumps(dict(graph.packed), sort_keys=True)
+        helper.set_model_props(model, {PACKED: packed})
+    return model
 
 
 def from_onnx(model: onnx.ModelProto, weights: Mapping[str, np.ndarray] | None = None) -> Graph:
@@ -269,6 +274,7 @@ def from_onnx(model: onnx.ModelProto, weights: Mapping[str, np.ndarray] | None =
             "" if opset.domain == "ai.onnx" else opset.domain: opset.version
             for opset in model.opset_import
         },
+        packed=_packed(model),
     )
 
 
@@ -321,6 +327,14 @@ def ir_version(opsets: Mapping[str, int]) -> int:
     versions = helper.OP_SET_ID_VERSION_MAP
     needed = (versions.get((domain or "ai.onnx", v), 0) for domain, v in opsets.items())
     return int(max(IR_VERSION, *needed))
+
+
+def _packed(model: onnx.ModelProto) -> dict[str, int]:
+    written = {entry.key: entry.value for entry in model.metadata_props}.get(PACKED, "{}")
+    try:
+        return {str(name): int(lanes) for name, lanes in json.loads(written).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ModelError(f"the property '{PACKED}' does not parse: {written[:80]}") from None
 
 
 def _constant(tensor: onnx.TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -21,7 +21,7 @@ from hetsched.device import Link
 from hetsched.dtype import tolerance
 from hetsched.errors import CompileError, ModelError, PackageError
 from hetsched.executable import load_executable
-from hetsched.graph import Graph, to_onnx
+from hetsched.graph import Graph, from_onnx, to_onnx
 from hetsched.inputs import seeded_inputs
 from hetsched.op import Tensor
 from hetsched.plan import Plan, make_plan
@@ -130,10 +130,8 @@ def line() -> Graph:
     return build.graph(build.conv(build.op("Relu", x), 6))
 
 
-def on(
-    graph: Graph, *devices: str, order: Sequence[str] = (), splits: Sequence[Split] = ()
-) -> Plan:
-    """A plan that gives the groups to the devices in turn, each a part of its own."""
+def on(graph: Graph, *devices: str, splits: Sequence[Split] = (), apart: bool = True) -> Plan:
+    """A plan that gives the groups to the devices in turn, if `apart` each a part of its own."""
     original, graph = graph, split(graph, splits) if splits else graph
     names = tuple(dict.fromkeys(devices))
     found = tuple(load(Target, name.partition(":")[0]).device(name) for name in names)
@@ -146,7 +144,7 @@ def on(
     placement = {name: devices[index % len(devices)] for index, name in enumerate(groups)}
     return make_plan(
         graph, System("", found, links), Prices("table", table, {}, members), placement, groups,
-        "test", groups, splits, original if splits else None,
+        "test", groups if apart else (), splits, original if splits else None,
     )  # fmt: skip
 
 
@@ -185,6 +183,12 @@ def test_a_part_has_the_packed_tensors_of_its_border() -> None:
     assert len({first.digest, plain.digest}) == len({signature(first), signature(plain)}) == 2
 
 
+def test_packed_tensors_are_a_property_of_the_model() -> None:
+    graph = forms.between(network("conv"), load(Target, "cpu").device("cpu"))
+    assert graph.packed
+    assert from_onnx(to_onnx(graph)).packed == graph.packed
+
+
 def test_only_images_of_floats_are_packed() -> None:
     graph = network("conv")
     for packed in ({"none": LANES}, {"c0": LANES}, {"x": 0}):
@@ -212,6 +216,18 @@ def test_parts_hand_over_blocks(family: str, monkeypatch: pytest.MonkeyPatch) ->
     target = load(Target, "cpu")
     assert packed
     assert set(packed.values()) == {target.lanes(plan.system.devices[0])}
+    with hetsched.compile(plan) as executable:
+        verify(executable).check()
+
+
+def test_a_part_of_several_results() -> None:
+    build = Layers()
+    x = build.input("x", 1, 5, 9, 8)
+    halves = [build.conv(x, 20), build.conv(x, 24)]
+    graph = build.graph(*(build.conv(half, 6) for half in halves))
+    plan = on(graph, "cpu:0", "cpu:0", *two_cores()[::-1], apart=False)
+    assert sorted(len(part.outputs) for part in plan.parts) == [1, 1, 2]
+    assert len(packed_between(plan)) == 2
     with hetsched.compile(plan) as executable:
         verify(executable).check()
 
@@ -266,7 +282,8 @@ def test_random_networks_on_two_devices(seed: int) -> None:
     graph = random_network(rng)
     names = two_cores()
     names.append("onnxruntime" + names[0].removeprefix("cpu"))
-    plan = on(graph, *(rng.choice(names[: 2 + seed % 2]) for _ in range(7)), *names[:2])
+    devices = [rng.choice(names[: 2 + seed % 2]) for _ in range(7)]
+    plan = on(graph, *devices, *names[:2], apart=seed == 0)
     with hetsched.compile(plan) as executable:
         verify(executable).check()
 

@@ -24,6 +24,7 @@ links
 system
 tasks  cost
 problem  instance  sequence
+learning
 scheduler  plan  bounds  profiling
 objective
 partitioner  compiler  executor  explain  stream

@@ -78,7 +78,9 @@ def work_of(part: Graph, rules: Rules, megabytes: float) -> Work:
         found.family = f"integer {found.family}"
     cold = min(1.0, max(0.0, (log2(megabytes) - WARM) / (COLD - WARM)))
     found.add(
-        cold=cold, filters_cold=cold * found.cycles["filters"], moved_cold=cold * found.cycles["moved"]
+        cold=cold,
+        filters_cold=cold * found.cycles["filters"],
+        moved_cold=cold * found.cycles["moved"],
     )
     found.sizes["megabytes"] = megabytes
     return found
@@ -149,9 +151,7 @@ def _window(op: Op, kernel: tuple[int, ...], *, spatial: int) -> Window:
 
     def pair(values: Any, default: int) -> tuple[int, int]:
         values = tuple(values or (default,) * spatial)
-        return (1 if default else 0, int(values[0])) if spatial == 1 else (
-            int(values[0]), int(values[1])
-        )  # fmt: skip
+        return (default, int(values[0])) if spatial == 1 else (int(values[0]), int(values[1]))
 
     def size(values: tuple[int, ...]) -> tuple[int, int]:
         return (1, values[0]) if spatial == 1 else (values[0], values[1])
@@ -172,7 +172,7 @@ def _window(op: Op, kernel: tuple[int, ...], *, spatial: int) -> Window:
 
 
 def _is_packed(part: Graph, tensor: Tensor) -> bool:
-    return tensor.name in getattr(part, "packed", {})
+    return tensor.name in part.packed
 
 
 def _conversions(found: Work, part: Graph, *, skip: Tensor | None = None) -> None:
@@ -224,8 +224,7 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
         together = lcm(lcm(inner, lanes) // inner, lcm(each, lanes) // each)
         if groups % together or (together > 1 and together * inner > MOST_MERGED):
             found.family = "uneven"
-            reach = -(-inner // lanes) + 1
-            blocks_in, blocks, same = reach, rules.vectors.blocks(outputs), 1
+            blocks_in, blocks, same = -(-inner // lanes) + 1, rules.vectors.blocks(outputs), 1
         else:
             found.family = "grouped"
             zeros = together
@@ -250,10 +249,10 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
         found.family += " pointwise"
     else:
         rows, columns = window.result[0], chosen.covering(window.result[1])
-        reach = window.reach(columns)
-        if reach != window.source:
+        seen = window.reach(columns)
+        if seen != window.source:
             depth = channels if plain else rules.vectors.blocks(channels) * lanes
-            found.add(padded=float(batch * depth * prod(reach)))
+            found.add(padded=float(batch * depth * prod(seen)))
     inner = channels if plain else lanes
     depth = (1 if plain else blocks_in) * inner * prod(window.kernel)
     if channels < lanes and not plain:

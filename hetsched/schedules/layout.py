@@ -70,6 +70,8 @@ class _Planner:
         self.lanes = rules.vectors.lanes
         self.builder = relax.BlockBuilder(module)
         self._forms: dict[Any, _Form] = {}
+        # Variables that stand for tuples.
+        self._tuples: dict[Any, Any] = {}
 
     def planned(self, inputs: Collection[int], outputs: Collection[int]) -> Any:
         old = self._module["main"]
@@ -99,6 +101,7 @@ class _Planner:
 
     def _results(self, value: Any, outputs: Collection[int]) -> Any:
         """What `main` gives, those of `outputs` in blocks."""
+        value = self._tuples.get(value, value)
         if not isinstance(value, relax.Tuple):
             return self.blocked(value) if outputs else self.plain(value)
         fields = enumerate(value.fields)
@@ -108,6 +111,8 @@ class _Planner:
         if isinstance(value, relax.Var):
             self._forms[variable] = self._forms[value]
             return
+        if isinstance(value, relax.Tuple):
+            self._tuples[variable] = value
         handler = HANDLERS.get(_name(value))
         made = None if handler is None else handler(self, value, shape_of(variable))
         if made is not None:

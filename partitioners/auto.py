@@ -104,7 +104,8 @@ def _distinct(plans: list[Plan]) -> list[Plan]:
     seen = set()
     kept = []
     for plan in plans:
-        key = plan.splits, plan.order, plan.cuts, tuple(sorted(plan.placement.items()))
+        places = tuple(sorted(plan.placement.items())), tuple(plan.replicas.items())
+        key = plan.splits, plan.order, plan.cuts, places
         if key not in seen:
             seen.add(key)
             kept.append(plan)

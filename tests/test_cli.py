@@ -135,9 +135,12 @@ TEN_TASKS = Path(__file__).parents[1] / "examples" / "ten_tasks.json"
 def test_an_instance_is_scheduled(scheduler: str, makespan: float) -> None:
     options = ("schedule", TEN_TASKS, "--scheduler", scheduler)
     found = document(*options)
-    keys = ["makespan", "lower_bound", "optimal", "slots", "solver", "wall_seconds"]
+    keys = ["makespan", "lower_bound", "optimal", "slots", "solver", "wall_seconds", "history"]
     assert list(found) == keys
     assert found["makespan"] == makespan
+    assert [last["makespan"] for last in found["history"][-1:]] == [makespan] * (
+        scheduler == "portfolio"
+    )
     assert found["lower_bound"] <= makespan
     assert found["optimal"] == (found["lower_bound"] == makespan)
     assert all(list(slot) == ["task", "device", "start", "finish"] for slot in found["slots"])

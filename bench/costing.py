@@ -1,4 +1,4 @@
-"""What the sets of `bench.costs` share: their options, what they find, and how networks are halved."""
+"""What the sets of `bench.costs` share: options, what they find, and how networks are halved."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

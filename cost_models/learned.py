@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hetsched.cost import CostModel, Progress, signature
 from hetsched.device import Device
+from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.learning.model import Model
@@ -41,22 +42,30 @@ class Learned(CostModel):
     def estimates(self, graph: Graph, wanted: Sequence[tuple[Group, Device]]) -> list[Estimate]:
         """The seconds of each pair, and how uncertain they are: not at all if they are measured."""
         store = Store(Path(self.store) if self.store else default_path())
-        parts = [graph.part(group.ops, group.name) for group, _ in wanted]
-        signatures = [signature(part) for part in parts]
-        found: list[Estimate | None] = [None] * len(wanted)
+        found: dict[tuple[Group, Device], Estimate] = {}
         for device in dict.fromkeys(device for _, device in wanted):
-            compiler = load(Target, device.target).configuration(device)
-            own = [index for index, (_, other) in enumerate(wanted) if other == device]
-            known = store.samples(
-                device, compiler, method(graph), {signatures[index] for index in own}
+            groups = [group for group, other in wanted if other == device]
+            found |= zip(
+                [(group, device) for group in groups],
+                _estimates(store, graph, groups, device),
+                strict=True,
             )
-            for index in own:
-                if signatures[index] in known:
-                    found[index] = Estimate(known[signatures[index]].seconds, 0.0)
-            missing = [index for index in own if found[index] is None]
-            if missing:
-                model = Model.of(device, store.records())
-                told = model.estimates([parts[index] for index in missing], surroundings(graph))
-                for index, estimate in zip(missing, told, strict=True):
-                    found[index] = estimate
-        return [estimate for estimate in found if estimate is not None]
+        return [found[pair] for pair in wanted]
+
+
+def _estimates(
+    store: Store, graph: Graph, groups: Sequence[Group], device: Device
+) -> list[Estimate]:
+    """Of groups of `graph`, as they are among their neighbours on one device."""
+    handing = between(graph, device)
+    parts = [handing.part(group.ops, group.name) for group in groups]
+    signatures = [signature(part) for part in parts]
+    compiler = load(Target, device.target).configuration(device)
+    known = store.samples(device, compiler, method(graph), signatures)
+    missing = [p for p, s in zip(parts, signatures, strict=True) if s not in known]
+    if missing:
+        model = Model.of(device, store.records())
+        predicted = iter(model.estimates(missing, surroundings(graph)))
+    return [
+        Estimate(known[one].seconds, 0.0) if one in known else next(predicted) for one in signatures
+    ]

@@ -54,14 +54,22 @@ class CostModel(Plugin):
 
 
 def roofline_seconds(flops: int, nbytes: int, device: Device) -> float:
-    """The longer of computing at the device's peak and moving at its full bandwidth.
+    """The call, and the longer of computing at the device's peak and moving at full bandwidth.
+
+    The bandwidth is that of the nearest cache that holds all `nbytes`, as far as the device says
+    what it is, and else that of the memory.
 
     References
     ----------
     Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for
     multicore architectures", CACM 52(4), 2009, https://doi.org/10.1145/1498765.1498785
+    Ilic, Pratas and Sousa, "Cache-aware roofline model: upgrading the loft", IEEE Computer
+    Architecture Letters 13(1), 2014, https://doi.org/10.1109/L-CA.2013.6
     """
-    return max(flops / device.flops_per_second, nbytes / device.bytes_per_second)
+    levels = zip(device.cache_nbytes, device.cache_bytes_per_second, strict=False)
+    held = (rate for size, rate in levels if nbytes <= size)
+    bandwidth = next(held, device.bytes_per_second)
+    return device.call_seconds + max(flops / device.flops_per_second, nbytes / bandwidth)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hetsched.cost import CostModel, Progress, signature
@@ -39,6 +40,12 @@ class Learned(CostModel):
     ) -> list[float]:
         return [estimate.seconds for estimate in self.estimates(graph, wanted)]
 
+    def deviations(
+        self, graph: Graph, wanted: Sequence[tuple[Group, Device]]
+    ) -> list[float | None]:
+        estimates = self.estimates(graph, wanted)
+        return [None if one.is_measured else one.deviation for one in estimates]
+
     def estimates(self, graph: Graph, wanted: Sequence[tuple[Group, Device]]) -> list[Estimate]:
         """The seconds of each pair, and how uncertain they are: not at all if they are measured."""
         store = Store(Path(self.store) if self.store else default_path())
@@ -64,8 +71,23 @@ def _estimates(
     known = store.samples(device, compiler, method(graph), signatures)
     missing = [p for p, s in zip(parts, signatures, strict=True) if s not in known]
     if missing:
-        model = Model.of(device, store.records())
+        model = _model(store, _stamp(store), device)
         predicted = iter(model.estimates(missing, surroundings(graph)))
     return [
         Estimate(known[one].seconds, 0.0) if one in known else next(predicted) for one in signatures
     ]
+
+
+def _stamp(store: Store) -> tuple[int, int]:
+    """What changes when something is written to the store."""
+    try:
+        status = store.path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=16)
+def _model(store: Store, stamp: tuple[int, int], device: Device) -> Model:
+    """Fitted once as long as the store stays as it is."""
+    return Model.of(device, store.records())

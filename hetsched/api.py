@@ -2,29 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
 from hetsched.compiler import compile_parts, culprits
 from hetsched.contest import median_latencies
-from hetsched.cost import CostModel, Prices, price, refusals, signature
+from hetsched.cost import CostModel, Prices, price, refusals
 from hetsched.device import Device
 from hetsched.errors import (
     CompileError,
     DeviceError,
     InfeasiblePlan,
+    PlanError,
     RefusedPart,
     UnsupportedOperation,
 )
 from hetsched.executable import Executable
 from hetsched.explain import Account, Explanation
-from hetsched.forms import between
-from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
 from hetsched.instance import read_instance
-from hetsched.measure import measure_kernel
+from hetsched.links import Repeated, measure_links
 from hetsched.objective import front as pareto_front
 from hetsched.objective import objective as objective_of
 from hetsched.operation import group_flops
@@ -33,6 +33,7 @@ from hetsched.plan import Plan, Recipe
 from hetsched.plugin import load as load_plugin
 from hetsched.plugin import names
 from hetsched.problem import Problem, Solution
+from hetsched.profiling import THOROUGH, Course, Effort, Key, measure
 from hetsched.scheduler import Scheduler
 from hetsched.store import Sample, Store, default_path
 from hetsched.system import System
@@ -44,6 +45,8 @@ Progress = Callable[[str, int, int], None]
 
 # Plans of several devices that are measured beside the best single device.
 MOST_MEASURED = 3
+# Of a budget for profiling, what may go to links.
+LINKS_SHARE = 0.2
 
 
 def partition(
@@ -146,8 +149,10 @@ def priced(
 class Profiled:
     """A distinct kernel on one kind of device, and what was measured.
 
-    `groups` are the kernel groups that it stands for, `devices` those that it is measured for.
-    Without a `sample` there is a `refusal`, or the budget was spent.
+    `groups` are the kernel groups that it stands for, with the name of their graph where there are
+    several, and `devices` those that it is measured for. `already` says that nothing new was
+    measured, `tight` that its time is known as well as it was wanted. Without a `sample` there is
+    a `refusal`, or the budget was spent.
     """
 
     kinds: str
@@ -156,6 +161,7 @@ class Profiled:
     flops: int
     sample: Sample | None = None
     already: bool = False
+    tight: bool = False
     refusal: str = ""
 
     @property
@@ -163,73 +169,83 @@ class Profiled:
         return self.sample is None and not self.refusal
 
 
+@dataclass(frozen=True)
+class Profiling:
+    """What is known of kernels and links when profiling ends.
+
+    `drift` is by how much slower the machine became meanwhile, and `since` by how much slower it
+    is than when older samples of the store were taken; None where that was not measured.
+    """
+
+    rows: tuple[Profiled, ...]
+    links: tuple[Repeated, ...]
+    seconds: float
+    drift: float | None = None
+    since: float | None = None
+
+
 def profile(
-    graph: Graph,
+    graphs: Graph | Sequence[Graph],
     system: System | str,
     store: str | Path | None = None,
-    budget_seconds: float = float("inf"),
+    budget_seconds: float = inf,
     progress: Progress | None = None,
-) -> tuple[Profiled, ...]:
-    """Measures each distinct kernel group on each kind of device into the store.
+    effort: Effort = THOROUGH,
+) -> Profiling:
+    """Measures each distinct kernel group and each link into the store, until they are known well.
 
-    What the store has already is not measured again. No measurement begins after
-    `budget_seconds`; the kernels with the most arithmetic come first.
+    Begins with what is not known and counts most. No measurement begins after `budget_seconds`;
+    another call goes on where this one ended, however it did.
 
     Raises
     ------
     DeviceError
         A device is not here.
     """
+    begin = perf_counter()
     kept = Store(Path(store) if store else default_path())
     if isinstance(system, str):
         system = System.local(system, kept)
-    begin = perf_counter()
+    graphs = (graphs,) if isinstance(graphs, Graph) else tuple(graphs)
+    links = measure_links(system.devices, kept, begin + LINKS_SHARE * budget_seconds, progress)
     kinds: dict[str, list[Device]] = {}
     for device in system.devices:
         kinds.setdefault(device.fingerprint, []).append(device)
-    todo = []
-    for devices in kinds.values():
-        alike: dict[str, list[tuple[Group, Graph]]] = {}
-        among = between(graph, devices[0])
-        for group in graph.groups:
-            part = among.part(group.ops, group.name)
-            alike.setdefault(signature(part), []).append((group, part))
-        todo += [(key, found, devices) for key, found in alike.items()]
-    todo.sort(key=lambda item: -group_flops(item[1][0][0]) * len(item[1]))
-    rows = []
-    for index, (key, found, devices) in enumerate(todo):
-        groups = [group for group, _ in found]
-        if progress:
-            progress(f"{groups[0].kinds} on {devices[0].name}", index, len(todo))
-        row = Profiled(
-            groups[0].kinds,
-            tuple(group.name for group in groups),
-            tuple(device.name for device in devices),
-            group_flops(groups[0]),
-        )
-        left = budget_seconds - (perf_counter() - begin)
-        rows.append(_profiled(row, found[0][1], devices[0], key, kept, left))
-    return tuple(rows)
-
-
-def _profiled(
-    row: Profiled, part: Graph, device: Device, key: str, store: Store, left: float
-) -> Profiled:
-    """The row with what the store has, or with what is measured while time is left."""
-    compiler = load_plugin(Target, device.target).configuration(device)
-    sample = store.sample(device, key, compiler)
-    if sample is not None:
-        return replace(row, sample=sample, already=True)
-    if left <= 0:
-        return row
-    if reason := refusals([part], device)[0]:
-        return replace(row, refusal=reason)
-    try:
-        sample = measure_kernel(part, device)
-    except CompileError as error:
-        return replace(row, refusal=str(error))
-    store.add(device, key, compiler, row.kinds, sample)
-    return replace(row, sample=sample)
+    courses = [
+        Course(graph, graph.groups, alike[0]) for graph in graphs for alike in kinds.values()
+    ]
+    refused: dict[Key, str] = {}
+    for course in courses:
+        reasons = refusals(list(course.parts.values()), course.device)
+        for name, reason in zip(course.parts, reasons, strict=True):
+            if reason is not None:
+                refused[course.keys[name]] = reason
+    wanted = [
+        replace(course, groups=[g for g in course.groups if course.keys[g.name] not in refused])
+        for course in courses
+    ]
+    found = measure(wanted, kept, effort, begin + budget_seconds, progress)
+    refused.update(found.refused)
+    rows: dict[Key, Profiled] = {}
+    for course in courses:
+        for group in course.groups:
+            key = course.keys[group.name]
+            name = group.name if len(graphs) == 1 else f"{course.graph.name}/{group.name}"
+            sample = found.samples.get(key)
+            first = Profiled(
+                group.kinds,
+                (),
+                tuple(device.name for device in kinds[key[0]]),
+                group_flops(group),
+                sample,
+                already=sample is not None and key not in found.fresh,
+                tight=sample is not None and effort.settles(sample),
+                refusal=refused.get(key, ""),
+            )
+            row = rows.setdefault(key, first)
+            rows[key] = replace(row, groups=(*row.groups, name))
+    order = sorted(rows.values(), key=lambda row: -row.flops * len(row.groups))
+    return Profiling(tuple(order), tuple(links), perf_counter() - begin, found.drift, found.since)
 
 
 @dataclass(frozen=True)
@@ -263,7 +279,7 @@ class Tuning:
 
 def tune(
     graph: Graph,
-    devices: str = "cpu",
+    devices: System | str = "cpu",
     tuner: str | None = None,
     trials: int = 4,
     budget_seconds: float = float("inf"),
@@ -287,7 +303,8 @@ def tune(
     store = Store(default_path())
     begin = perf_counter()
     kinds: dict[str, list[Device]] = {}
-    for device in System.local(devices, store).devices:
+    system = System.local(devices, store) if isinstance(devices, str) else devices
+    for device in system.devices:
         kinds.setdefault(device.fingerprint, []).append(device)
     rows: list[Tuned] = []
     whole = True
@@ -362,7 +379,7 @@ def explain(plan: Plan | Recipe, node: str | None = None) -> tuple[Explanation, 
     Raises
     ------
     PlanError
-        There is no such node.
+        There is no such node; or it is a join that nothing has to compute.
     """
     recipe = plan if isinstance(plan, Recipe) else plan.recipe
     account = Account(recipe)
@@ -370,6 +387,13 @@ def explain(plan: Plan | Recipe, node: str | None = None) -> tuple[Explanation, 
         return tuple(map(account.explanation, account.nodes()))
     if isinstance(plan, Plan):
         groups = {op.name: group.name for group in plan.graph.groups for op in group.ops}
+        for whole, pieces in plan.graph.views.items():
+            if node in (whole, plan.graph.producers[whole].name):
+                makers = (groups[plan.graph.producers[piece.name].name] for piece in pieces)
+                raise PlanError(
+                    f"'{node}' joins without a copy what is written one behind the other: it takes "
+                    f"no time and has no device; explain {', '.join(map(repr, makers))}"
+                )
         node = groups.get(node, node)
     return (account.explanation(node),)
 

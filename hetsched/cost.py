@@ -6,17 +6,27 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
 
 from hetsched.cache import refusals as kept_refusals
 from hetsched.device import Device
-from hetsched.errors import UnsupportedOperation
-from hetsched.fusion import Group
-from hetsched.graph import Graph, to_onnx
+from hetsched.dtype import dtype_name, numpy_dtype
+from hetsched.errors import ModelError, UnsupportedOperation
+from hetsched.fusion import ELEMENTWISE, HEAD, Group
+from hetsched.graph import DETACHED_NBYTES, Graph, from_onnx, to_onnx
+from hetsched.op import Tensor
 from hetsched.plugin import Plugin, load
+from hetsched.store import Kernel
 from hetsched.system import System
 from hetsched.target import Target
 
 Progress = Callable[[str, int, int], None]
+
+# Integer constants of at most so many bytes are parameters, larger ones are weights.
+MOST_INTEGER_NBYTES = 1024
+# Of other constants, those of at most so many bytes may be parameters.
+DECISIVE_NBYTES = 64
 
 
 class CostModel(Plugin):
@@ -167,7 +177,41 @@ def _answers(graph: Graph, groups: Sequence[Group], system: System) -> list[tupl
 
 
 def refusals(parts: Sequence[Graph], device: Device) -> list[str | None]:
-    """Why the device's target cannot compile each of `parts`, or None."""
+    """Why the device's target cannot compile each of `parts`, or None.
+
+    Asked once for parts that are alike.
+    """
+    keys = [(signature(part), _decisive(part)) for part in parts]
+    first: dict[object, int] = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    answers = _each_refusal([parts[index] for index in first.values()], device)
+    alike = dict(zip(first, answers, strict=True))
+    found = [alike[key] for key in keys]
+    # A reason names the operation.
+    named = [i for i, key in enumerate(keys) if found[i] is not None and first[key] != i]
+    if named:
+        reasons = _each_refusal([parts[index] for index in named], device)
+        for index, reason in zip(named, reasons, strict=True):
+            found[index] = reason
+    return found
+
+
+def _decisive(part: Graph) -> tuple[object, ...]:
+    """The small constants that a compiler may look at, such as the scales of a Resize.
+
+    What an elementwise operation reads is no reason to refuse it.
+    """
+    read = {t.name for op in part.ops if op.kind not in ELEMENTWISE | {HEAD} for t in op.reads}
+    found = (part.constants[name] for name in part.constants if name in read)
+    return tuple(
+        repr(array.tolist()) if array.dtype == object else array.tobytes()
+        for array in found
+        if array.nbytes <= DECISIVE_NBYTES
+    )
+
+
+def _each_refusal(parts: Sequence[Graph], device: Device) -> list[str | None]:
     target = load(Target, device.target)
     if target.unavailable():
         # A machine that is described but not here cannot be asked; its compiler will say so later.
@@ -191,31 +235,64 @@ def signature(part: Graph) -> str:
 
     Integer constants count with their values, for they are axes, shapes and indices.
     """
-    names: dict[str, str] = {}
-    model = to_onnx(part, weights=False)
-    graph = model.graph
-    graph.name = ""
-    del graph.value_info[:], model.metadata_props[:]
+    places: dict[str, int] = {}
 
-    def renamed(name: str) -> str:
-        return names.setdefault(name, f"t{len(names)}") if name else ""
+    def place(tensor: Tensor | None) -> object:
+        """The number of a tensor, and what it is where it is first met."""
+        if tensor is None:
+            return None
+        known = len(places)
+        number = places.setdefault(tensor.name, known)
+        return (number, tensor.dtype, tensor.shape) if number == known else number
 
-    for value in graph.input:
-        value.name = renamed(value.name)
-    for node in graph.node:
-        node.name = ""
-        node.input[:] = [renamed(name) for name in node.input]
-        node.output[:] = [renamed(name) for name in node.output]
-    for value in graph.output:
-        value.name = renamed(value.name)
-    kept = []
-    for tensor in graph.initializer:
-        array = part.constants[tensor.name]
-        text = f"{renamed(tensor.name)} {array.dtype} {array.shape}"
-        if np.issubdtype(array.dtype, np.integer) and array.nbytes <= 1024:
-            text += f" {array.tolist()}"
-        kept.append(text)
-    del graph.initializer[:]
-    kept += [f"{renamed(name)} in blocks of {lanes}" for name, lanes in part.packed.items()]
-    text = model.SerializeToString(deterministic=True) + "\n".join(sorted(kept)).encode()
-    return sha256(text).hexdigest()[:32]
+    content: list[object] = [sorted(part.opsets.items()), [place(tensor) for tensor in part.inputs]]
+    for op in part.ops:
+        told = [(name, _plain(op.attributes[name])) for name in sorted(op.attributes)]
+        ends = [[place(tensor) for tensor in tensors] for tensors in (op.inputs, op.outputs)]
+        content.append((op.kind, op.domain, told, ends))
+    content.append([place(tensor) for tensor in part.outputs])
+    for name, array in part.constants.items():
+        if np.issubdtype(array.dtype, np.integer) and array.nbytes <= MOST_INTEGER_NBYTES:
+            content.append((places.get(name), array.tolist()))
+        else:
+            content.append(places.get(name))
+    content.append(sorted((places[name], lanes) for name, lanes in part.packed.items()))
+    return sha256(repr(content).encode()).hexdigest()[:32]
+
+
+def _plain(value: object) -> object:
+    """A value of an attribute, as one that `repr` shows whole."""
+    if isinstance(value, np.ndarray):
+        return (value.dtype.str, value.shape, value.tolist())
+    return value
+
+
+def kernel_of(part: Graph) -> Kernel:
+    """What the profile store keeps of a part: its signature, and its graph without weights."""
+    model = to_onnx(part, weights=False).SerializeToString(deterministic=True)
+    return Kernel(signature(part), "+".join(op.kind for op in part.ops), model)
+
+
+def graph_of(kernel: Kernel) -> Graph:
+    """The part that a kernel of the store was made from, with weights of zero.
+
+    Raises
+    ------
+    ModelError
+        The store has no model of it, or one that cannot be read.
+    """
+    try:
+        model = onnx.ModelProto.FromString(kernel.model)
+        zeros = {
+            tensor.name: np.broadcast_to(
+                np.zeros((), numpy_dtype(dtype_name(tensor.data_type))), tuple(tensor.dims)
+            )
+            for tensor in model.graph.initializer
+            if tensor.data_type != onnx.TensorProto.STRING
+        }
+        detached = {name: array for name, array in zeros.items() if array.nbytes >= DETACHED_NBYTES}
+        if not model.graph.node:
+            raise ValueError("no operations")
+        return from_onnx(model, detached)
+    except (DecodeError, ValueError, KeyError) as error:
+        raise ModelError(f"the profile store has no graph of '{kernel.kinds}': {error}") from None

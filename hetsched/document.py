@@ -1,11 +1,17 @@
 """JSON documents that others write: parsed, checked, and refused with the way to what is wrong."""
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
-from hetsched.errors import HetschedError
+from hetsched.errors import DeviceError, HetschedError
 
 NUMBER = (int, float)
+# What stands for infinity in JSON, which has no number for it.
+UNLIMITED = "unlimited"
+
+T = TypeVar("T")
 
 
 def parse(text: str, error: type[HetschedError], what: str) -> Any:
@@ -55,3 +61,58 @@ def check(value: Any, shape: Any, where: str, error: type[HetschedError], found:
                 check(value[name], inner, f"{where}.{name}", error, found)
             elif name == key:
                 raise error(f"{found}{where} lacks '{name}'")
+
+
+def record(kind: type[T], item: Mapping[str, Any]) -> T:
+    """The device or link that `plain` wrote, or that a machine file describes.
+
+    Raises
+    ------
+    DeviceError
+        A key or value that does not belong, or a field that is missing.
+    """
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in item.items():
+        if key not in known:
+            raise DeviceError(
+                f"'{key}' is no field of a {kind.__name__.lower()}; there are {', '.join(known)}"
+            )
+        values[key] = _checked(known[key].type, key, value)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise DeviceError(f"a {kind.__name__.lower()} is incomplete: {error}") from None
+
+
+def _checked(kind: Any, key: str, value: Any) -> Any:
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not value >= 0:
+            raise DeviceError(f"'{key}' is {value}; it must not be negative")
+        if value == 0 and key.endswith("_per_second"):
+            raise DeviceError(f"'{key}' is 0; it must be positive")
+        return float(value)
+    if kind is float and value == UNLIMITED:
+        return float("inf")
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind == tuple[int, ...] and isinstance(value, list | tuple):
+        if not all(isinstance(item, int) and item >= 0 for item in value):
+            raise DeviceError(f"'{key}' is {value!r}, which is not a list of natural numbers")
+        return tuple(value)
+    raise DeviceError(f"'{key}' is {value!r}, which is not a {getattr(kind, '__name__', kind)}")
+
+
+def plain(item: Any) -> dict[str, Any]:
+    """The fields of a device or link for JSON, without those that have their default."""
+    found = {}
+    for f in fields(item):
+        value = getattr(item, f.name)
+        if value == f.default:
+            continue
+        if isinstance(value, tuple):
+            value = list(value)
+        found[f.name] = UNLIMITED if value == float("inf") else value
+    return found

@@ -525,13 +525,11 @@ def read_recipe(text: str) -> Recipe:
     PlanError
         The text is no plan, or is damaged.
     """
-    content = parse_plan(text)
-    with _described():
-        return Recipe.from_dict(content, System.from_dict(content["system"]))
+    return read_recipe_and_facts(text)[0]
 
 
-def plan_facts(text: str) -> dict[str, str]:
-    """What a plan file says of itself, by name: model, system, partitioner and the like.
+def read_recipe_and_facts(text: str) -> tuple[Recipe, dict[str, str]]:
+    """With the recipe what the file says of itself, by name: model, system, partitioner, ...
 
     Raises
     ------
@@ -539,7 +537,9 @@ def plan_facts(text: str) -> dict[str, str]:
         The text is no plan, or is damaged.
     """
     content = parse_plan(text)
-    return {
+    with _described():
+        recipe = Recipe.from_dict(content, System.from_dict(content["system"]))
+    return recipe, {
         "model": content["graph"]["name"],
         "graph": content["graph"]["sha256"][:12],
         "system": str(content["system"].get("name", "")),

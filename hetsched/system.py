@@ -4,21 +4,19 @@ import json
 import platform
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hetsched.device import Device as Device
 from hetsched.device import Link as Link
+from hetsched.document import plain, record
 from hetsched.errors import DeviceError
-from hetsched.measure import measure_link
+from hetsched.links import link_between
 from hetsched.plugin import load
 from hetsched.store import Store, default_path
 from hetsched.target import Target
-
-# What stands for infinity in JSON, which has no number for it.
-UNLIMITED = "unlimited"
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class System:
             found.append(target.device(name))
         # Checked before anything is measured.
         bare = cls(platform.node() or "machine", tuple(found), ())
-        links = [_link(a, b, store) for a in found for b in found if a != b]
+        links = [link_between(a, b, store) for a in found for b in found if a != b]
         return replace(bare, links=tuple(links))
 
     @classmethod
@@ -158,8 +156,8 @@ class System:
             raise DeviceError(f"'{min(unknown)}' does not belong; there are name, device, link")
         return cls(
             name=str(content.get("name", "machine")),
-            devices=tuple(_record(Device, item) for item in _tables(content, "device")),
-            links=tuple(_record(Link, item) for item in _tables(content, "link")),
+            devices=tuple(record(Device, item) for item in _tables(content, "device")),
+            links=tuple(record(Link, item) for item in _tables(content, "link")),
         )
 
     def to_toml(self) -> str:
@@ -176,20 +174,20 @@ class System:
         cores = [0]
         <BLANKLINE>
         """
-        plain = self.to_dict()
-        lines = [f"name = {_toml(plain['name'])}"]
+        content = self.to_dict()
+        lines = [f"name = {_toml(content['name'])}"]
         for table in ("device", "link"):
-            for record in plain[table]:
+            for item in content[table]:
                 lines += ["", f"[[{table}]]"]
-                lines += [f"{key} = {_toml(value)}" for key, value in record.items()]
+                lines += [f"{key} = {_toml(value)}" for key, value in item.items()]
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without fields that have their default."""
         return {
             "name": self.name,
-            "device": [_plain(device) for device in self.devices],
-            "link": [_plain(link) for link in self.links],
+            "device": [plain(device) for device in self.devices],
+            "link": [plain(link) for link in self.links],
         }
 
 
@@ -208,14 +206,6 @@ def parse_devices(text: str | Iterable[str]) -> list[str]:
     return found
 
 
-def _link(source: Device, sink: Device, store: Store) -> Link:
-    link = store.link(source, sink)
-    if link is None:
-        link = measure_link(source, sink)
-        store.add_link(source, sink, link)
-    return link
-
-
 def _tables(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     tables = content.get(key, [])
     if not isinstance(tables, list) or not all(isinstance(item, Mapping) for item in tables):
@@ -223,55 +213,8 @@ def _tables(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     return tables
 
 
-def _record(kind: type, item: Mapping[str, Any]) -> Any:
-    known = {f.name: f for f in fields(kind)}
-    values: dict[str, Any] = {}
-    for key, value in item.items():
-        if key not in known:
-            raise DeviceError(
-                f"'{key}' is no field of a {kind.__name__.lower()}; there are {', '.join(known)}"
-            )
-        values[key] = _checked(known[key].type, key, value)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise DeviceError(f"a {kind.__name__.lower()} is incomplete: {error}") from None
-
-
-def _checked(kind: Any, key: str, value: Any) -> Any:
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not value >= 0:
-            raise DeviceError(f"'{key}' is {value}; it must not be negative")
-        if value == 0 and key.endswith("_per_second"):
-            raise DeviceError(f"'{key}' is 0; it must be positive")
-        return float(value)
-    if kind is float and value == UNLIMITED:
-        return float("inf")
-    if kind is str and isinstance(value, str):
-        return value
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind == tuple[int, ...] and isinstance(value, list | tuple):
-        if not all(isinstance(item, int) and item >= 0 for item in value):
-            raise DeviceError(f"'{key}' is {value!r}, which is not a list of natural numbers")
-        return tuple(value)
-    raise DeviceError(f"'{key}' is {value!r}, which is not a {getattr(kind, '__name__', kind)}")
-
-
 def _toml(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     # The rest of what JSON writes is TOML too, but for one control character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    plain = {}
-    for f in fields(record):
-        value = getattr(record, f.name)
-        if value == f.default:
-            continue
-        if isinstance(value, tuple):
-            value = list(value)
-        plain[f.name] = UNLIMITED if value == float("inf") else value
-    return plain

@@ -8,7 +8,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ctypes import CDLL, c_void_p, cast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -31,6 +31,9 @@ from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
 from hetsched.target import Artifact, Code, Kernel, Target
 from hetsched.trial import Step, Trial, choices
+
+# From one step of a crew to the next on a core, stamps and all.
+LAUNCH_SECONDS = 1e-6
 
 CODE = "code.so"
 # In it: the part by TVM's convention of calls, and what runs it without Python.
@@ -103,7 +106,7 @@ class Cpu(Target):
         return cpu_devices(self.name)
 
     def device(self, name: str) -> Device:
-        return cpu_device(name, self.name)
+        return replace(cpu_device(name, self.name), launch_seconds=LAUNCH_SECONDS)
 
     def version(self) -> str:
         return f"tvm {_tvm_version()}, rules {_rules()}, winograd {self.winograd}"

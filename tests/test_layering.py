@@ -12,19 +12,20 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module imports from lines below its own; a folder is one name, whose files may
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
-errors  device  schedule  trial  split  region
-plugin  dtype  files  host  store  document
-op  oracle  trace  tvm_runtime
+errors  device  schedule  trial  split  region  confidence
+plugin  dtype  files  host  document
+store  op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms
 crew
-measure
+links
 system
 tasks  cost
-problem  instance
-scheduler  plan  bounds
+problem  instance  sequence
+learning
+scheduler  plan  bounds  profiling
 objective
 partitioner  compiler  executor  explain  stream
 sharing  stages
@@ -60,8 +61,8 @@ LOADERS = (
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_cpsat _gaps _list _rank _refutation _search cpop exact heft ippts "
-        "lookahead peft portfolio".split()
+        for name in "_contention _cpsat _gaps _list _rank _refutation _search cpop exact heft "
+        "ippts lookahead peft portfolio".split()
     }
 )
 

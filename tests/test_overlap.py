@@ -14,7 +14,7 @@ from hetsched.api import priced
 from hetsched.executor import Executor
 from hetsched.host import cores
 from hetsched.inputs import seeded_inputs
-from hetsched.measure import measure_link
+from hetsched.links import measure_link
 from hetsched.plan import make_plan
 from hetsched.plugin import load
 from hetsched.request import Request

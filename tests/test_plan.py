@@ -38,6 +38,7 @@ PARTITIONERS = names(Partitioner)
 def imagined_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiler is asked what it can do: the tests say so themselves."""
     monkeypatch.setattr("hetsched.cost.refusals", lambda parts, device: [None] * len(parts))
+    monkeypatch.setattr("hetsched.sharing.search.blocks", lambda graph, devices: {})
 
 
 def costs_of(rng: random.Random, graph: Graph, system: System, kind: str) -> CostModel:

@@ -16,9 +16,9 @@ from hetsched.graph import from_onnx
 from hetsched.lowering import relax
 from hetsched.plugin import load
 from hetsched.schedules import winograd
+from hetsched.schedules.cycles import Form, Window, convolutions
 from hetsched.schedules.rules import CANDIDATE, WINOGRAD, Rules
 from hetsched.schedules.vectors import Tile, Vectors
-from hetsched.schedules.window import Window
 from hetsched.system import System
 from hetsched.target import Artifact, Target
 
@@ -118,7 +118,7 @@ def test_the_transforms_make_a_convolution(m: int) -> None:
 @pytest.mark.parametrize("m", [2, 4])
 def test_weights_are_transformed_in_double_precision(m: int) -> None:
     weights = np.random.default_rng(0).standard_normal((20, 6, 3, 3), np.float32)
-    packed = winograd.transformed(weights, winograd.Form(m, 1, Tile(2, 3, 1.0), 3), 8)
+    packed = winograd.transformed(weights, Form(m, 1, Tile(2, 3, 1.0), 3), 8)
     assert packed.shape == ((m + 2) ** 2, 1, 1, 8, 3, 8)
     assert packed.dtype == np.float32
     kernel = winograd.KERNELS[m]
@@ -188,7 +188,7 @@ def test_the_model_takes_what_was_measured_as_fastest(vectors: Vectors) -> None:
         )
         blocks = vectors.blocks(channels)
         tiles = vectors.tiles(size, blocks, exact=True)[:4]
-        found = winograd.candidates((1, blocks, blocks), window, tiles, Rules(vectors))
+        found = convolutions((1, blocks, blocks), window, tiles, Rules(vectors))
         assert set(tiles) <= set(found)
         return str(found[0])
 

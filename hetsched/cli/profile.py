@@ -1,15 +1,16 @@
 """The verb `profile`."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hetsched import api
-from hetsched.cli.given import read_model, store_of, with_winograd
+from hetsched.cli.given import read_model, refuse, store_of, with_winograd
 from hetsched.cli.options import (
     Devices,
     Json,
-    Model,
     Shapes,
     StoreFile,
     Verbose,
@@ -19,12 +20,17 @@ from hetsched.cli.options import (
 from hetsched.cli.progress import Steps
 from hetsched.cli.show import show
 from hetsched.errors import LimitExceeded
-from hetsched.report.profile import profile_document, profile_view
+from hetsched.frontend.load import parse
+from hetsched.report.profile import profile_document, profile_view, store_document, store_view
+from hetsched.store import Store
 from hetsched.system import System
 
 
 def profile(
-    model: Model,
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="MODEL...", help="ONNX models.", show_default=False),
+    ] = None,
     devices: Devices = None,
     winograd: Winograd = None,
     shape: Shapes = None,
@@ -39,24 +45,92 @@ def profile(
             "kept, and the exit status is 4 if anything is missing.",
         ),
     ] = None,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--merge",
+            metavar="FILE",
+            help="First add what another profile store has; the better sample stays; repeatable.",
+        ),
+    ] = None,
+    show_: Annotated[
+        bool, typer.Option("--show", help="Measure nothing; show what the store has.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="TEXT", help="With --show: devices with this in them."),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", metavar="TEXT", help="With --show: kernels with this in them."),
+    ] = None,
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measures the model's kernel groups and the links into the profile store.
+    """Measures the kernel groups of models and the links into the profile store.
+
+    Groups that are alike are measured once, again and again until their times are known to 2 %;
+    what counts most comes first. After an interruption the same command goes on.
 
     Example: hetsched profile model.onnx --devices cpu:0,cpu:1 --budget 10m
     """
     kept = store_of(store)
+    if not show_:
+        refuse({"--device": device, "--kind": kind}, "is for --show")
+    elif models:
+        raise typer.BadParameter("--show measures nothing; give no model")
+    if not models and not merge and not show_:
+        raise typer.BadParameter("give a model, --show or --merge", param_hint="'MODEL...'")
+    counts = [kept.merge(Store(path)) for path in merge or ()]
+    if models:
+        _measure(models, devices, winograd, shape, kept, budget, json_, verbose)
+    elif show_:
+        document = store_document(kept, device, kind)
+        show(document, json_, store_view(document))
+    else:
+        added = {name: sum(count[name] for count in counts) for name in counts[0]}
+        told = ", ".join(f"{count} {name}s" for name, count in added.items() if count)
+        show({"store": str(kept.path), "added": added}, json_, [f"added {told or 'nothing'}"])
+
+
+def _measure(
+    models: list[Path],
+    devices: str | None,
+    winograd: str | None,
+    shape: list[str] | None,
+    kept: Store,
+    budget: float | None,
+    json_: bool,
+    verbose: bool,
+) -> None:
     with Steps(verbose) as steps:
-        graph = read_model(model, shape, steps)
+        # By the names of the files: models of one framework often have one name.
+        graphs = [
+            replace(read_model(model, shapes, steps), name=model.stem)
+            for model, shapes in zip(models, _shapes_by_model(models, shape), strict=True)
+        ]
         steps.begin("measuring links")
         system = with_winograd(System.local(devices or "cpu", kept), winograd)
         limit = budget if budget is not None else float("inf")
-        rows = api.profile(graph, system, kept.path, limit, steps.begin("profiling"))
-    document = profile_document(rows, system, str(kept.path))
+        profiling = api.profile(graphs, system, kept.path, limit, steps.begin("profiling"))
+    document = profile_document(profiling, str(kept.path))
     show(document, json_, profile_view(document))
     if document["missing"]:
         raise LimitExceeded(
-            f"the budget was spent with {document['missing']} of {len(rows)} kernels not measured; "
-            "run the command again to go on"
+            f"the budget was spent with {document['missing']} of {len(profiling.rows)} kernels "
+            "not measured; run the command again to go on"
         )
+
+
+def _shapes_by_model(models: list[Path], shapes: list[str] | None) -> list[list[str]]:
+    """The shapes of each model: of several models, those of the inputs that it has."""
+    if len(models) == 1:
+        return [shapes or []]
+    found = []
+    for model in models:
+        names = {value.name for value in parse(model)[0].graph.input} if shapes else set()
+        found.append([text for text in shapes or () if text.rpartition("=")[0] in names])
+    for text in shapes or ():
+        if not any(text in own for own in found):
+            raise typer.BadParameter(f"no model has an input for '{text}'", param_hint="'--shape'")
+    return found

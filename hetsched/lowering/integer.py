@@ -14,8 +14,8 @@ from tvm import ir, relax, te, tirx
 from hetsched.dtype import numpy_dtype
 from hetsched.lowering.quantized import BYTES
 from hetsched.schedules import integer
+from hetsched.schedules.cycles import Window
 from hetsched.schedules.vectors import Vectors
-from hetsched.schedules.window import Window
 from hetsched.tvm_runtime import to_numpy, to_tvm
 
 Shape = tuple[int, ...]

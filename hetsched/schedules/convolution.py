@@ -11,24 +11,10 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from hetsched.schedules.cycles import Window, phase_window
 from hetsched.schedules.rules import Choice
-from hetsched.schedules.vectors import Tile, Vectors
-from hetsched.schedules.window import (
-    CANDIDATES,
-    CROPPING,
-    Window,
-    attributes,
-    padded,
-    per_channel,
-    tiles,
-    windowed,
-)
-
-# Pixels of a tile that reads far apart, of a 1x1 convolution or a plain tensor, if it has several
-# blocks of channels; and pixels that have an address each, as no tile divides them.
-MOST_PIXELS = 8
-# Output blocks of a 1x1 convolution's tile: it reads its input once for each.
-WIDE = 3
+from hetsched.schedules.vectors import Tile
+from hetsched.schedules.window import attributes, padded, per_channel, windowed
 
 
 @dataclass(frozen=True)
@@ -130,30 +116,6 @@ def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
     return np.ascontiguousarray(blocked.transpose(0, 2, 3, 1))
 
 
-def dense_tiles(
-    window: Window, blocks: int, vectors: Vectors, *, plain: bool, shifted: bool = False
-) -> list[Tile]:
-    """Candidates: pixels by some of `blocks` of output channels, those that read the same."""
-    if plain:
-        found = vectors.tiles(
-            window.result[1], blocks, exact=True, wide=WIDE, streamed=True, cropping=CROPPING
-        )
-    elif window.is_pointwise and not shifted:
-        pixels = window.result[0] * window.result[1]
-        found = vectors.tiles(
-            pixels, blocks, exact=True, wide=WIDE, streamed=True, cropping=CROPPING
-        )
-        found = [
-            tile
-            for tile in found
-            if tile.broadcasts <= MOST_PIXELS or pixels % tile.broadcasts == 0
-        ]
-    else:
-        return tiles(window, vectors, blocks, streamed=True)
-    short = [tile for tile in found if tile.broadcasts <= MOST_PIXELS or tile.vectors == 1]
-    return short[:CANDIDATES]
-
-
 def dense(
     x: Any,
     weights: Any,
@@ -227,22 +189,6 @@ def depthwise(x: Any, weights: Any, window: Window, choice: Choice[Tile]) -> Any
         return te.sum(value * weight, axis=axes)
 
     return per_channel(x, window, choice, product)
-
-
-def phase_window(window: Window) -> Window:
-    """The convolution that computes all phases of a transposed one."""
-    kernel = tuple(
-        -(-size // stride) for size, stride in zip(window.kernel, window.strides, strict=True)
-    )
-    rows, columns = (-(-window.result[axis] // window.strides[axis]) for axis in (0, 1))
-    return Window(
-        kernel=(kernel[0], kernel[1]),
-        strides=(1, 1),
-        dilations=(1, 1),
-        padding=(kernel[0] - 1, kernel[1] - 1, kernel[0] - 1, kernel[1] - 1),
-        source=window.source,
-        result=(rows, columns),
-    )
 
 
 def interleaved(x: Any, window: Window) -> Any:

@@ -22,8 +22,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from hetsched.schedules.cycles import Window
 from hetsched.schedules.vectors import Vectors
-from hetsched.schedules.window import Window
 
 # Channels that one lane of a dot product takes together.
 TOGETHER = 4

@@ -17,10 +17,10 @@ from tvm import ir, relax, te, tirx
 
 from hetsched.op import in_blocks
 from hetsched.schedules import blocks, convolution, pooling, winograd
+from hetsched.schedules.cycles import Form, Window, convolutions, dense_tiles, phase_window, tiles
 from hetsched.schedules.loops import shape_of
 from hetsched.schedules.rules import Choice, Rules
 from hetsched.schedules.vectors import Tile
-from hetsched.schedules.window import Window, tiles
 from hetsched.tvm_runtime import to_numpy, to_tvm
 
 # Those of one tensor, or of tensors that broadcast. What fills the last block up with may become
@@ -33,6 +33,8 @@ ELEMENTWISE = frozenset(
 # Functions that the importer makes of Clip.
 BOUNDS = {"maximum": tirx.max, "minimum": tirx.min}
 CHANNELS_FIRST = ("NCHW", "NCW")
+# The axis behind the channels: its elements lie behind each other in a block, as whole rows do.
+ROWS = 2
 # More channels than these in a group of a grouped convolution are not worth zeros between groups.
 MOST_MERGED = 64
 
@@ -151,6 +153,11 @@ class _Planner:
             form.blocked = self.call(blocks.pack, tensor, lanes=self.lanes)
         return form.blocked
 
+    def shape(self, value: Any) -> tuple[int, ...]:
+        """The shape of a tensor where it is plain."""
+        form = self._forms[value]
+        return form.shape or shape_of(value) or ()
+
     def is_blocked(self, value: Any) -> bool:
         return isinstance(value, relax.Var) and self._forms[value].blocked is not None
 
@@ -209,7 +216,7 @@ def _convolution(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> A
         plan, source, each_blocks * groups, each_blocks, window, groups,
         plain=plain, by_transform=groups == 1 and not plain,
     )  # fmt: skip
-    if isinstance(choice.candidate, winograd.Form):
+    if isinstance(choice.candidate, Form):
         turned = plan.constant(winograd.transformed(array, choice.candidate, lanes))
         return plan.call(
             winograd.convolution, source, turned,
@@ -251,11 +258,11 @@ def _dense_choice(
 ) -> Choice[Any]:
     """How to compute `outputs` blocks of channels, of which `together` read the same channels."""
     batch, channels, *_ = (int(dim) for dim in source.ty.shape)
-    found: list[Any] = convolution.dense_tiles(
+    found: list[Any] = dense_tiles(
         window, together, plan.rules.vectors, plain=plain, shifted=shifted
     )
     if by_transform:
-        found = winograd.candidates((batch, channels, outputs), window, found, plan.rules)
+        found = convolutions((batch, channels, outputs), window, found, plan.rules)
     return plan.rules.choose(
         f"dense {batch}x{channels}x{outputs} {window.text} groups {groups} plain {plain}", found
     )
@@ -283,11 +290,11 @@ def _transposed(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> An
     packed = convolution.pack_phases(array, window, plan.lanes)
     phases = convolution.Phases(window.strides, window.padding[:2])
     shifted = any(phases.shift(phases.count - 1))
-    phase_window = convolution.phase_window(window)
+    small = phase_window(window)
     source, outputs = plan.blocked(data), len(packed)
     together = outputs // phases.count if shifted else outputs
-    choice = _dense_choice(plan, source, outputs, together, phase_window, 1, shifted=shifted)
-    made = _dense(plan, source, packed, phase_window, 1, choice, phases=phases if shifted else None)
+    choice = _dense_choice(plan, source, outputs, together, small, 1, shifted=shifted)
+    made = _dense(plan, source, packed, small, 1, choice, phases=phases if shifted else None)
     return plan.call(convolution.interleaved, made, window=window)
 
 
@@ -399,11 +406,37 @@ def _concat(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
         return None
     parts = call.args[0].fields
     shapes = [shape_of(part) for part in parts]
-    if int(call.attrs.axis) % len(result) != 1 or not all(map(plan.is_blocked, parts)):
+    axis = int(call.attrs.axis) % len(result)
+    if axis > ROWS or not all(map(plan.is_blocked, parts)):
         return None
-    if any(shape is None or shape[1] % plan.lanes for shape in shapes[:-1]):
+    if axis == 1 and any(shape is None or shape[1] % plan.lanes for shape in shapes[:-1]):
         return None
-    return plan.builder.emit(relax.op.concat([plan.blocked(part) for part in parts], axis=1))
+    return plan.builder.emit(relax.op.concat([plan.blocked(part) for part in parts], axis=axis))
+
+
+def _slice(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
+    """Rows, channels from one block to another, or images of the batch."""
+    data, *given = call.args
+    if result is None or len(given) != len("axes begin end strides".split()):
+        return None
+    if not plan.is_blocked(data) or any(isinstance(item, relax.Var) for item in given):
+        return None
+    shape = plan.shape(data)
+    axes, begins, _, strides = ([int(value) for value in item.fields] for item in given)
+    starts = [0] * 3
+    for axis, begin, stride in zip(axes, begins, strides, strict=True):
+        axis %= len(shape)
+        if axis > ROWS or stride != 1:
+            return None
+        starts[axis] = max(0, begin + shape[axis] if begin < 0 else begin)
+    whole = starts[1] + result[1] == shape[1] or result[1] % plan.lanes == 0
+    if starts[1] % plan.lanes or not whole:
+        return None
+    starts[1] //= plan.lanes
+    starts[ROWS] *= prod(shape[ROWS + 1 :])
+    return plan.call(
+        blocks.cut, plan.blocked(data), starts=starts, shape=in_blocks(result, plan.lanes)
+    )
 
 
 def _aligned(plan: _Planner, arguments: Sequence[Any], result: tuple[int, ...]) -> list[Any] | None:
@@ -448,6 +481,7 @@ HANDLERS: Mapping[str, Callable[[_Planner, Any, tuple[int, ...] | None], Any]] =
     "relax.nn.avg_pool2d": _average_pool,
     "relax.mean": _mean,
     "relax.concat": _concat,
+    "relax.strided_slice": _slice,
     "relax.call_tir": _bound,
     "relax.divide": _divide,
     "relax.sqrt": _partial,

@@ -7,9 +7,10 @@ from typing import Any
 
 from tvm import te, tirx
 
+from hetsched.schedules.cycles import Window
 from hetsched.schedules.rules import Choice
 from hetsched.schedules.vectors import Tile
-from hetsched.schedules.window import Window, attributes, per_channel
+from hetsched.schedules.window import attributes, per_channel
 
 # Blocks whose sums take turns: each waits for its last addition.
 MOST_SUMS = 8

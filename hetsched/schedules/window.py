@@ -8,68 +8,17 @@ Importing this file loads TVM's compiler.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
 from tvm.s_tir import Schedule, transform
 
 from hetsched.schedules import elementwise, loops
+from hetsched.schedules.cycles import Window
 from hetsched.schedules.rules import Choice
 from hetsched.schedules.vectors import Tile, Vectors
 
 FAMILY = "window"
-# Of a kernel, that are worth to be measured.
-CANDIDATES = 4
-# By how much tiles are slower that compute columns which are cropped, besides computing them.
-CROPPING = 1.05
-
-
-@dataclass(frozen=True)
-class Window:
-    """Where a kernel reads. `padding` is top, left, bottom, right; bottom and right may exceed."""
-
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    source: tuple[int, int]
-    result: tuple[int, int]
-
-    @property
-    def is_pointwise(self) -> bool:
-        return self.kernel == self.strides == (1, 1) and self.source == self.result
-
-    @property
-    def turned(self) -> "Window":
-        """The window with rows and columns exchanged."""
-        top, left, bottom, right = self.padding
-        sides = (self.kernel, self.strides, self.dilations, self.source, self.result)
-        kernel, strides, dilations, source, result = ((b, a) for a, b in sides)
-        return Window(kernel, strides, dilations, (left, top, right, bottom), source, result)
-
-    @property
-    def text(self) -> str:
-        """The window as part of a workload."""
-        sides = (self.kernel, self.strides, self.dilations, self.padding, self.source)
-        return " ".join("x".join(map(str, side)) for side in sides)
-
-    def place(self, row: Any, column: Any, kh: Any, kw: Any) -> tuple[Any, Any]:
-        """The row and column of the padded tensor that one of the result reads."""
-        return (
-            row * self.strides[0] + kh * self.dilations[0],
-            column * self.strides[1] + kw * self.dilations[1],
-        )
-
-    def reach(self, columns: int) -> tuple[int, int]:
-        """The height and width that are read for `columns` columns of the result."""
-
-        def size(axis: int, count: int) -> int:
-            reach = (count - 1) * self.strides[axis] + 1
-            reach += (self.kernel[axis] - 1) * self.dilations[axis]
-            return max(reach, self.source[axis] + self.padding[axis])
-
-        return size(0, self.result[0]), size(1, columns)
 
 
 def per_channel(x: Any, window: Window, choice: Choice[Tile], reduced: Callable[..., Any]) -> Any:
@@ -165,15 +114,6 @@ def padded(
     shape = (int(x.shape[0]), int(x.shape[1]), rows, across)
     made = te.compute(shape if plain else (*shape, int(x.shape[3])), element, name="padded")
     return lambda *i: made[i]
-
-
-def tiles(
-    window: Window, vectors: Vectors, blocks: int = 1, *, streamed: bool = False
-) -> list[Tile]:
-    """Candidates: pixels of a row by blocks of channels, whose weights may be `streamed`."""
-    return vectors.tiles(
-        window.result[1], blocks, exact=True, streamed=streamed, cropping=CROPPING
-    )[:CANDIDATES]
 
 
 def attributes(choice: Choice[Tile], width: int = 0) -> dict[str, Any]:

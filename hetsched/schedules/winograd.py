@@ -35,30 +35,16 @@ from tvm.script.ir_builder import tirx as emit
 from tvm_ffi.structural import structural_map
 
 from hetsched.schedules import loops
-from hetsched.schedules.rules import Choice, Rules
-from hetsched.schedules.vectors import Tile, Vectors, step_cycles
-from hetsched.schedules.window import Window
+from hetsched.schedules.cycles import FLOAT_NBYTES, MANY, Form, Window
+from hetsched.schedules.rules import Choice
+from hetsched.schedules.vectors import Vectors
 
 FAMILY = "winograd"
-# The m that an option of the rules allows.
-ALLOWED = {"off": (), "f2": (2,), "f4": (4,), "auto": (4, 2)}
-# Forms of each m that are worth to be measured.
-FORMS = 2
-# Of a core: cycles for each vector of a transform, the bytes that stay near, of which products are
-# a part, and how many it reads in a cycle from there and from afar.
-TRANSFORM_CYCLES = 5
-NEAR_NBYTES = 1 << 20
-GROUP_NBYTES = 1 << 18
-NEAR_NBYTES_PER_CYCLE = 64
-FAR_NBYTES_PER_CYCLE = 10
 # The blocks of a convolution.
 STEPS = ["padded", "tiles", "product", "convolved"]
-FLOAT_NBYTES = 4
 LINE_NBYTES = 64
 # Weights are read once, from memory or a far cache, and asked for this far ahead.
 PREFETCHED_NBYTES = 8192
-# Chunks that are enough to be shared by threads; with fewer, channels are.
-MANY = 4
 # The largest error of a layer for each m, of the result's largest element.
 ERROR = {2: 2e-6, 4: 2e-5}
 # In the weights of a layer: from outputs per tile side to the rows of G.
@@ -108,23 +94,6 @@ def result_transform(d: Sequence[Any]) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Form:
-    """F(m x m, 3 x 3) by chunks of `rows` rows of tiles.
-
-    `tile` is that of the products in registers: pixels by blocks of output channels. Products of
-    `group` blocks are made before they are transformed back.
-    """
-
-    m: int
-    rows: int
-    tile: Tile
-    group: int
-
-    def __str__(self) -> str:
-        return f"f{self.m} {self.rows} rows {self.tile} of {self.group}"
-
-
-@dataclass(frozen=True)
 class _Layer:
     """What a kernel is generated from: kept as the annotation of the main block."""
 
@@ -140,88 +109,6 @@ class _Layer:
     width: int
     result_height: int
     result_width: int
-
-
-def candidates(
-    shape: tuple[int, int, int], window: Window, tiles: Sequence[Tile], rules: Rules
-) -> list[Any]:
-    """Ways to compute a dense convolution, the fastest by a model of the core first.
-
-    `shape` is the batch and the blocks of input and of output channels; `tiles` are those of the
-    convolution itself, best first.
-    """
-    square = (window.kernel, window.strides, window.dilations) == ((3, 3), (1, 1), (1, 1))
-    sizes = ALLOWED[rules.winograd] if square else ()
-    best = [
-        form
-        for m in sizes
-        for form in sorted(
-            _forms(m, shape, window, rules),
-            key=lambda form: form_cycles(form, shape, window, rules),
-        )[:FORMS]
-    ]
-    if rules.winograd == "f4" and best:
-        return [*best, *tiles]
-
-    def cycles(candidate: Form | Tile) -> float:
-        if isinstance(candidate, Form):
-            return form_cycles(candidate, shape, window, rules)
-        return direct_cycles(candidate, shape, window, rules)
-
-    return sorted((*best, *tiles), key=cycles) if best else list(tiles)
-
-
-def direct_cycles(tile: Tile, shape: tuple[int, int, int], window: Window, rules: Rules) -> float:
-    """Cycles of a core for a convolution by 3 x 3 whose tiles are of pixels of a row."""
-    (batch, inputs, outputs), lanes = shape, rules.vectors.lanes
-    steps = window.result[0] * tile.covering(window.result[1]) * inputs * lanes * 9
-    steps = batch * steps * outputs // (tile.broadcasts * tile.vectors)
-    nbytes = 9 * inputs * outputs * lanes**2 * FLOAT_NBYTES
-    return steps * step_cycles(tile.broadcasts, tile.vectors) + nbytes / FAR_NBYTES_PER_CYCLE
-
-
-def form_cycles(form: Form, shape: tuple[int, int, int], window: Window, rules: Rules) -> float:
-    """Cycles of a core for a convolution in a form, where its share of the work is the largest."""
-    (batch, inputs, outputs), lanes = shape, rules.vectors.lanes
-    down, across = (-(-size // form.m) for size in window.result)
-    places, tiles = (form.m + 2) ** 2, form.rows * across
-    chunks = batch * -(-down // form.rows)
-    steps = places * form.tile.covering(tiles) * outputs * inputs * lanes
-    steps //= form.tile.broadcasts * form.tile.vectors
-    transforms = places * tiles * (inputs + outputs) * TRANSFORM_CYCLES
-    nbytes = places * inputs * outputs * lanes**2 * FLOAT_NBYTES
-    between = places * tiles * (inputs + form.group) * lanes * FLOAT_NBYTES
-    if between > NEAR_NBYTES:
-        transforms *= 2
-    step = step_cycles(form.tile.broadcasts, form.tile.vectors)
-    cycles = steps * step + transforms
-    # What does not stay near is read again for each chunk.
-    again = chunks - 1 if nbytes + between > NEAR_NBYTES else 0
-    traffic = nbytes / FAR_NBYTES_PER_CYCLE + again * nbytes / NEAR_NBYTES_PER_CYCLE
-    units = chunks if chunks >= MANY else outputs // form.group
-    uneven = -(-units // rules.threads) * rules.threads / units
-    return chunks * cycles * uneven + traffic
-
-
-def _forms(m: int, shape: tuple[int, int, int], window: Window, rules: Rules) -> Iterator[Form]:
-    batch, _, outputs = shape
-    down, across = (-(-size // m) for size in window.result)
-    for rows in sorted({-(-down // parts) for parts in range(1, down + 1)}):
-        chunks = batch * -(-down // rows)
-        shared = 1 if rules.threads == 1 or chunks >= MANY else rules.threads
-        for tile in rules.vectors.tiles(rows * across, outputs, exact=True):
-            groups = [
-                group
-                for group in range(tile.vectors, outputs + 1, tile.vectors)
-                if outputs % group == 0
-                and (group * shared <= outputs or group == tile.vectors)
-                and (
-                    group == tile.vectors
-                    or (m + 2) ** 2 * rows * across * group * rules.vectors.lanes * FLOAT_NBYTES
-                    <= GROUP_NBYTES
-                )
-            ]
-            yield Form(m, rows, tile, groups[-1])
 
 
 def transformed(weights: np.ndarray, form: Form, lanes: int) -> np.ndarray:

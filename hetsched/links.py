@@ -1,9 +1,12 @@
-"""Measures kernels on their devices and hand-overs between them."""
+"""Measures hand-overs between devices."""
 
 import statistics
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from ctypes import CDLL, c_void_p, cast
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -12,26 +15,24 @@ from time import perf_counter
 
 import numpy as np
 
-from hetsched.cache import compiled
+from hetsched.confidence import margin
 from hetsched.crew import Crew
 from hetsched.device import Device, Link
-from hetsched.errors import CompileError, DeviceError
-from hetsched.graph import Graph
-from hetsched.host import cores, pinned
-from hetsched.inputs import seeded
+from hetsched.errors import DeviceError
+from hetsched.host import pinned
 from hetsched.plugin import load
 from hetsched.request import Step
-from hetsched.store import Sample
-from hetsched.target import Artifact, Code, Kernel, Target
+from hetsched.store import Store
+from hetsched.target import Code, Kernel, Target
 
-# A kernel is repeated until both are reached, or the longest time.
-LEAST_REPEATS = 5
-LEAST_SECONDS = 0.05
-MOST_SECONDS = 1.0
-# One call of a kernel that is slower than this tells enough.
-SLOW_SECONDS = 0.5
-# Kernels that are compiled side by side before they are measured, alone; they are in memory.
-AHEAD = 32
+Progress = Callable[[str, int, int], None]
+
+# A link is measured again until its margin is such a share, or so short, or so often.
+TOLERANCE = 0.1
+LEAST_SECONDS = 0.2e-6
+MOST_BURSTS = 24
+# Of the tensor by which links are compared.
+TYPICAL_NBYTES = 1 << 18
 
 HANDOVERS = 200
 # Hand-overs there and back in one request.
@@ -40,92 +41,88 @@ ROUNDS = 10
 HANDOVER_NBYTES = 1 << 21
 
 
-def measure_kernel(graph: Graph, device: Device) -> Sample:
-    """Compiles `graph`, runs it alone on `device` and takes the median.
-
-    The values are random, and the same at each call; integers, which may be indices, are 0 or 1.
-
-    Raises
-    ------
-    DeviceError
-        The device's target is not available here.
-    CompileError
-        The target refuses the graph.
-    """
-    target = load(Target, device.target)
-    if reason := target.unavailable():
-        raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
-    return _measured(compiled(target, graph, device), graph, device)
+@cache
+def runtime() -> str:
+    """A digest of what hands over and of what measures it: with other code, links differ."""
+    digest = sha256()
+    for name in ("crew.c", "crew.py", "executor.py", "links.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def measure_kernels(
-    kernels: Sequence[tuple[Graph, Device]],
-) -> Iterator[Sample | CompileError]:
-    """What `measure_kernel` returns or raises for each in turn; they are compiled side by side.
-
-    Nothing compiles while anything is measured.
+def link_between(source: Device, sink: Device, store: Store) -> Link:
+    """The link as the store has it, or as it is measured now and then kept.
 
     Raises
     ------
     DeviceError
-        The target of a device is not available here.
+        One of them does not compute in the host's memory.
     """
-    for first in range(0, len(kernels), AHEAD):
-        chosen = kernels[first : first + AHEAD]
-        for _, device in chosen:
-            if reason := load(Target, device.target).unavailable():
-                raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
-        with ThreadPoolExecutor(len(cores())) as workers:
-            made = list(workers.map(_attempt, *zip(*chosen, strict=True)))
-        for (graph, device), artifact in zip(chosen, made, strict=True):
-            if isinstance(artifact, CompileError):
-                yield artifact
-            else:
-                yield _measured(artifact, graph, device)
+    return store.link(source, sink, runtime()) or measured_again(source, sink, store).link
 
 
-def _attempt(graph: Graph, device: Device) -> Artifact | CompileError:
-    try:
-        return compiled(load(Target, device.target), graph, device)
-    except CompileError as error:
-        return error
+@dataclass(frozen=True)
+class Repeated:
+    """A link, by the medians of several bursts: seconds and bytes a second of each."""
+
+    link: Link
+    bursts: tuple[tuple[float, float], ...]
+
+    @property
+    def seconds(self) -> list[float]:
+        """What a tensor of `TYPICAL_NBYTES` took in each burst."""
+        return [latency + TYPICAL_NBYTES / rate for latency, rate in self.bursts]
+
+    @property
+    def margin(self) -> float:
+        """Of the seconds, with 95 % confidence."""
+        return 0.0 if not any(self.seconds) else margin(self.seconds)
+
+    @property
+    def tight(self) -> bool:
+        """Whether more bursts would tell nothing that counts."""
+        enough = max(TOLERANCE * statistics.median(self.seconds), LEAST_SECONDS)
+        return self.margin <= enough or len(self.bursts) >= MOST_BURSTS
 
 
-def _measured(artifact: Artifact, graph: Graph, device: Device) -> Sample:
-    target = load(Target, device.target)
-
-    def measure() -> Sample:
-        with pinned(device.cores), target.load(artifact, graph, device) as kernel:
-            inputs = [
-                kernel.receive(seeded(graph.handed(tensor), seed=0)) for tensor in graph.inputs
-            ]
-            return time_kernel(kernel, inputs)
-
-    # A thread of its own: affinity and thread pools belong to threads.
-    with ThreadPoolExecutor(1) as worker:
-        return worker.submit(measure).result()
+def measured_again(source: Device, sink: Device, store: Store) -> Repeated:
+    """The link with one burst more than the store has; the store has it then too."""
+    one = measure_link(source, sink)
+    bursts = store.link_bursts(source, sink, runtime())
+    bursts = (*bursts[1 - MOST_BURSTS :], (one.seconds, one.bytes_per_second))
+    latencies, rates = zip(*bursts, strict=True)
+    seconds, rate = statistics.median(latencies), statistics.median(rates)
+    found = Repeated(replace(one, seconds=seconds, bytes_per_second=rate), bursts)
+    store.add_link(source, sink, runtime(), found.link, found.margin, bursts)
+    return found
 
 
-def time_kernel(kernel: Kernel, inputs: Sequence[object]) -> Sample:
-    """The median time of `run` after a warm-up, and its spread."""
-    begin = perf_counter()
-    kernel.run(inputs)
-    first = perf_counter() - begin
-    if first > SLOW_SECONDS:
-        return Sample(first, 0.0, 1)
-    times: list[float] = []
-    begin = perf_counter()
-    while True:
-        start = perf_counter()
-        kernel.run(inputs)
-        finish = perf_counter()
-        times.append(finish - start)
-        total = finish - begin
-        enough = len(times) >= LEAST_REPEATS and total >= LEAST_SECONDS
-        if enough or (total >= MOST_SECONDS and len(times) > 1):
-            break
-    quartiles = statistics.quantiles(times, n=4)
-    return Sample(statistics.median(times), (quartiles[2] - quartiles[0]) / 2, len(times))
+def measure_links(
+    devices: Sequence[Device], store: Store, deadline: float = inf, progress: Progress | None = None
+) -> list[Repeated]:
+    """The link of each ordered pair, measured until it is tight; the pairs take turns.
+
+    No burst begins after `deadline`, in seconds of `perf_counter`, but the first of a link.
+
+    Raises
+    ------
+    DeviceError
+        A device does not compute in the host's memory.
+    """
+    pairs = [(a, b) for a in devices for b in devices if a != b]
+    found: dict[tuple[Device, Device], Repeated] = {}
+    for source, sink in pairs:
+        link = link_between(source, sink, store)
+        found[source, sink] = Repeated(link, store.link_bursts(source, sink, runtime()))
+    while loose := [pair for pair in pairs if not found[pair].tight]:
+        for source, sink in loose:
+            if perf_counter() >= deadline:
+                return list(found.values())
+            if progress:
+                done = len(pairs) - len(loose)
+                progress(f"{source.name} to {sink.name}", done, len(pairs))
+            found[source, sink] = measured_again(source, sink, store)
+    return list(found.values())
 
 
 def measure_link(source: Device, sink: Device) -> Link:

@@ -1,0 +1,1 @@
+"""Prices of kernels that nobody has measured, from those of others."""

@@ -131,6 +131,10 @@ class Pipeline:
         done = []
         for _ in range(executable.most_in_flight):
             waiting.append(executable.submit(inputs))
+        # Until the requests of all replicas are where they stay.
+        for _ in range(executable.most_in_flight):
+            waiting.append(executable.submit(inputs))
+            waiting.popleft().result()
         waiting.popleft().result()
         start = perf_counter()
         for _ in range(requests):

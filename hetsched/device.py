@@ -13,7 +13,10 @@ class Device:
     `memory_space` hand tensors over without a copy. `fingerprint` says what measured times belong
     to: two devices with the same one are the same kind of hardware under the same settings. Watts
     and joules are 0 where nobody has said them; those of a multiply-add and of a byte moved count
-    instead of the active watts. `energy_source` says where such figures come from.
+    instead of the active watts. `energy_source` says where such figures come from. `cache_nbytes`
+    and `cache_bytes_per_second` are those of the caches, from the nearest; without the second, all
+    data are as far as memory. To call a kernel takes `call_seconds`, to start a part of several
+    `launch_seconds`.
     """
 
     name: str
@@ -28,7 +31,9 @@ class Device:
     memory_space: str = "host"
     flops_per_second: float = 1e9
     bytes_per_second: float = 1e9
+    cache_bytes_per_second: tuple[float, ...] = ()
     launch_seconds: float = 0.0
+    call_seconds: float = 0.0
     idle_watts: float = 0.0
     active_watts: float = 0.0
     joules_per_mac: float = 0.0

@@ -95,7 +95,10 @@ def _is_blocked(op: Op, graph: Graph, made: set[str], lanes: int) -> bool:
     if op.kind == "Concat":
         whole = all(tensor.shape[1] % lanes == 0 for tensor in op.reads[:-1])
         axis = int(op.attributes["axis"]) % len(result.shape)
-        return axis == 1 and whole and all(tensor.name in made for tensor in op.reads)
+        fits = axis in (0, 2) or (axis == 1 and whole)
+        return fits and all(tensor.name in made for tensor in op.reads)
+    if op.kind == "Slice":
+        return data.name in made and _slices(op, graph, lanes)
     if op.kind not in ELEMENTWISE or not any(tensor.name in made for tensor in op.reads):
         return False
     divided = op.kind == "Div" and op.input(1).name in graph.constants and op.input(1).size == 1
@@ -117,6 +120,20 @@ def _fits(tensor: Tensor, result: Tensor, graph: Graph) -> bool:
         return tensor.shape[:2] == result.shape[:2] and pixels in (image, (1,) * len(image))
     shape = (1,) * (len(result.shape) - len(tensor.shape)) + tensor.shape
     return tensor.size == 1 or shape[1] == prod(shape) == result.shape[1]
+
+
+def _slices(op: Op, graph: Graph, lanes: int) -> bool:
+    """Whether the slice is of whole rows, of channels from a block on, or of the batch."""
+    shape, result = op.input(0).shape, op.output().shape
+    constants = [graph.constants.get(op.input(i).name) for i in range(1, len(op.reads))]
+    if len(constants) < 3 or any(array is None for array in constants) or shape[3:] != result[3:]:
+        return False
+    starts, _, axes, *steps = (array.tolist() for array in constants if array is not None)
+    start = (
+        dict(zip((axis % len(shape) for axis in axes), starts, strict=True)).get(1, 0) % shape[1]
+    )
+    whole = start + result[1] == shape[1] or result[1] % lanes == 0
+    return start % lanes == 0 and whole and all(step == 1 for row in steps for step in row)
 
 
 def _convolves(op: Op, graph: Graph) -> bool:

@@ -1,6 +1,6 @@
 """A box of a tensor: what of it a piece of an operation reads or writes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -95,3 +95,24 @@ class Region:
 
     def __str__(self) -> str:
         return f"[{', '.join(f'{first}:{last}' for first, last in self.intervals)}]"
+
+
+def boxes_of(regions: Iterable[Region]) -> list[Region]:
+    """Boxes that hold all of `regions`, joined where that is no more elements.
+
+    Examples
+    --------
+    >>> print(*boxes_of(Region((ends,)) for ends in [(0, 4), (6, 8), (2, 5)]))
+    [6:8] [0:5]
+    """
+    found: list[Region] = []
+    for region in dict.fromkeys(regions):
+        # A box that grows may meet another.
+        while True:
+            other = next((b for b in found if (b | region).size <= b.size + region.size), None)
+            if other is None:
+                break
+            found.remove(other)
+            region = region | other
+        found.append(region)
+    return found

@@ -5,7 +5,7 @@ operations behind it need, by `Operation.piece`. Between splits a piece takes wh
 pieces before it, so that consecutive splits exchange only what they lack.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
@@ -18,7 +18,7 @@ from hetsched.errors import SplitRefused
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import Known, Piece, Read, flops, operation_of, piece_of
-from hetsched.region import Interval, Region
+from hetsched.region import Interval, Region, boxes_of
 from hetsched.split import Exit, Split
 
 # Until then bounds of a slice were attributes.
@@ -248,28 +248,13 @@ def _steps(graph: Graph, item: Split, number: int, known: Known) -> list[_Step]:
             regions = wanted.pop(tensor.name, [])
             if exit_:
                 regions.append(_share(exit_, number, tensor.shape))
-            for region in _boxes(regions):
+            for region in boxes_of(regions):
                 found.append(_Step(op, index, region, piece_of(op, index, region, known)))
         for step in found:
             for name, region in step.reads():
                 wanted.setdefault(name, []).append(region)
         steps.extend(reversed(found))
     return steps[::-1]
-
-
-def _boxes(regions: Iterable[Region]) -> list[Region]:
-    """Boxes that hold all of `regions`, joined where that is no more to compute."""
-    boxes: list[Region] = []
-    for region in dict.fromkeys(regions):
-        # A box that grows may meet another.
-        while True:
-            other = next((b for b in boxes if (b | region).size <= b.size + region.size), None)
-            if other is None:
-                break
-            boxes.remove(other)
-            region = region | other
-        boxes.append(region)
-    return boxes
 
 
 def _made(step: _Step, name: str, inputs: Sequence[Tensor | None], outputs: Sequence[str]) -> Op:
@@ -327,20 +312,45 @@ class _Rewriting:
     _arrays: dict[tuple[str, tuple[int, ...], bytes], Tensor] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _tensors: dict[str, Tensor] = field(default_factory=dict)
+    # Operations that are kernel groups by themselves.
+    _alone: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.constants.update(self.graph.constants)
+        self._alone.update(
+            group.name
+            for group in self.graph.groups
+            if len(group.ops) == 1 and len(group.ops[0].reads) == len(group.ops[0].inputs)
+        )
         for op in self.graph.ops:
             self._tensors |= {tensor.name: tensor for tensor in (*op.reads, *op.writes)}
         self._names.update(self._tensors, self.graph.constants, (op.name for op in self.graph.ops))
         self._names.update(tensor.name for tensor in (*self.graph.inputs, *self.graph.outputs))
 
     def add_whole(self, op: Op) -> None:
-        inputs = tuple(None if t is None else self._all_of(t) for t in op.inputs)
+        inputs: tuple[Tensor | None, ...]
+        if op.kind == "Concat" and op.name in self._alone:
+            inputs = tuple(tile for tensor in op.reads for tile in self._cut_as(op, tensor))
+            if inputs != op.inputs:
+                # The pieces of all lie one behind the other, if they can.
+                self.joins.add(op.name)
+        else:
+            inputs = tuple(None if t is None else self._all_of(t) for t in op.inputs)
         if inputs == op.inputs:
             self.ops.append(op)
         else:
             self.ops.append(Op(op.name, op.kind, inputs, op.outputs, op.attributes, op.domain))
+
+    def _cut_as(self, op: Op, tensor: Tensor) -> Sequence[Tensor]:
+        """The pieces of a tensor, if they are cut along the axis that `op` concatenates along."""
+        exit_ = self._exits.get(tensor.name)
+        axis = int(op.attributes["axis"]) % len(tensor.shape)
+        if exit_ is None or exit_.sum or [along for along, _ in exit_.axes] != [axis]:
+            return (self._all_of(tensor),)
+        return [
+            self._slice(tensor.name, tile.tensor, tile.box, tile.region, tile.place)
+            for tile in self._tiles[tensor.name]
+        ]
 
     def add_split(self, which: int, item: Split) -> None:
         """All pieces, one after the other; first what earlier pieces hand to others."""

@@ -8,7 +8,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ctypes import CDLL, c_void_p, cast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -31,6 +31,9 @@ from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
 from hetsched.target import Artifact, Code, Kernel, Target
 from hetsched.trial import Step, Trial, choices
+
+# From one step of a crew to the next on a core, stamps and all.
+LAUNCH_SECONDS = 1e-6
 
 CODE = "code.so"
 # In it: the part by TVM's convention of calls, and what runs it without Python.
@@ -103,7 +106,7 @@ class Cpu(Target):
         return cpu_devices(self.name)
 
     def device(self, name: str) -> Device:
-        return cpu_device(name, self.name)
+        return replace(cpu_device(name, self.name), launch_seconds=LAUNCH_SECONDS)
 
     def version(self) -> str:
         return f"tvm {_tvm_version()}, rules {_rules()}, winograd {self.winograd}"
@@ -307,9 +310,9 @@ class _Function:
         weights: Sequence[np.ndarray],
         workspace_nbytes: int,
     ) -> None:
-        from hetsched.tvm_runtime import address, aligned
+        from hetsched.tvm_runtime import address, aligned, raised
 
-        self._address = address
+        self._address, self._raised = address, raised
         self._main = module["main"]
         self._library = library
         self._inputs, self._outputs = (
@@ -364,6 +367,7 @@ class _Function:
             threads=threads,
             enter=enter,
             module=self._library,
+            raised=self._raised,
         )
 
     def _placed(self, inputs: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -383,10 +387,9 @@ class _Function:
             outputs.append(array)
         return outputs, arrays
 
-    @staticmethod
-    def _checked(status: int) -> None:
+    def _checked(self, status: int) -> None:
         if status:
-            raise RuntimeError(f"TVM's runtime gave {status}")
+            raise RuntimeError(self._raised() or f"TVM's runtime gave {status}")
 
 
 class _Program:

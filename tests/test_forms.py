@@ -4,7 +4,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,8 @@ from hetsched.op import Tensor
 from hetsched.plan import Plan, make_plan
 from hetsched.plugin import load
 from hetsched.rewrite import split
+from hetsched.schedules.rules import Rules
+from hetsched.schedules.vectors import Vectors
 from hetsched.split import Exit, Split
 from hetsched.system import System
 from hetsched.target import Target
@@ -81,6 +85,23 @@ def concatenated(*channels: int) -> Callable[[Layers, Tensor], Tensor]:
     return layer
 
 
+def joined(axis: int) -> Callable[[Layers, Tensor], Tensor]:
+    """Slices of a tensor joined the other way round."""
+
+    def layer(build: Layers, x: Tensor) -> Tensor:
+        bounds = (0, 16, x.shape[1]) if axis == 1 else (0, 4, x.shape[axis])
+        pieces = []
+        for first, last in pairwise(bounds):
+            places = [build.constant(np.array([value])) for value in (first, last, axis)]
+            shape = (*x.shape[:axis], last - first, *x.shape[axis + 1 :])
+            pieces.insert(0, build.op("Slice", x, *places, shape=shape))
+        if axis == 1:
+            return build.op("Concat", *pieces[::-1], shape=x.shape, axis=1)
+        return build.op("Concat", *pieces, shape=x.shape, axis=axis)
+
+    return layer
+
+
 def of_channels(build: Layers, x: Tensor) -> Tensor:
     return build.op("Mul", x, build.weights(x.shape[1], 1, 1))
 
@@ -109,6 +130,8 @@ FAMILIES: dict[str, tuple[int, Callable[[Layers, Tensor], Tensor]]] = {
     "normalised": (20, normalised),
     "concat of whole blocks": (20, concatenated(32, 16, 5)),
     "concat of others": (20, concatenated(5, 16)),
+    "slices of channels": (20, joined(1)),
+    "slices of rows": (20, joined(2)),
     "few channels": (20, lambda build, x: build.conv(x, 3)),
     "positive": (20, positive),
     "plain": (20, of_pixels),
@@ -218,6 +241,27 @@ def test_parts_hand_over_blocks(family: str, monkeypatch: pytest.MonkeyPatch) ->
     assert set(packed.values()) == {target.lanes(plan.system.devices[0])}
     with hetsched.compile(plan) as executable:
         verify(executable).check()
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {"plain", "concat of others"}))
+def test_the_rule_is_that_of_the_schedules(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered = pytest.importorskip("hetsched.lowering.relax").lowered
+    planner = import_module("hetsched.schedules.layout")._Planner
+    called: list[str] = []
+    call = planner.call
+
+    def told(self: Any, function: Any, *tensors: Any, **options: Any) -> Any:
+        called.append(function.__name__)
+        return call(self, function, *tensors, **options)
+
+    monkeypatch.setattr(planner, "call", told)
+    graph = network(family)
+    rules = Rules(Vectors(lanes=LANES, registers=16), 1)
+    whole = replace(graph, packed=dict.fromkeys(forms.packed(graph, LANES), LANES))
+    for group in graph.groups:
+        lowered(whole.part(group.ops, group.name), rules)
+    # The model's input, and its output.
+    assert [name for name in called if name in ("pack", "unpack")] == ["pack", "unpack"]
 
 
 def test_a_part_of_several_results() -> None:

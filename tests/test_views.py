@@ -13,6 +13,7 @@ from hetsched import oracle
 from hetsched.cost import price
 from hetsched.device import Link
 from hetsched.dtype import tolerance
+from hetsched.errors import PlanError
 from hetsched.executable import Executable, load_executable
 from hetsched.graph import Graph, to_onnx
 from hetsched.inputs import seeded_inputs
@@ -49,6 +50,24 @@ def tokens(count: int = 12) -> Graph:
     return build.graph(x)
 
 
+def branches() -> Graph:
+    """Two convolutions of one tensor, whose channels meet again, and one that reads all."""
+    build = Builder()
+    values = np.random.default_rng(0)
+
+    def conv(x, name):
+        weights = values.standard_normal((16, x.shape[1], 3, 3)).astype(np.float32)
+        shape = (1, 16, *x.shape[2:])
+        return build.op(
+            "Conv", x, build.constant(weights), name=name, pads=(1, 1, 1, 1), shape=shape
+        )
+
+    x = build.input("x", 1, 16, 8, 8)
+    both = conv(x, "left"), conv(x, "right")
+    y = build.op("Concat", *both, name="meet", axis=1, shape=(1, 32, 8, 8))
+    return build.graph(conv(y, "last"))
+
+
 def halves(graph: Graph, axis: int, *bounds: int) -> tuple[Split, ...]:
     """Each layer by itself, all along the same axis and at the same bounds."""
     layers = [(graph.ops[0], graph.ops[1]), graph.ops[2:]]
@@ -65,12 +84,33 @@ CASES = {
     "channels": (images(), halves(images(), 1, 0, 8, 16)),
     "uneven channels": (images(), halves(images(), 1, 0, 5, 16)),
     "batch": (images(3), halves(images(3), 0, 0, 1, 3)),
+    "concatenation": (
+        branches(),
+        tuple(
+            Split((name,), (Exit(f"{name}.y", ((1, (0, 8, 16)),)),))
+            for name in ("left", "right", "last")
+        ),
+    ),
     "tokens": (tokens(), halves(tokens(), 1, 0, 4, 12)),
 }
 
 
 def views(graph: Graph) -> dict[str, list[str]]:
     return {name: [t.name for t in pieces] for name, pieces in graph.views.items()}
+
+
+def test_a_concatenation_of_pieces_is_a_view_of_all() -> None:
+    """Those of one input may be in pieces and those of another not."""
+    graph = branches()
+    left, right = (
+        Split((name,), (Exit(f"{name}.y", ((1, (0, 8, 16)),)),)) for name in ("left", "right")
+    )
+    pieces = {name: [f"{name}.y#0", f"{name}.y#1"] for name in ("left", "right")}
+    assert views(split(graph, (left, right))) == {"meet.y": pieces["left"] + pieces["right"]}
+    assert views(split(graph, (right,))) == {"meet.y": ["left.y", *pieces["right"]]}
+    assert views(split(graph, ())) == {}
+    rows = Split(("left",), (Exit("left.y", ((2, (0, 4, 8)),)),))
+    assert views(split(graph, (rows,))) == {}
 
 
 def test_pieces_along_the_first_long_axis_are_a_view() -> None:
@@ -115,6 +155,15 @@ def test_readers_wait_for_all_pieces() -> None:
     edges = {(e.source, e.sink) for e in plan.recipe.tasks.edges}
     assert edges >= {(f"conv0#{i}", f"conv1#{j}") for i in range(2) for j in range(2)}
     assert edges >= {("conv1#0", None), ("conv1#1", None)}
+
+
+def test_a_join_without_a_copy_is_explained_by_its_pieces() -> None:
+    graph, splits = CASES["channels"]
+    plan = planned(graph, splits, system_of("cpu:0", "reference:0"))
+    (join, *_) = (op for op in plan.graph.ops if op.name in plan.graph.joins)
+    for name in (join.name, join.output().name):
+        with pytest.raises(PlanError, match=r"joins without a copy.* explain 'conv0#0', 'conv0#1'"):
+            hetsched.explain(plan, name)
 
 
 def test_a_part_ends_before_a_view_of_what_it_makes() -> None:

@@ -3,6 +3,7 @@
 Importing this file loads TVM's compiler.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -20,6 +21,12 @@ def pack(x: Any, lanes: int) -> Any:
         return tirx.if_then_else(o * lanes + u < channels, value, tirx.const(0, "float32"))
 
     return te.compute((batch, blocks, height * width, lanes), element, name="packed")
+
+
+def cut(x: Any, starts: Sequence[int], shape: tuple[int, ...]) -> Any:
+    """The box of `shape` of a blocked tensor that starts at these images, blocks and pixels."""
+    image, block, pixel = starts
+    return te.compute(shape, lambda n, o, p, u: x[n + image, o + block, p + pixel, u], name="cut")
 
 
 def unpack(x: Any, shape: tuple[int, ...]) -> Any:

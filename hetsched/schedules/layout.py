@@ -33,6 +33,8 @@ ELEMENTWISE = frozenset(
 # Functions that the importer makes of Clip.
 BOUNDS = {"maximum": tirx.max, "minimum": tirx.min}
 CHANNELS_FIRST = ("NCHW", "NCW")
+# The axis behind the channels: its elements lie behind each other in a block, as whole rows do.
+ROWS = 2
 # More channels than these in a group of a grouped convolution are not worth zeros between groups.
 MOST_MERGED = 64
 
@@ -150,6 +152,11 @@ class _Planner:
                 tensor = self.builder.emit(relax.op.reshape(tensor, image))
             form.blocked = self.call(blocks.pack, tensor, lanes=self.lanes)
         return form.blocked
+
+    def shape(self, value: Any) -> tuple[int, ...]:
+        """The shape of a tensor where it is plain."""
+        form = self._forms[value]
+        return form.shape or shape_of(value) or ()
 
     def is_blocked(self, value: Any) -> bool:
         return isinstance(value, relax.Var) and self._forms[value].blocked is not None
@@ -399,11 +406,37 @@ def _concat(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
         return None
     parts = call.args[0].fields
     shapes = [shape_of(part) for part in parts]
-    if int(call.attrs.axis) % len(result) != 1 or not all(map(plan.is_blocked, parts)):
+    axis = int(call.attrs.axis) % len(result)
+    if axis > ROWS or not all(map(plan.is_blocked, parts)):
         return None
-    if any(shape is None or shape[1] % plan.lanes for shape in shapes[:-1]):
+    if axis == 1 and any(shape is None or shape[1] % plan.lanes for shape in shapes[:-1]):
         return None
-    return plan.builder.emit(relax.op.concat([plan.blocked(part) for part in parts], axis=1))
+    return plan.builder.emit(relax.op.concat([plan.blocked(part) for part in parts], axis=axis))
+
+
+def _slice(plan: _Planner, call: Any, result: tuple[int, ...] | None) -> Any:
+    """Rows, channels from one block to another, or images of the batch."""
+    data, *given = call.args
+    if result is None or len(given) != len("axes begin end strides".split()):
+        return None
+    if not plan.is_blocked(data) or any(isinstance(item, relax.Var) for item in given):
+        return None
+    shape = plan.shape(data)
+    axes, begins, _, strides = ([int(value) for value in item.fields] for item in given)
+    starts = [0] * 3
+    for axis, begin, stride in zip(axes, begins, strides, strict=True):
+        axis %= len(shape)
+        if axis > ROWS or stride != 1:
+            return None
+        starts[axis] = max(0, begin + shape[axis] if begin < 0 else begin)
+    whole = starts[1] + result[1] == shape[1] or result[1] % plan.lanes == 0
+    if starts[1] % plan.lanes or not whole:
+        return None
+    starts[1] //= plan.lanes
+    starts[ROWS] *= prod(shape[ROWS + 1 :])
+    return plan.call(
+        blocks.cut, plan.blocked(data), starts=starts, shape=in_blocks(result, plan.lanes)
+    )
 
 
 def _aligned(plan: _Planner, arguments: Sequence[Any], result: tuple[int, ...]) -> list[Any] | None:
@@ -448,6 +481,7 @@ HANDLERS: Mapping[str, Callable[[_Planner, Any, tuple[int, ...] | None], Any]] =
     "relax.nn.avg_pool2d": _average_pool,
     "relax.mean": _mean,
     "relax.concat": _concat,
+    "relax.strided_slice": _slice,
     "relax.call_tir": _bound,
     "relax.divide": _divide,
     "relax.sqrt": _partial,

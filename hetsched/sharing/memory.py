@@ -107,13 +107,13 @@ class Tiling:
         for first in range(last - 1, max(-1, last - 1 - LONGEST_RUN), -1):
             group = self.graph.groups[first]
             behind = [self._held(needs) for needs in walk.needs]
-            before = [dict(needs) for needs in walk.needs]
+            before = [{n: tuple(r) for n, r in needs.items()} for needs in walk.needs]
             try:
                 shares = walk.take(first)
             except SplitRefused:
                 break
             entering = [
-                self._held({n: r for n, r in needs.items() if old.get(n) != r})
+                self._held({n: r for n, r in needs.items() if old.get(n) != tuple(r)})
                 for needs, old in zip(walk.needs, before, strict=True)
             ]
             written = [
@@ -138,8 +138,12 @@ class Tiling:
             steps.append(_Step(first, extra, nbytes, walk.split))
         return steps
 
-    def _held(self, needs: Mapping[str, Region]) -> int:
-        return sum(nbytes_of(self._layout.tensors[n], region) for n, region in needs.items())
+    def _held(self, needs: Mapping[str, Sequence[Region]]) -> int:
+        return sum(
+            nbytes_of(self._layout.tensors[name], region)
+            for name, regions in needs.items()
+            for region in regions
+        )
 
     def _within(self, steps: list[list[_Step]], limit: int) -> tuple[Split, ...] | None:
         """The splits of least extra work that hold at most `limit`, if it is allowed."""

@@ -6,7 +6,7 @@ of which an operation reads all.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise, product
 
@@ -14,7 +14,7 @@ from hetsched.errors import SplitRefused
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import Known, Piece, Read, flops, operation_of, piece_of
-from hetsched.region import Region
+from hetsched.region import Region, boxes_of
 from hetsched.split import Exit, Split
 
 
@@ -23,7 +23,7 @@ class Way:
     """How a run is cut: its results along `axes` of tensors of `rank`, of any rank if it is 0.
 
     With `sum` the run ends with a contraction whose terms are shared. Bounds are multiples of
-    `grain` where the axis is long enough.
+    `grain` where the axis is long enough, and what is less than a grain takes as long as one.
     """
 
     axes: tuple[int, ...] = ()
@@ -34,9 +34,13 @@ class Way:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A graph, and where each of its tensors is last read."""
+    """A graph, where each of its tensors is last read, and which have their channels in blocks.
+
+    `packed` has the channels of a block by tensor name.
+    """
 
     graph: Graph
+    packed: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def known(self) -> Known:
@@ -62,8 +66,8 @@ class Walk:
     """Backwards through the groups before `last`, a run that is cut in pieces.
 
     `rates` are the shares of each of the way's axes, in proportion; of two axes every pair is a
-    piece, the last axis fastest. `needs` is what each piece needs of what the run has not computed
-    yet, `makes` the regions that it writes of each result.
+    piece, the last axis fastest. `needs` are the boxes that each piece needs of what the run has
+    not computed yet, `makes` the regions that it writes of each result.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Walk:
         self.pieces = 1
         for axis in rates:
             self.pieces *= len(axis)
-        self.needs: list[dict[str, Region]] = [{} for _ in range(self.pieces)]
+        self.needs: list[dict[str, list[Region]]] = [{} for _ in range(self.pieces)]
         self.makes: dict[str, tuple[Region, ...]] = {}
 
     def take(self, index: int) -> list[float]:
@@ -123,16 +127,25 @@ class Walk:
             leaves = self._layout.last_reader.get(tensor.name, -1) >= self._last
             cut = self._cut(tensor) if leaves or tensor.name in self._outside else None
             for place, needs in enumerate(self.needs):
-                region = needs.pop(tensor.name, None)
+                regions = needs.pop(tensor.name, [])
                 if cut is not None:
-                    region = cut[place] if region is None else cut[place] | region
-                if region is None:
-                    continue
-                piece = piece_of(op, index, region, self._layout.known)
-                self._read(op, piece, place)
-                computed = piece.outputs[index] or region
-                shares[place] = max(shares[place], computed.size / max(1, tensor.size))
+                    regions = boxes_of([*regions, cut[place]])
+                share = 0.0
+                for region in regions:
+                    piece = piece_of(op, index, region, self._layout.known)
+                    self._read(op, piece, place)
+                    share += self._share(piece.outputs[index] or region, tensor)
+                shares[place] = max(shares[place], share)
         return shares
+
+    def _share(self, region: Region, tensor: Tensor) -> float:
+        """What of the work for a tensor a region of it is, in whole grains."""
+        share, grain = region.size / max(1, tensor.size), self._way.grain
+        for axis in self._way.axes:
+            if axis < len(tensor.shape) and tensor.shape[axis] > grain:
+                size, part = tensor.shape[axis], region.shape[axis]
+                share *= -(-part // grain) * size / (-(-size // grain) * part)
+        return share
 
     def _add_up(self, op: Op) -> list[float]:
         """The share of the terms of a sum that each piece has."""
@@ -150,15 +163,17 @@ class Walk:
             if isinstance(item, Read):
                 name = op.input(item.place).name
                 if name not in self._layout.graph.constants:
-                    needs[name] = needs[name] | item.region if name in needs else item.region
+                    needs[name] = boxes_of([*needs.get(name, ()), item.region])
 
     def _cut(self, tensor: Tensor) -> tuple[Region, ...]:
         """The pieces of a result; noted as an exit."""
         way, rank = self._way, len(tensor.shape)
         if way.sum or (way.rank and rank != way.rank) or max(way.axes) >= rank:
             raise SplitRefused(f"{tensor} is not cut so")
+        # Of channels in blocks, a part of a block is no piece that others can read without a copy.
+        lanes = self._layout.packed.get(tensor.name, 1)
         axes = tuple(
-            (axis, self._bounds(tensor.shape[axis], rates))
+            (axis, self._bounds(tensor.shape[axis], rates, lanes if axis == 1 else 1))
             for axis, rates in zip(way.axes, self._rates, strict=True)
         )
         self._exits.append(Exit(tensor.name, axes))
@@ -171,8 +186,8 @@ class Walk:
         self.makes[tensor.name] = tuple(regions)
         return tuple(regions)
 
-    def _bounds(self, size: int, rates: Sequence[float]) -> tuple[int, ...]:
-        bounds = shares_of(size, rates, self._way.grain)
+    def _bounds(self, size: int, rates: Sequence[float], least: int = 1) -> tuple[int, ...]:
+        bounds = shares_of(size, rates, self._way.grain, least)
         if bounds is None:
             raise SplitRefused(f"{size} is too little for {len(rates)} pieces")
         return bounds
@@ -183,19 +198,25 @@ def nbytes_of(tensor: Tensor, region: Region) -> int:
     return region.size * tensor.nbytes // max(1, tensor.size)
 
 
-def shares_of(size: int, rates: Sequence[float], grain: int = 1) -> tuple[int, ...] | None:
-    """Bounds of shares in proportion to `rates`, at multiples of `grain`, or of half of it, or so.
+def shares_of(
+    size: int, rates: Sequence[float], grain: int = 1, least: int = 1
+) -> tuple[int, ...] | None:
+    """Bounds of shares in proportion to `rates`, at multiples of `grain`.
 
-    None if a share would be empty.
+    Of a short axis the grain is half of it, or so, but never below `least`. None if a share would
+    be empty.
 
     Examples
     --------
     >>> shares_of(64, (1.0, 1.0), 16), shares_of(7, (1.0, 1.0)), shares_of(24, (2.0, 1.0), 16)
     ((0, 32, 64), (0, 4, 7), (0, 16, 24))
+    >>> shares_of(48, (1.0, 1.0), 16), shares_of(48, (1.0, 1.0), 16, 16)
+    ((0, 24, 48), (0, 32, 48))
     """
     total = sum(rates)
     ends = [size * part / total for part in accumulate(rates)][:-1]
     while grain > 1 and size < 2 * grain * len(rates):
         grain //= 2
+    grain = max(grain, least)
     bounds = (0, *(int(end / grain + 0.5) * grain for end in ends), size)
     return bounds if all(a < b for a, b in pairwise(bounds)) else None

@@ -1,7 +1,7 @@
 """From shared runs to a plan: candidates are priced as they are, and the simulator judges."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -9,14 +9,17 @@ from itertools import pairwise
 from hetsched.cost import CostModel, Prices, price
 from hetsched.device import Device
 from hetsched.errors import InfeasiblePlan, SplitRefused, UnsupportedOperation
+from hetsched.forms import packed
 from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner, alone, quickest, scheduled
 from hetsched.plan import Plan, simulate
+from hetsched.plugin import load
 from hetsched.rewrite import Rewritten, rewrite
 from hetsched.sharing.pieces import Layout, Way
-from hetsched.sharing.runs import Run, Sharing
+from hetsched.sharing.runs import Corrections, Run, Sharing
 from hetsched.split import Split
 from hetsched.system import System
+from hetsched.target import Target
 
 # How often the estimates are corrected by the prices of what they led to.
 ROUNDS = 3
@@ -69,7 +72,8 @@ class Search:
         if len(devices) < 2 or self.prices.source is None:
             return
         seen: list[tuple[Split, ...]] = []
-        layout, factors = Layout(self.graph), dict[tuple[str, Way], float]()
+        layout = Layout(self.graph, blocks(self.graph, devices))
+        known: dict[tuple[str, Way], tuple[float, ...]] = {}
         best: tuple[float, Plan, list[Run]] | None = None
         for _ in range(ROUNDS):
             sharing = Sharing(
@@ -78,12 +82,15 @@ class Search:
                 self.prices,
                 devices,
                 self.ways,
-                factors,
+                Corrections(known),
                 self.least_seconds,
             )
-            runs, _ = sharing.cheapest()
+            runs, estimate = sharing.cheapest()
             splits = tuple(run.split for run in runs)
             if not splits or splits in seen or len(seen) >= self.candidates:
+                break
+            if best is not None and estimate >= best[0] * (1 - self.gain):
+                # Corrected by the prices, nothing else looks better.
                 break
             seen.append(splits)
             found = self._planned(splits, devices)
@@ -94,7 +101,7 @@ class Search:
             seconds = simulate(plan).makespan
             if best is None or seconds < best[0]:
                 best = seconds, plan, runs
-            factors |= _factors(runs, rewritten, plan.prices, devices)
+            known |= _factors(runs, rewritten, plan.prices, devices)
         if best is not None:
             yield from self._moved(best[0], best[1], best[2], devices, seen)
 
@@ -148,7 +155,7 @@ class Shares(Partitioner):
     splits = True
     candidates: int = 4
     gain: float = 0.02
-    least_seconds: float = 50e-6
+    least_seconds: float = 5e-6
 
     @abstractmethod
     def ways(self) -> tuple[Way, ...]:
@@ -208,6 +215,15 @@ def unsplit(graph: Graph, system: System, prices: Prices, spec: str) -> Plan:
     return quickest([*single, partial(scheduled, graph, system, prices, spec)])
 
 
+def blocks(graph: Graph, devices: Sequence[Device]) -> Mapping[str, int]:
+    """The tensors that `devices` hand to each other in blocks of channels, and their channels."""
+    kinds = {(device.target, load(Target, device.target).lanes(device)) for device in devices}
+    if len(kinds) > 1:
+        return {}
+    ((_, lanes),) = kinds
+    return dict.fromkeys(packed(graph, lanes), lanes) if lanes else {}
+
+
 def one_of_each_unit(graph: Graph, system: System, prices: Prices) -> tuple[Device, ...]:
     """The device of each unit that runs most of the graph fastest: those that can share work."""
     chosen: dict[str, tuple[tuple[int, float], Device]] = {}
@@ -222,20 +238,31 @@ def one_of_each_unit(graph: Graph, system: System, prices: Prices) -> tuple[Devi
 
 def _factors(
     runs: Sequence[Run], rewritten: Rewritten, prices: Prices, devices: tuple[Device, ...]
-) -> dict[tuple[str, Way], float]:
-    """By how much each group's pieces take longer than estimated before any correction."""
-    found: dict[tuple[str, Way], float] = {}
-    priced: dict[tuple[int, str], float] = {}
+) -> dict[tuple[str, Way], tuple[float, ...]]:
+    """By how much each group's pieces take longer than estimated before any correction.
+
+    Devices that are alike have one factor, that of the longest piece: that one was measured to be
+    a little slower than its equal is no reason to give it less.
+    """
+    priced: dict[tuple[int, str, int], float] = {}
     for group in rewritten.graph.groups:
         place = next((rewritten.places[n] for n in group.members if n in rewritten.places), None)
         if place is not None:
-            key = place[0], group.name.partition("#")[0]
+            key = place[0], group.name.partition("#")[0], place[1]
             seconds = prices.seconds[group.name].get(devices[place[1]].name, float("inf"))
             priced[key] = priced.get(key, 0.0) + seconds
+    kinds = [device.fingerprint for device in devices]
+    found: dict[tuple[str, Way], tuple[float, ...]] = {}
     for index, run in enumerate(runs):
-        for name, estimate in run.work.items():
-            if estimate > 0 and (index, name) in priced:
-                found[name, run.way] = priced[index, name] / estimate
+        for name, estimates in run.work.items():
+            factors = []
+            for kind in kinds:
+                alike = [place for place, other in enumerate(kinds) if other == kind]
+                whole = max(estimates[place] for place in alike)
+                took = max(priced.get((index, name, place), 0.0) for place in alike)
+                factors.append(took / whole if whole and took else 1.0)
+            if any((index, name, place) in priced for place in range(len(devices))):
+                found[name, run.way] = tuple(factors)
     return found
 
 

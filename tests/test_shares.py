@@ -64,6 +64,7 @@ class Staircase(CostModel):
 def imagined_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiler is asked what it can do: the tests say so themselves."""
     monkeypatch.setattr("hetsched.cost.refusals", lambda parts, device: [None] * len(parts))
+    monkeypatch.setattr("hetsched.sharing.search.blocks", lambda graph, devices: {})
 
 
 def convolution(channels: int, size: int = 16, batch: int = 1) -> Graph:

@@ -127,9 +127,7 @@ class Regression:
             }
             found = replace(
                 found,
-                factors=_between(
-                    found.factors, self.factors + FACTOR**2 * pulls.sum(axis=0), step
-                ),
+                factors=_between(found.factors, self.factors + FACTOR**2 * pulls.sum(axis=0), step),
                 by_family={**self.by_family}
                 | {name: _between(found._of_family(name), to, step) for name, to in moved.items()},
                 speed=found.speed + step * (SPEED**2 * weights.sum() - speeded),

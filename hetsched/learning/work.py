@@ -78,7 +78,9 @@ def work_of(part: Graph, rules: Rules, megabytes: float) -> Work:
         found.family = f"integer {found.family}"
     cold = min(1.0, max(0.0, (log2(megabytes) - WARM) / (COLD - WARM)))
     found.add(
-        cold=cold, filters_cold=cold * found.cycles["filters"], moved_cold=cold * found.cycles["moved"]
+        cold=cold,
+        filters_cold=cold * found.cycles["filters"],
+        moved_cold=cold * found.cycles["moved"],
     )
     found.sizes["megabytes"] = megabytes
     return found

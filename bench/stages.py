@@ -35,7 +35,7 @@ from hetsched.errors import InfeasiblePlan
 from hetsched.executable import Executable
 from hetsched.graph import Graph
 from hetsched.inputs import seeded_inputs
-from hetsched.objective import seconds_a_request
+from hetsched.objective import objective, seconds_a_request
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plan import group_tasks
 from hetsched.stages.pipeline import fastest
@@ -187,7 +187,7 @@ def bottleneck(tasks: TaskGraph, stages: Placed) -> float:
         schedule = replay(parts, placement, [members[0] for _, members in stages])
     except InfeasiblePlan:
         return inf
-    return seconds_a_request(schedule, tasks.system)
+    return seconds_a_request([schedule], tasks.system)
 
 
 def placed(tasks: TaskGraph, stages: Sequence[tuple[int, Sequence[int]]]) -> Placed:
@@ -494,7 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     row = measure(
                         name, executable, in_flight=given.in_flight, repeats=given.repeats
                     )
-                predicted = seconds_a_request(hetsched.simulate(plan), system)
+                predicted = objective("throughput").value(plan)
                 content["rows"].append(row.to_dict() | {"predicted_seconds": predicted})
                 median = statistics.median(row.seconds)
                 print(

@@ -14,6 +14,7 @@ from hetsched.errors import (
     CompileError,
     DeviceError,
     InfeasiblePlan,
+    PlanError,
     RefusedPart,
     UnsupportedOperation,
 )
@@ -102,7 +103,10 @@ def plans(
         for name, refusals in prices.refusals.items():
             for device, reason in refusals.items():
                 raise UnsupportedOperation(f"'{device}' cannot run '{name}': {reason}")
-    return chosen.plans(graph, system, prices)
+    found = chosen.plans(graph, system, prices)
+    if prices.told is None:
+        return found
+    return tuple(replace(plan, notes=(*plan.notes, prices.told)) for plan in found)
 
 
 def front(found: Sequence[Plan], objectives: Sequence[str]) -> list[tuple[tuple[float, ...], Plan]]:
@@ -278,7 +282,7 @@ class Tuning:
 
 def tune(
     graph: Graph,
-    devices: str = "cpu",
+    devices: System | str = "cpu",
     tuner: str | None = None,
     trials: int = 4,
     budget_seconds: float = float("inf"),
@@ -302,7 +306,8 @@ def tune(
     store = Store(default_path())
     begin = perf_counter()
     kinds: dict[str, list[Device]] = {}
-    for device in System.local(devices, store).devices:
+    system = System.local(devices, store) if isinstance(devices, str) else devices
+    for device in system.devices:
         kinds.setdefault(device.fingerprint, []).append(device)
     rows: list[Tuned] = []
     whole = True
@@ -377,7 +382,7 @@ def explain(plan: Plan | Recipe, node: str | None = None) -> tuple[Explanation, 
     Raises
     ------
     PlanError
-        There is no such node.
+        There is no such node; or it is a join that nothing has to compute.
     """
     recipe = plan if isinstance(plan, Recipe) else plan.recipe
     account = Account(recipe)
@@ -385,6 +390,13 @@ def explain(plan: Plan | Recipe, node: str | None = None) -> tuple[Explanation, 
         return tuple(map(account.explanation, account.nodes()))
     if isinstance(plan, Plan):
         groups = {op.name: group.name for group in plan.graph.groups for op in group.ops}
+        for whole, pieces in plan.graph.views.items():
+            if node in (whole, plan.graph.producers[whole].name):
+                makers = (groups[plan.graph.producers[piece.name].name] for piece in pieces)
+                raise PlanError(
+                    f"'{node}' joins without a copy what is written one behind the other: it takes "
+                    f"no time and has no device; explain {', '.join(map(repr, makers))}"
+                )
         node = groups.get(node, node)
     return (account.explanation(node),)
 
@@ -467,7 +479,7 @@ def _without(plan: Plan, refused: RefusedPart, partitioner: Partitioner) -> Plan
     RefusedPart
         Nothing else can run it.
     """
-    device = next(part.device.name for part in plan.parts if part.name == refused.part)
+    device = refused.device
     groups = _before_splits(plan, culprits(plan, refused))
     known = price(plan.original, plan.system, plan.prices)
     prices = known.without(groups, device, refused.reason)

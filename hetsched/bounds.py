@@ -192,6 +192,8 @@ class _Program:
         self.rows: list[np.ndarray] = []
         self.size: list[float] = []
         self.slack: list[float] = []
+        # Of the rows; those of the best bound so far.
+        self.prices = np.empty(0)
 
     @classmethod
     def of(cls, problem: Problem) -> "_Program":
@@ -247,7 +249,9 @@ class _Program:
                 prices /= size @ prices
                 each = np.where(self.allowed, np.tensordot(prices, rows, 1), np.inf)
                 place = np.argmin(each, axis=1)
-                best = max(best, float(each[tasks, place].sum() - prices @ self.slack))
+                value = float(each[tasks, place].sum() - prices @ self.slack)
+                if value > best:
+                    best, self.prices = value, prices
                 if cost @ values - best <= 1e-9 * best:
                     break
                 column = np.r_[rows[:, tasks, place].sum(axis=1), 1.0]
@@ -371,3 +375,15 @@ def infeasible_memory(problem: Problem) -> str | None:
 def shares(problem: Problem) -> np.ndarray:
     """(n, p) of each task on each device, with which `area` is reached, up to rounding."""
     return _Program.of(problem).solve()[1]
+
+
+def priced_area(problem: Problem) -> tuple[float, np.ndarray]:
+    """The area, and (units) prices of a second of each unit, which add up to 1.
+
+    All work where it is worth least at these prices is worth the area, so that what a schedule does
+    elsewhere, and the time that units idle, at their prices, are how far it is above.
+    """
+    program = _Program.of(problem)
+    least = program.solve()[0]
+    price = program.prices[: int(problem.unit.max()) + 1].copy()
+    return least, price / (price.sum() or 1.0)

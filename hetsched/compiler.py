@@ -26,7 +26,7 @@ class CompiledPart:
 
 
 def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[CompiledPart, ...]:
-    """Every part of `plan`, compiled by the target of its device or taken from the cache.
+    """Every part of `plan`, replicas behind them, compiled by the target of its device or cached.
 
     Parts are compiled side by side; progress is told, and errors are raised, in their order.
 
@@ -44,11 +44,11 @@ def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[Compile
     graph = replace(plan.graph, packed=packed_between(plan))
     done = []
     with ThreadPoolExecutor(len(cores())) as workers:
-        waiting = [workers.submit(_compiled, graph, part) for part in plan.parts]
+        waiting = [workers.submit(_compiled, graph, part) for part in plan.copies]
         try:
-            for index, (part, future) in enumerate(zip(plan.parts, waiting, strict=True)):
+            for index, (part, future) in enumerate(zip(plan.copies, waiting, strict=True)):
                 if progress:
-                    progress(f"{part.name} for {part.device.name}", index, len(plan.parts))
+                    progress(f"{part.name} for {part.device.name}", index, len(plan.copies))
                 done.append(future.result())
         finally:
             workers.shutdown(wait=False, cancel_futures=True)
@@ -60,7 +60,7 @@ def culprits(plan: Plan, refused: RefusedPart) -> tuple[str, ...]:
 
     All of the part's groups where each one alone compiles.
     """
-    part = next(part for part in plan.parts if part.name == refused.part)
+    part = next(p for p in plan.copies if (p.name, p.device.name) == (refused.part, refused.device))
     if len(part.groups) == 1:
         return (part.groups[0].name,)
     target = load(Target, part.device.target)
@@ -79,7 +79,7 @@ def packed_between(plan: Plan) -> dict[str, int]:
     Those of `packed` whose makers and readers all are on devices of one target and block.
     """
     kinds = {}
-    for part in plan.parts:
+    for part in plan.copies:
         target = part.device.target
         kinds[part.device] = (target, load(Target, target).lanes(part.device))
     found = {lanes: packed(plan.graph, lanes) for _, lanes in kinds.values() if lanes}
@@ -88,7 +88,7 @@ def packed_between(plan: Plan) -> dict[str, int]:
     whole = {piece.name: name for name, pieces in views.items() for piece in pieces}
     users: dict[str, set[tuple[str, int | None]]] = {}
     crossing: dict[str, None] = {}
-    for part in plan.parts:
+    for part in plan.copies:
         for tensor in (*part.inputs, *part.outputs):
             crossing[tensor.name] = None
             users.setdefault(whole.get(tensor.name, tensor.name), set()).add(kinds[part.device])

@@ -4,7 +4,8 @@
    meanwhile. How far a unit is in a request is known to who serves it alone; that a step is done is
    told to the others by the number of the request, which nothing has to reset. Who waits for a step
    spins for a short time and then sleeps. crew.py has the same structures and makes their memory;
-   numbers of requests begin at 1 and may wrap. */
+   numbers of requests begin at 1 and may wrap. Where parts are on several devices, requests take
+   different routes in turn; a step is the same part on each of them. */
 
 #include <limits.h>
 #include <linux/futex.h>
@@ -44,9 +45,10 @@ struct state {
     char unused[28];
 };
 
-/* The memory of one request. */
+/* The memory of one request, and the route that it takes. */
 struct slot {
     struct state *states;
+    int32_t route;
     /* The units that have not run all of their steps. */
     _Atomic int32_t working;
     /* The step that failed, counted from 1, and what its function gave. */
@@ -58,11 +60,18 @@ struct slot {
     _Atomic uint32_t ended, waiters;
 };
 
-/* How far a unit is in a request. */
+/* The steps of one unit on one route. */
+struct share {
+    const int32_t *steps;
+    int64_t count;
+};
+
+/* How far a unit is in a request; at LEFT it has no more to do there. */
 struct progress {
     uint32_t number;
     int32_t position;
 };
+enum { LEFT = -1 };
 
 struct unit {
     /* Others write to this cache line. The signal changes when a step may have become ready, the
@@ -71,21 +80,22 @@ struct unit {
     char unused[48];
     /* Whether anybody serves the unit: one at a time. */
     _Atomic uint32_t taken;
-    int32_t count;
-    const int32_t *order;
-    struct progress *progress;
-    /* Nanoseconds that each step was waited for the last time, and behind them the end. */
-    int64_t *waited;
     /* The oldest request of which it has steps to run. */
     uint32_t oldest;
-    char line[28];
+    /* By route. */
+    const struct share *shares;
+    struct progress *progress;
+    char line[40];
 };
 
 struct crew {
+    /* Those of each route, behind each other. */
     const struct step *steps;
     struct unit *units;
     /* By the number of the request, modulo `most`. */
     struct slot **slots;
+    /* Called with request and step on the thread where a step has failed. */
+    void (*tell)(uint32_t number, int32_t index);
     int32_t step_count, unit_count, most;
     _Atomic uint32_t submitted, stopping;
 };
@@ -119,15 +129,11 @@ static void summon(struct unit *unit)
         syscall(SYS_futex, &unit->calls, FUTEX_WAKE_PRIVATE, 1);
 }
 
-/* Until `signal` is no longer `seen`; first sleeps for `asleep`, then spins, then sleeps on. */
-static void wait(struct unit *unit, uint32_t seen, int64_t asleep)
+/* Until `signal` is no longer `seen`; spins, then sleeps. To spin for longer, or to sleep first for
+   as long as the last wait took, was measured to be no better, and sleeping first to be worse. */
+static void wait(struct unit *unit, uint32_t seen)
 {
-    int64_t end;
-    atomic_store(&unit->sleeping, 1);
-    if (asleep > 0 && atomic_load(&unit->signal) == seen)
-        sleep_while(&unit->signal, seen, asleep);
-    atomic_store(&unit->sleeping, 0);
-    for (end = now() + SPIN_NANOSECONDS; now() < end;)
+    for (int64_t end = now() + SPIN_NANOSECONDS; now() < end;)
         for (int turn = 0; turn < 16; turn++) {
             if (atomic_load_explicit(&unit->signal, memory_order_acquire) != seen)
                 return;
@@ -150,6 +156,11 @@ static int call(const struct step *step, int64_t table)
     return status == 0 && result.kind == INTEGER ? (int)result.content : status;
 }
 
+static const struct step *step_of(const struct crew *crew, const struct slot *slot, int32_t index)
+{
+    return &crew->steps[slot->route * crew->step_count + index];
+}
+
 static int ready(const struct step *step, const struct slot *slot, uint32_t number)
 {
     for (int32_t i = 0; i < step->source_count; i++)
@@ -158,16 +169,22 @@ static int ready(const struct step *step, const struct slot *slot, uint32_t numb
     return 1;
 }
 
-/* The unit has no more to do in the request, whose memory may have another use from now on. */
-static void leave(struct crew *crew, struct unit *unit, struct slot *slot, uint32_t number)
+/* The unit has no more to do in the request. */
+static void pass(struct crew *crew, struct unit *unit, uint32_t number)
 {
-    unit->progress[number % crew->most].position = unit->count;
+    unit->progress[number % crew->most].position = LEFT;
     while (unit->oldest != atomic_load(&crew->submitted) + 1) {
         struct progress *progress = &unit->progress[unit->oldest % crew->most];
-        if (progress->number != unit->oldest || progress->position < unit->count)
+        if (progress->number != unit->oldest || progress->position != LEFT)
             break;
         unit->oldest++;
     }
+}
+
+/* The same for a request whose memory may have another use from now on. */
+static void leave(struct crew *crew, struct unit *unit, struct slot *slot, uint32_t number)
+{
+    pass(crew, unit, number);
     if (atomic_fetch_sub(&slot->working, 1) == 1) {
         int32_t host = slot->host;
         atomic_store(&slot->ended, number);
@@ -181,13 +198,15 @@ static void leave(struct crew *crew, struct unit *unit, struct slot *slot, uint3
 static void run(struct crew *crew, struct unit *unit, struct slot *slot, uint32_t number)
 {
     struct progress *progress = &unit->progress[number % crew->most];
-    int32_t index = unit->order[progress->position], none = 0, status;
-    const struct step *step = &crew->steps[index];
+    const struct share *share = &unit->shares[slot->route];
+    int32_t index = share->steps[progress->position], none = 0, status;
+    const struct step *step = step_of(crew, slot, index);
     struct state *state = &slot->states[index];
     state->start = now();
     status = call(step, state->table);
     state->finish = now();
     if (status) {
+        crew->tell(number, index);
         if (atomic_compare_exchange_strong(&slot->failed, &none, index + 1))
             slot->status = status;
         for (int32_t other = 0; other < crew->unit_count; other++)
@@ -198,39 +217,37 @@ static void run(struct crew *crew, struct unit *unit, struct slot *slot, uint32_
             wake(&crew->units[step->readers[i]]);
     }
     state->handed = now();
-    if (++progress->position == unit->count || status)
+    if (++progress->position == share->count || status)
         leave(crew, unit, slot, number);
 }
 
-/* Runs the first step that can run, of the oldest request that has one, or gives 0.
-
-   Then `next` is what the oldest request waits for, or -1 without any. */
-static int advance(struct crew *crew, struct unit *unit, int32_t *next)
+/* Runs the first step that can run, of the oldest request that has one, or gives 0. */
+static int advance(struct crew *crew, struct unit *unit)
 {
     uint32_t end = atomic_load(&crew->submitted) + 1;
-    *next = -1;
     for (uint32_t number = unit->oldest; number != end; number++) {
         struct progress *progress = &unit->progress[number % crew->most];
-        struct slot *slot;
+        struct slot *slot = crew->slots[number % crew->most];
         int32_t index;
         if (progress->number != number) {
             progress->number = number;
             progress->position = 0;
+            if (!unit->shares[slot->route].count) {
+                pass(crew, unit, number);
+                return 1;
+            }
         }
-        if (progress->position == unit->count)
+        if (progress->position == LEFT)
             continue;
-        slot = crew->slots[number % crew->most];
         if (atomic_load(&slot->failed)) {
             leave(crew, unit, slot, number);
             return 1;
         }
-        index = unit->order[progress->position];
-        if (ready(&crew->steps[index], slot, number)) {
+        index = unit->shares[slot->route].steps[progress->position];
+        if (ready(step_of(crew, slot, index), slot, number)) {
             run(crew, unit, slot, number);
             return 1;
         }
-        if (*next < 0)
-            *next = index;
     }
     return 0;
 }
@@ -250,16 +267,10 @@ static void serve(struct crew *crew, struct unit *unit, struct slot *slot, uint3
 {
     for (;;) {
         uint32_t seen = atomic_load(&unit->signal);
-        int32_t next;
         if (slot ? has_ended(slot, number) : !has_work(crew, unit))
             return;
-        if (!advance(crew, unit, &next)) {
-            /* It mostly takes as long as the last time; timers are late by up to 60 us. */
-            int64_t *waited = &unit->waited[next < 0 ? crew->step_count : next];
-            int64_t begin = now();
-            wait(unit, seen, *waited - SPIN_NANOSECONDS * 2 / 3);
-            *waited = now() - begin;
-        }
+        if (!advance(crew, unit))
+            wait(unit, seen);
     }
 }
 
@@ -291,11 +302,16 @@ void crew_work(struct crew *crew, int32_t index)
 
 /* Begins a request in `slot`, of which nothing is in flight; its number. One thread at a time.
 
-   Unless `host` is -1, the caller goes on with `crew_serve` for that unit. */
+   Unless `host` is -1, the caller goes on with `crew_serve` for that unit. Units that are not on
+   the route hear of the request with the next one of theirs: until then its memory has to stay, and
+   no more than `most` may have begun. */
 uint32_t crew_submit(struct crew *crew, struct slot *slot, int32_t host)
 {
     uint32_t number = atomic_load(&crew->submitted) + 1;
-    atomic_store(&slot->working, crew->unit_count);
+    int32_t working = 0;
+    for (int32_t index = 0; index < crew->unit_count; index++)
+        working += crew->units[index].shares[slot->route].count > 0;
+    atomic_store(&slot->working, working);
     atomic_store(&slot->failed, 0);
     slot->host = host;
     crew->slots[number % crew->most] = slot;
@@ -303,7 +319,7 @@ uint32_t crew_submit(struct crew *crew, struct slot *slot, int32_t host)
     for (int32_t index = 0; index < crew->unit_count; index++)
         if (index == host)
             wake(&crew->units[index]);
-        else
+        else if (crew->units[index].shares[slot->route].count)
             summon(&crew->units[index]);
     return number;
 }

@@ -3,12 +3,13 @@
 `crew.c` has the work of a thread; it is compiled into what a target makes of a part. All that its
 threads need stands ready when a request begins: the memory of what one part hands to the next, the
 tables of addresses, and which steps wait for which. Such memory is used again by later requests;
-results are always new arrays.
+results are always new arrays. Where parts are on several devices, requests take routes in turn.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from ctypes import c_int32, c_int64, c_uint32, c_void_p
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import CFUNCTYPE, c_int32, c_int64, c_uint32, c_void_p, cast
+from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
 from operator import and_
@@ -40,26 +41,25 @@ STATE = np.dtype(
 SLOT = np.dtype(
     [
         ("states", "u8"),
-        *((name, "i4") for name in ("working", "failed", "status", "host")),
+        *((name, "i4") for name in ("route", "working", "failed", "status", "host")),
         *((name, "u4") for name in ("ended", "waiters")),
     ],
     align=True,
 )
+SHARE = np.dtype([("steps", "u8"), ("count", "i8")])
 PROGRESS = np.dtype([("number", "u4"), ("position", "i4")])
 UNIT = np.dtype(
     [
         *((name, "u4") for name in ("signal", "sleeping", "calls", "idle")),
         ("unused", "V48"),
-        ("taken", "u4"),
-        ("count", "i4"),
-        *((name, "u8") for name in ("order", "progress", "waited")),
-        ("oldest", "u4"),
-        ("line", "V28"),
+        *((name, "u4") for name in ("taken", "oldest")),
+        *((name, "u8") for name in ("shares", "progress")),
+        ("line", "V40"),
     ]
 )
 CREW = np.dtype(
     [
-        *((name, "u8") for name in ("steps", "units", "slots")),
+        *((name, "u8") for name in ("steps", "units", "slots", "tell")),
         *((name, "i4") for name in ("step_count", "unit_count", "most")),
         *((name, "u4") for name in ("submitted", "stopping")),
     ],
@@ -69,9 +69,13 @@ CREW = np.dtype(
 NANOSECOND = 1e-9
 # A wait in C ends so often to see whether Python was interrupted.
 LONGEST_WAIT_SECONDS = 0.05
-# Requests are told apart by their numbers modulo this; fewer are in flight.
+# Requests are told apart by their numbers modulo this. Not so many are in flight, as a unit that
+# is on few of the routes may hear of requests that have ended.
 NUMBERS = 64
+MOST_IN_FLIGHT = 32
+MOST_ROUTES = 16
 CORE_WORDS = 16
+TELL = CFUNCTYPE(None, c_uint32, c_int32)
 
 
 class Crew:
@@ -79,6 +83,10 @@ class Crew:
 
     `constants` are results that no step writes. What `views` put together has one memory, to which
     the steps write their pieces. Each unit needs a thread that calls `work`.
+
+    Requests take `routes` in turn, each the numbers of its steps, by default all; the steps of two
+    routes are the same parts in the same order. `submit` waits where `most` are in flight, by
+    default two for each unit, and two more.
     """
 
     def __init__(
@@ -88,27 +96,33 @@ class Crew:
         outputs: Sequence[str],
         constants: Mapping[str, np.ndarray],
         views: Mapping[str, View] | None = None,
+        routes: Sequence[tuple[int, ...]] = (),
+        most: int = 0,
     ) -> None:
-        self._codes = tuple(codes)
         self._constants = dict(constants)
         # Arrays of which C has the address only.
         self._kept: list[np.ndarray] = []
-        self._order: dict[str, list[int]] = defaultdict(list)
-        for index, step in enumerate(steps):
-            self._order[step.device.unit].append(index)
-        # What a caller that waits may serve: the unit of the last step, if its code runs anywhere.
-        unit = steps[-1].device.unit
-        anywhere = all(codes[index].threads == 1 for index in self._order[unit])
-        self._host = list(self._order).index(unit) if anywhere else -1
-        cores = self._keep(np.zeros(CORE_WORDS * 64, np.uint8))
-        cores[list(steps[-1].device.cores)] = 1
-        self._cores = address(self._keep(np.packbits(cores, bitorder="little")))
-        # A request that each unit begins, and one that each ends.
-        self._most_in_flight = 2 * len(self._order) + 2
+        # The codes of each unit.
+        self._own: dict[str, list[Code]] = defaultdict(list)
+        for step, code in zip(steps, codes, strict=True):
+            self._own[step.device.unit].append(code)
+        routes = routes or [tuple(range(len(steps)))]
+        assert len(routes) <= MOST_ROUTES
+        found: dict[tuple[int, ...], _Route] = {}
+        for route in routes:
+            if route not in found:
+                course = [steps[i] for i in route], [codes[i] for i in route]
+                found[route] = self._route(len(found), *course, outputs, views or {})
+        self._routes = tuple(found.values())
+        # By the request, modulo their number.
+        self._turns = tuple(found[route] for route in routes)
+        self._count = 0
+        self._most_in_flight = min(most or 2 * len(self._own) + 2, MOST_IN_FLIGHT)
         self._in_flight: dict[int, CrewRequest] = {}
-        self._free: list[_Memory] = []
         self._lock = Lock()
-        self._course = _Course(steps, codes, outputs, views or {})
+        # What the code of a step said when it failed, by request and step.
+        self._said: dict[tuple[int, int], str] = {}
+        self._tell = TELL(self._told)
         library = codes[0].module
         self._work, self._stop = library.crew_work, library.crew_stop
         self._submit, self._serve = library.crew_submit, library.crew_serve
@@ -123,26 +137,27 @@ class Crew:
 
     def work(self, unit: str) -> None:
         """Runs the steps of `unit` on the calling thread until the crew is told to stop."""
-        own = (self._codes[index] for index in self._order[unit])
-        max(own, key=lambda code: code.threads).enter()
-        self._work(self._crew, list(self._order).index(unit))
+        max(self._own[unit], key=lambda code: code.threads).enter()
+        self._work(self._crew, list(self._own).index(unit))
 
     def stop(self) -> None:
         """Threads that work return when all requests have ended."""
         self._stop(self._crew)
 
     def submit(self, inputs: Mapping[str, np.ndarray], attended: bool = False) -> "CrewRequest":
-        """Starts a run; waits while there are two in flight for each unit, and two more.
+        """Starts a run; waits while there are as many in flight as may be.
 
         If `attended`, the caller goes on to `attend` it.
         """
         values = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         values.update(self._constants)
         with self._lock:
-            memory = self._memory()
-            request = CrewRequest(self, self._course, memory, values)
+            route = self._turns[self._count % len(self._turns)]
+            memory = self._memory(route)
+            self._count += 1
+            request = CrewRequest(self, route, memory, values)
             if attended and not self._in_flight:
-                request.host = self._host
+                request.host = route.host
             slot = memory.slot_address
             request.number = self._submit(self._crew, slot, request.host)
             self._in_flight[request.number] = request
@@ -155,8 +170,9 @@ class Crew:
         """
         memory = request.memory
         if request.host >= 0 and memory is not None:
-            self._codes[-1].enter()
-            self._serve(self._crew, request.host, memory.slot_address, request.number, self._cores)
+            route = request.route
+            route.codes[-1].enter()
+            self._serve(self._crew, request.host, memory.slot_address, request.number, route.cores)
             with self._lock:
                 if request.ended:
                     self._settle(request)
@@ -181,56 +197,85 @@ class Crew:
         """Takes what an ended request tells, and its memory for others; the lock is held."""
         if request.memory is not None:
             del self._in_flight[request.number]
-            self._free.append(request.memory)
-            request.settle()
+            request.route.free.append(request.memory)
+            request.settle(lambda index: self._said.pop((request.number, index), ""))
 
-    def _memory(self) -> "_Memory":
-        """Memory that no request in flight uses; the lock is held."""
-        waiting = list(self._in_flight.values())
-        for request in waiting:
-            if not self._free and request.memory is not None and request.ended:
+    def _memory(self, route: "_Route") -> "_Memory":
+        """Memory for the route that no request in flight uses; the lock is held."""
+        for request in list(self._in_flight.values()) if not route.free else ():
+            if request.ended:
                 self._settle(request)
         number = int(self._fields["submitted"][0]) + 1
         while self._in_flight:
             oldest = next(iter(self._in_flight.values()))
             most = len(self._in_flight) >= self._most_in_flight
-            if not most and (number - oldest.number) % (1 << 32) < NUMBERS:
+            # A unit on few routes can be as many requests behind as there are routes.
+            if not most and (number - oldest.number) % (1 << 32) < NUMBERS - MOST_ROUTES:
                 break
             assert oldest.memory is not None
             self._wait(oldest.memory.slot_address, oldest.number, 1 << 62)
             self._settle(oldest)
-        return self._free.pop() if self._free else _Memory(self._course, self._codes)
+        return route.free.pop() if route.free else _Memory(route)
+
+    def _told(self, number: int, index: int) -> None:
+        """Keeps what the code of a failed step says, on the thread that ran it."""
+        route = self._turns[(number - 1) % len(self._turns)]
+        self._said[number, index] = route.codes[index].raised()
+
+    def _route(
+        self,
+        number: int,
+        steps: Sequence[Step],
+        codes: Sequence[Code],
+        outputs: Sequence[str],
+        views: Mapping[str, View],
+    ) -> "_Route":
+        order: dict[str, list[int]] = defaultdict(list)
+        for index, step in enumerate(steps):
+            order[step.device.unit].append(index)
+        # What a caller that waits may serve: the unit of the last step, if its code runs anywhere.
+        last = steps[-1].device
+        anywhere = all(codes[index].threads == 1 for index in order[last.unit])
+        host = list(self._own).index(last.unit) if anywhere else -1
+        cores = self._keep(np.zeros(CORE_WORDS * 64, np.uint8))
+        cores[list(last.cores)] = 1
+        packed = self._keep(np.packbits(cores, bitorder="little"))
+        course = _Course(steps, codes, outputs, views)
+        return _Route(number, course, tuple(codes), order, host, address(packed))
 
     def _made(self) -> int:
         """The address of what C knows of the crew."""
-        course, units = self._course, list(self._order)
-        steps = self._keep(np.zeros(len(self._codes), STEP))
-        for index, code in enumerate(self._codes):
-            sources = self._keep(np.array(course.sources[index], np.int32))
-            readers = self._keep(
-                np.array([units.index(unit) for unit in course.readers[index]], np.int32)
-            )
-            steps[index] = (
-                code.function,
-                sources.ctypes.data,
-                readers.ctypes.data,
-                (len(sources), len(readers)),
-            )
+        units = list(self._own)
+        count = len(self._routes[0].codes)
+        steps = self._keep(np.zeros((len(self._routes), count), STEP))
+        for route in self._routes:
+            for index, code in enumerate(route.codes):
+                sources = self._keep(np.array(route.course.sources[index], np.int32))
+                readers = self._keep(
+                    np.array([units.index(unit) for unit in route.course.readers[index]], np.int32)
+                )
+                steps[route.number, index] = (
+                    code.function,
+                    sources.ctypes.data,
+                    readers.ctypes.data,
+                    (len(sources), len(readers)),
+                )
         members = self._keep(_zeros(len(units), UNIT))
-        for index, unit in enumerate(units):
-            order = self._keep(np.array(self._order[unit], np.int32))
+        for fields, unit in zip(members, units, strict=True):
+            shares = self._keep(np.zeros(len(self._routes), SHARE))
+            for route in self._routes:
+                order = self._keep(np.array(route.order.get(unit, ()), np.int32))
+                shares[route.number] = order.ctypes.data, len(order)
             progress = self._keep(np.zeros(NUMBERS, PROGRESS))
-            waited = self._keep(np.zeros(len(self._codes) + 1, np.int64))
-            fields = members[index]
-            fields["order"], fields["count"] = order.ctypes.data, len(order)
-            fields["oldest"] = 1
-            fields["progress"], fields["waited"] = progress.ctypes.data, waited.ctypes.data
+            fields["shares"], fields["oldest"] = shares.ctypes.data, 1
+            fields["progress"] = progress.ctypes.data
         slots = self._keep(np.zeros(NUMBERS, np.uint64))
         self._fields = np.zeros(1, CREW)
         self._fields["steps"] = steps.ctypes.data
         self._fields["units"] = members.ctypes.data
         self._fields["slots"] = slots.ctypes.data
-        self._fields["step_count"], self._fields["unit_count"] = len(self._codes), len(units)
+        self._fields["tell"] = cast(self._tell, c_void_p).value
+        self._fields["step_count"], self._fields["unit_count"] = count, len(units)
         self._fields["most"] = NUMBERS
         return self._fields.ctypes.data
 
@@ -249,12 +294,14 @@ class CrewRequest(Request):
     def __init__(
         self,
         crew: Crew,
-        course: "_Course",
+        route: "_Route",
         memory: "_Memory",
         values: dict[str, np.ndarray],
     ) -> None:
+        course = route.course
         super().__init__(course.steps)
         self._crew = crew
+        self.route = route
         self._course = course
         self.memory: _Memory | None = memory
         self._states: np.ndarray | None = None
@@ -272,14 +319,15 @@ class CrewRequest(Request):
     def wait(self, timeout: float | None = None) -> bool:
         return self._crew.wait(self, timeout)
 
-    def settle(self) -> None:
-        """Keeps what the memory tells, and forgets it."""
+    def settle(self, said: Callable[[int], str]) -> None:
+        """Keeps what the memory tells, and forgets it; `said` is what a step that failed says."""
         assert self.memory is not None
         slot = self.memory.slot[0]
         self._states = self.memory.states.copy()
         if slot["failed"]:
-            step = self._course.steps[slot["failed"] - 1]
-            self._error = PartError(f"{step} failed: its code gave {slot['status']}")
+            index = int(slot["failed"]) - 1
+            why = said(index) or f"its code gave {slot['status']}"
+            self._error = PartError(f"{self._course.steps[index]} failed: {why}")
         else:
             self._result = {name: self._values[name] for name in self._course.outputs}
         self._values = {}
@@ -420,10 +468,28 @@ class _Course:
         return places, total
 
 
-class _Memory:
-    """What one request needs, for one request after another."""
+@dataclass(frozen=True, eq=False)
+class _Route:
+    """A way of requests through the units; `order` has the steps of each unit.
 
-    def __init__(self, course: _Course, codes: Sequence[Code]) -> None:
+    `host` is the number of the unit that a caller who waits may serve, or -1, and `cores` the
+    address of its cores.
+    """
+
+    number: int
+    course: _Course
+    codes: tuple[Code, ...]
+    order: Mapping[str, Sequence[int]]
+    host: int
+    cores: int
+    free: "list[_Memory]" = field(default_factory=list)
+
+
+class _Memory:
+    """What one request needs, for one request after another of the same route."""
+
+    def __init__(self, route: _Route) -> None:
+        course, codes = route.course, route.codes
         self._between = empty((course.nbytes + ALIGNMENT,), np.dtype(np.uint8))
         start = -address(self._between) % ALIGNMENT + address(self._between)
         self._tables = [code.table.reshape(-1).copy() for code in codes]
@@ -432,7 +498,7 @@ class _Memory:
         self.states = _zeros(len(codes), STATE)
         self.states["table"] = [address(table) for table in self._tables]
         self.slot = np.zeros(1, SLOT)
-        self.slot["states"] = address(self.states)
+        self.slot["states"], self.slot["route"] = address(self.states), route.number
         self.slot_address = address(self.slot)
 
     def bind(self, places: Sequence[tuple[int, int, int]], value: int) -> None:

@@ -65,6 +65,7 @@ class RefusedPart(CompileError):
     def __init__(self, part: str, device: str, reason: str) -> None:
         super().__init__(f"{part} on '{device}': {reason}")
         self.part = part
+        self.device = device
         self.reason = reason
 
 

@@ -1,7 +1,9 @@
 """A compiled plan, ready to run."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +15,7 @@ from hetsched.dtype import numpy_dtype
 from hetsched.errors import InputError
 from hetsched.executor import Executor
 from hetsched.graph import dtype_of
+from hetsched.objective import objective
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
@@ -20,9 +23,17 @@ from hetsched.request import Request, Run, Step, View
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 
+# As long as this the requests in flight keep the units busy that nobody has submitted another: one
+# who wants the same cores can wait for some time. Not fewer than each unit can work on, and no more
+# than a crew takes.
+AHEAD_SECONDS = 10e-3
+MOST_AHEAD = 32
+
 
 class Executable:
     """The parts of `plan`, compiled. `run` runs them; use it as a context, or `close` it.
+
+    `parts` are those of the plan, then their replicas.
 
     Workers start with the first run: a thread for each unit, held on its cores.
     """
@@ -76,10 +87,41 @@ class Executable:
                 )
         return self.start().bind(checked)
 
+    def map(
+        self, many: Iterable[Mapping[str, np.ndarray]], in_flight: int = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs for each of `many` inputs, in their order, with several runs in flight.
+
+        Inputs are taken as outputs are: never more than `in_flight` ahead, by default as many as
+        keep a pipeline busy. So neither has to fit into memory as a whole. After an error, whatever
+        is in flight ends unseen.
+
+        Raises
+        ------
+        InputError, PartError
+            As `run`, at the run that it is about.
+        """
+        waiting: deque[Request] = deque()
+        most = in_flight or self.most_in_flight
+        for inputs in many:
+            waiting.append(self.submit(inputs))
+            if len(waiting) == most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    @cached_property
+    def most_in_flight(self) -> int:
+        """How many runs `map` has in flight; the plan's prices tell how long they take."""
+        units = {item.part.device.unit for item in self.parts}
+        least = 2 * len(units) + 2
+        seconds = objective("throughput").value(self.plan)
+        return max(least, min(MOST_AHEAD, ceil(AHEAD_SECONDS / max(seconds, 1e-9))))
+
     def submit(self, inputs: Mapping[str, np.ndarray]) -> Request:
         """Begins a run; `result` of what it returns waits for the end.
 
-        Several may be in flight; where there are more than two for each unit, and two, it waits.
+        Several may be in flight; where there are `most_in_flight` or more, it may wait.
         """
         checked = self._checked(inputs)
         request = self.start().submit(checked)
@@ -158,6 +200,13 @@ class Executable:
             )
             for item in self.parts
         ]
+        number = {
+            (item.part.name, item.part.device.name): index for index, item in enumerate(self.parts)
+        }
+        routes = [
+            tuple(number[name, device] for name, device, _ in recipe.parts)
+            for recipe in self.plan.recipe.turns
+        ]
         names = [tensor.name for tensor in self.outputs]
         constants = self.plan.original.constants
         graph = self.plan.graph
@@ -173,7 +222,12 @@ class Executable:
             for name, pieces in graph.views.items()
         }
         return Executor(
-            steps, names, {name: constants[name] for name in names if name in constants}, views
+            steps,
+            names,
+            {name: constants[name] for name in names if name in constants},
+            views,
+            routes,
+            self.most_in_flight,
         )
 
 

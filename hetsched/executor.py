@@ -55,6 +55,8 @@ class _Course:
     """What a run does, worked out ahead."""
 
     steps: tuple[Step, ...]
+    # The kernel of each step.
+    kernels: tuple[int, ...]
     # The steps of each unit, in the plan's order.
     order: Mapping[str, tuple[int, ...]]
     # By tensor.
@@ -86,7 +88,7 @@ class _Queued(Request):
 
     def __init__(self, course: _Course) -> None:
         super().__init__(course.steps)
-        self._course = course
+        self.course = course
         self._lock = Lock()
         # Held until the run has ended.
         self._ended = Lock()
@@ -132,7 +134,7 @@ class _Queued(Request):
 
     def claim(self, unit: str) -> int | None:
         """The unit's next step, if all its inputs are there and nobody has claimed it."""
-        order = self._course.order[unit]
+        order = self.course.order[unit]
         with self._lock:
             position = self._position[unit]
             if position == len(order) or self._missing[order[position]]:
@@ -152,9 +154,9 @@ class _Queued(Request):
             self._waiting_for -= 1
             if self._waiting_for or self._over:
                 return
-            results = self._course.results
+            results = self.course.results
             places = [place for found in results.values() for place in found]
-            values = self._course.values(results, [self._values[place] for place in places])
+            values = self.course.values(results, [self._values[place] for place in places])
             self._result = dict(zip(results, values, strict=True))
             self._end()
 
@@ -237,7 +239,10 @@ class Executor:
     """Workers with loaded kernels. `outputs` are the names that a run returns.
 
     `constants` are results that no step writes, `views` what steps read and runs return as one that
-    several steps write. A failed load leaves nothing running.
+    several steps write. Runs take `routes` in turn, each the numbers of its steps, by default all;
+    the steps of two routes are the same parts in the same order. `most_in_flight` is how many runs
+    a crew has at once before `submit` waits, by default as many as keep it busy. A failed load
+    leaves nothing running.
     """
 
     def __init__(
@@ -246,17 +251,28 @@ class Executor:
         outputs: Iterable[str],
         constants: Mapping[str, np.ndarray],
         views: Mapping[str, View] | None = None,
+        routes: Sequence[tuple[int, ...]] = (),
+        most_in_flight: int = 0,
     ) -> None:
-        self._course = course = _course(steps, outputs, views or {})
-        self._steps = course.steps
+        self._steps = tuple(steps)
+        self._routes = tuple(routes) or (tuple(range(len(steps))),)
+        names = tuple(dict.fromkeys(outputs))
+        courses = {route: _course(steps, route, names, views or {}) for route in self._routes}
+        # Of a run by its number, modulo theirs.
+        self._courses = [courses[route] for route in self._routes]
+        self._course = self._courses[0]
+        self._count = 0
+        self._most_in_flight = most_in_flight
         self._constants = dict(constants)
         self._kernels: list[Kernel] = []
         self._in_flight: set[_Queued] = set()
         self._lock = Lock()
         self._closed = False
-        self._workers = {unit: _Worker(f"hetsched {unit}") for unit in course.order}
+        units = dict.fromkeys(step.device.unit for step in steps)
+        self._workers = {unit: _Worker(f"hetsched {unit}") for unit in units}
         pairs = dict.fromkeys(
             (way.source, way.sink)
+            for course in courses.values()
             for ways in course.ways.values()
             for way in ways
             if way.between_memories
@@ -341,13 +357,15 @@ class Executor:
                 raise HetschedError("this executable is closed")
             if self._crew is not None:
                 return self._crew.submit(inputs, attended)
-            request = _Queued(self._course)
+            course = self._courses[self._count % len(self._courses)]
+            self._count += 1
+            request = _Queued(course)
             self._in_flight.add(request)
         request.at_end = self._in_flight.discard
         try:
             for name, array in (self._constants | dict(inputs)).items():
-                self._publish(request, self._course.ways.get(name, ()), array)
-            for unit in self._workers:
+                self._publish(request, course.ways.get(name, ()), array)
+            for unit in course.order:
                 self._start_ready(request, unit)
         except BaseException as error:
             # Else nothing would ever end it, and `close` would wait for it.
@@ -394,10 +412,17 @@ class Executor:
     def _joined(self) -> Crew | None:
         """The workers as a crew, if there are several and all that they run is code."""
         codes = [code for kernel in self._kernels if (code := kernel.code()) is not None]
-        if len(self._course.order) < 2 or self._couriers or len(codes) < len(self._steps):
+        if len(self._workers) < 2 or self._couriers or len(codes) < len(self._steps):
             return None
-        course = self._course
-        crew = Crew(self._steps, codes, tuple(course.results), self._constants, course.views)
+        crew = Crew(
+            self._steps,
+            codes,
+            tuple(self._course.results),
+            self._constants,
+            self._course.views,
+            self._routes,
+            self._most_in_flight,
+        )
         for unit, worker in self._workers.items():
             worker.join(crew, unit)
         return crew
@@ -471,14 +496,15 @@ class Executor:
     def _run(self, request: _Queued, index: int) -> None:
         if request.failed:
             return
-        step = self._steps[index]
-        pieces = request.take(self._course.reads[index])
+        course = request.course
+        step = course.steps[index]
+        pieces = request.take(course.reads[index])
         if self._here:
             self._turn.acquire()
         start = perf_counter()
         try:
-            kernel = self._kernels[index]
-            inputs = self._course.values(step.inputs, pieces, partial(_copied, kernel))
+            kernel = self._kernels[course.kernels[index]]
+            inputs = course.values(step.inputs, pieces, partial(_copied, kernel))
             results = kernel.run(inputs)
             outputs = list(zip(step.outputs, results, strict=True))
         except Exception as error:
@@ -491,16 +517,18 @@ class Executor:
         del inputs, pieces
         request.finish(index, start, finish)
         for name, value in outputs:
-            self._publish(request, self._course.ways.get(name, ()), value)
+            self._publish(request, course.ways.get(name, ()), value)
         self._start_ready(request, step.device.unit)
         request.settle()
 
 
-def _course(steps: Sequence[Step], outputs: Iterable[str], views: Mapping[str, View]) -> _Course:
+def _course(
+    every: Sequence[Step], route: tuple[int, ...], names: Sequence[str], views: Mapping[str, View]
+) -> _Course:
     def pieces(name: str) -> tuple[str, ...]:
         return views[name].pieces if name in views else (name,)
 
-    names = tuple(dict.fromkeys(outputs))
+    steps = [every[number] for number in route]
     order: dict[str, list[int]] = defaultdict(list)
     readers: dict[tuple[str, str | None], list[int]] = defaultdict(list)
     for index, step in enumerate(steps):
@@ -522,6 +550,7 @@ def _course(steps: Sequence[Step], outputs: Iterable[str], views: Mapping[str, V
         ways[name].append(_Way(name, start, sink, space != other, number, tuple(waiting), units))
     return _Course(
         tuple(steps),
+        route,
         {unit: tuple(indices) for unit, indices in order.items()},
         {name: tuple(found) for name, found in ways.items()},
         tuple(uses.values()),

@@ -80,6 +80,8 @@ class Account:
         found = tuple(self._alternative(node, device.name) for device in self._tasks.system.devices)
         device = self._placement[node]
         reason = self._reason(device, {item.device: item for item in found})
+        if ring := self._recipe.replicas.get(device):
+            reason += f"; {', '.join(map(repr, ring))} run it in turn"
         return Explanation(node, self._part[node], device, found, reason)
 
     def borders(self) -> tuple[Border, ...]:

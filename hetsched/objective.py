@@ -1,12 +1,13 @@
 """What a plan is chosen for: one number of a plan, the smaller the better."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TypeVar
 
 from hetsched.device import Device
 from hetsched.errors import DeviceError, PluginError
-from hetsched.plan import Plan, simulate
+from hetsched.plan import Plan
 from hetsched.schedule import Schedule
 from hetsched.system import System
 
@@ -39,19 +40,21 @@ def objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def seconds_a_request(schedule: Schedule, system: System) -> float:
+def seconds_a_request(schedules: Sequence[Schedule], system: System) -> float:
     """The time from result to result in steady state, with requests behind each other.
 
-    The busiest unit or link sets the pace.
+    `schedules` are of requests that follow each other again and again: one, if all are alike. The
+    busiest unit or link sets the pace.
     """
     load: dict[object, float] = {}
-    for slot in schedule.slots:
-        unit = system.device(slot.device).unit
-        load[unit] = load.get(unit, 0.0) + slot.seconds
-    for move in schedule.transfers:
-        pair = (move.source, move.sink)
-        load[pair] = load.get(pair, 0.0) + move.seconds
-    return max(load.values(), default=0.0)
+    for schedule in schedules:
+        for slot in schedule.slots:
+            unit = system.device(slot.device).unit
+            load[unit] = load.get(unit, 0.0) + slot.seconds
+        for move in schedule.transfers:
+            pair = (move.source, move.sink)
+            load[pair] = load.get(pair, 0.0) + move.seconds
+    return max(load.values(), default=0.0) / len(schedules)
 
 
 def joules(schedule: Schedule, system: System) -> float:
@@ -96,17 +99,27 @@ def held_bytes(plan: Plan) -> float:
     return max(plan.memory_bytes().values(), default=0.0)
 
 
+def _turns(plan: Plan) -> list[Schedule]:
+    """The schedule of each request until the replicas of all stages begin again."""
+    return [recipe.simulate() for recipe in plan.recipe.turns]
+
+
 OBJECTIVES: Mapping[str, Objective] = {
     item.name: item
     for item in (
-        Objective("latency", lambda plan: simulate(plan).makespan, "ms", 1e-3),
+        Objective("latency", lambda plan: max(turn.makespan for turn in _turns(plan)), "ms", 1e-3),
         Objective(
             "throughput",
-            lambda plan: seconds_a_request(simulate(plan), plan.system),
+            lambda plan: seconds_a_request(_turns(plan), plan.system),
             "ms a request",
             1e-3,
         ),
-        Objective("energy", lambda plan: joules(simulate(plan), plan.system), "mJ", 1e-3),
+        Objective(
+            "energy",
+            lambda plan: fmean(joules(turn, plan.system) for turn in _turns(plan)),
+            "mJ",
+            1e-3,
+        ),
         Objective("memory", held_bytes, "MB", 1e6),
     )
 }

@@ -17,7 +17,7 @@ from hetsched.archive import write as write_archive
 from hetsched.compiler import CompiledPart
 from hetsched.errors import HetschedError, PackageError
 from hetsched.graph import DETACHED_NBYTES, from_onnx, to_onnx
-from hetsched.plan import Plan
+from hetsched.plan import Part, Plan
 from hetsched.target import Artifact
 
 NAME = "package"
@@ -40,7 +40,7 @@ def write(path: str | Path, plan: Plan, parts: Sequence[CompiledPart]) -> None:
     }
     described = []
     for item in parts:
-        folder = f"parts/{item.part.name}"
+        folder = _folder(plan, item.part)
         members |= {f"{folder}/{name}": data for name, data in item.artifact.files.items()}
         described.append(
             {
@@ -67,6 +67,13 @@ def write(path: str | Path, plan: Plan, parts: Sequence[CompiledPart]) -> None:
         "parts": described,
     }
     write_archive(path, about, members, arrays)
+
+
+def _folder(plan: Plan, part: Part) -> str:
+    """Of a part, or of a replica by the number of its device."""
+    home = plan.placement[part.groups[0].name]
+    number = [device.name for device in plan.system.devices].index(part.device.name)
+    return f"parts/{part.name}" + ("" if part.device.name == home else f".{number}")
 
 
 def read(path: str | Path, whole: bool = False) -> tuple[Plan, tuple[CompiledPart, ...]]:
@@ -102,18 +109,20 @@ def _read(path: Path, archive: Archive, whole: bool) -> tuple[Plan, tuple[Compil
     constants = {str(name): index for name, index in manifest["constants"].items()}
     graph = from_onnx(model, {name: arrays[index] for name, index in constants.items()})
     plan = Plan.from_json(archive.member("plan.json").decode(), graph, same_graph=True)
-    described = {str(part["name"]): part for part in manifest["parts"]}
-    if list(described) != [part.name for part in plan.parts]:
+    described = {(str(part["name"]), str(part["device"])): part for part in manifest["parts"]}
+    copies = [(part.name, part.device.name) for part in plan.copies]
+    if list(described) != copies:
         raise PackageError(f"'{path}' is damaged: its parts are not those of its plan")
     packed = {str(name): int(lanes) for name, lanes in manifest["packed"].items()}
     split = replace(plan.graph, packed=packed)
     given = {tensor.name for tensor in graph.outputs}
     needed = [index for name, index in constants.items() if name in given]
     parts = []
-    for part in plan.parts:
-        entry = described[part.name]
+    for part in plan.copies:
+        entry = described[part.name, part.device.name]
+        folder = _folder(plan, part)
         artifact = Artifact(
-            files={name: archive.member(f"parts/{part.name}/{name}") for name in entry["files"]},
+            files={name: archive.member(f"{folder}/{name}") for name in entry["files"]},
             weights={str(name): arrays[index] for name, index in entry["weights"]},
             requires=str(entry["requires"]),
         )

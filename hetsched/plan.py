@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import lcm
 from types import NoneType
 from typing import Any
 
@@ -23,7 +24,10 @@ from hetsched.system import System
 from hetsched.tasks import Edge, Task, TaskGraph, check_memory, contract, memory_bytes, replay
 
 FORMAT = "hetsched-plan"
-VERSION = 2
+VERSION = 3
+
+# Of the devices that take turns, each counted as often as it comes.
+MOST_TURNS = 16
 
 # What a plan file holds: a type, a list of one shape, a record of named shapes, or, under `str`, a
 # map from any name. The system's own reader checks `system`.
@@ -46,6 +50,7 @@ SHAPE = {
     ],
     "edges": [{"source": (str, NoneType), "sink": (str, NoneType), "nbytes": int, "tensor": str}],
     "parts": [{"name": str, "device": str, "label": str, "tasks": [str]}],
+    "replicas": {str: [str]},
     "system": {str: object},
 }
 
@@ -96,6 +101,9 @@ class Plan:
     `cuts`, groups that start a part of their own, and before what reads a view of something that
     the part makes. The order is topological, so that parts cannot wait for each other in a circle.
 
+    `replicas` says for a device of the placement which devices run its parts, one request each in
+    turn, itself among them; one that comes twice has twice as many. No other parts are on these.
+
     A plan that splits operations is one for what `split` makes of the graph `unsplit`, which the
     plan belongs to.
 
@@ -116,6 +124,7 @@ class Plan:
     cuts: frozenset[str] = frozenset()
     splits: tuple[Split, ...] = ()
     unsplit: Graph | None = None
+    replicas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if bool(self.splits) != (self.unsplit is not None):
@@ -138,6 +147,7 @@ class Plan:
                 if tensor.name in self.graph.producers and tensor.name not in written:
                     raise PlanError(f"group '{name}' comes before what writes '{tensor.name}'")
             written.update(tensor.name for tensor in groups[name].outputs)
+        _check_replicas(self.replicas, self.placement, self.prices.seconds, self.system)
 
     @property
     def original(self) -> Graph:
@@ -170,10 +180,21 @@ class Plan:
             found.append(Part(f"part{len(found)}", device, tuple(members), border))
         return tuple(found)
 
+    @cached_property
+    def copies(self) -> tuple[Part, ...]:
+        """The parts on each device that runs them: those of the placement, then their replicas."""
+        others = tuple(
+            replace(part, device=self.system.device(name))
+            for part in self.parts
+            for name in dict.fromkeys(self.replicas.get(part.device.name, ()))
+            if name != part.device.name
+        )
+        return (*self.parts, *others)
+
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices that have a part, in the system's order."""
-        used = set(self.placement.values())
+        """The devices that run a part, in the system's order."""
+        used = {part.device.name for part in self.copies}
         return tuple(device.name for device in self.system.devices if device.name in used)
 
     @cached_property
@@ -190,11 +211,13 @@ class Plan:
             ),
             labels={part.name: part.label for part in self.parts},
             refusals=self.prices.refusals,
+            replicas=self.replicas,
         )
 
     def memory_bytes(self) -> dict[str, float]:
         """Weights and activations that each device holds, an upper bound."""
-        return memory_bytes(self.recipe.tasks, self.placement)
+        held = [memory_bytes(recipe.tasks, recipe.placement) for recipe in self.recipe.turns]
+        return {name: max(row[name] for row in held) for name in held[0]}
 
     def to_json(self) -> str:
         """The plan without its graph; the same text for the same plan."""
@@ -255,6 +278,7 @@ class Plan:
                 notes=tuple(map(str, content["notes"])),
                 splits=splits,
                 unsplit=unsplit,
+                replicas=recipe.replicas,
             )
 
 
@@ -263,7 +287,7 @@ class Recipe:
     """A plan without its graph: tasks with their prices, and which of them run together where.
 
     `parts` are name, device and tasks; `work` is the FLOPs and bytes of each task; `refusals` are
-    why a task cannot run on a device, by task and device.
+    why a task cannot run on a device, by task and device; `replicas` are those of `Plan`.
     """
 
     tasks: TaskGraph
@@ -271,13 +295,29 @@ class Recipe:
     parts: tuple[tuple[str, str, tuple[str, ...]], ...]
     labels: Mapping[str, str]
     refusals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    replicas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def placement(self) -> Mapping[str, str]:
         return {name: device for _, device, members in self.parts for name in members}
 
+    @cached_property
+    def turns(self) -> tuple["Recipe", ...]:
+        """The recipe of each request until the first device has its turn again everywhere."""
+        if not self.replicas:
+            return (self,)
+        count = lcm(*map(len, self.replicas.values()))
+        found = []
+        for number in range(count):
+            place = {home: ring[number % len(ring)] for home, ring in self.replicas.items()}
+            parts = tuple((name, place.get(home, home), tasks) for name, home, tasks in self.parts)
+            found.append(replace(self, parts=parts, replicas={}))
+        return tuple(found)
+
     def simulate(self) -> Schedule:
         """When each part runs by the prices: the parts in order, each as soon as it can.
+
+        Of replicas, the first request's.
 
         Raises
         ------
@@ -303,8 +343,9 @@ class Recipe:
             The machine lacks a device of the plan.
         """
         before = {device.name: device for device in self.tasks.system.devices}
-        for _, name, _ in self.parts:
-            system.device(name)
+        for recipe in self.turns:
+            for _, name, _ in recipe.parts:
+                system.device(name)
 
         def seconds(task: Task, device: Device) -> float | None:
             known = before.get(device.name)
@@ -344,6 +385,7 @@ class Recipe:
                 {"name": name, "device": device, "label": self.labels[name], "tasks": list(members)}
                 for name, device, members in self.parts
             ],
+            "replicas": {name: list(ring) for name, ring in self.replicas.items()},
         }
 
     @classmethod
@@ -376,6 +418,9 @@ class Recipe:
             for part in content["parts"]
         )
         _check_parts(parts, tasks, edges)
+        replicas = {name: tuple(ring) for name, ring in content["replicas"].items()}
+        placement = {name: device for _, device, members in parts for name in members}
+        _check_replicas(replicas, placement, {t.name: t.seconds for t in tasks}, system)
         return cls(
             tasks=TaskGraph(system, tuple(tasks), tuple(edges)),
             work={
@@ -385,7 +430,39 @@ class Recipe:
             parts=parts,
             labels={str(part["name"]): str(part["label"]) for part in content["parts"]},
             refusals={name: dict(row) for name, row in content["refusals"].items()},
+            replicas=replicas,
         )
+
+
+def _check_replicas(
+    replicas: Mapping[str, tuple[str, ...]],
+    placement: Mapping[str, str],
+    seconds: Mapping[str, Mapping[str, float]],
+    system: System,
+) -> None:
+    """
+    Raises
+    ------
+    PlanError
+        Devices take turns that cannot, or that have other parts.
+    """
+    used = dict.fromkeys(placement.values())
+    owner: dict[str, str] = {}
+    for home in used:
+        for name in dict.fromkeys((home, *replicas.get(home, ()))):
+            unit = system.device(name).unit
+            other = owner.setdefault(unit, home)
+            if other != home and {home, other} & set(replicas):
+                raise PlanError(f"'{name}' would run parts of '{other}' and of '{home}'")
+    for home, ring in replicas.items():
+        if home not in used or ring[:1] != (home,):
+            raise PlanError(f"'{home}' has no parts, or is not the first of its replicas")
+        for name in set(ring):
+            for task, device in placement.items():
+                if device == home and name not in seconds[task]:
+                    raise PlanError(f"'{task}' has replicas on '{name}', where it has no price")
+    if lcm(*map(len, replicas.values())) > MOST_TURNS:
+        raise PlanError(f"replicas take turns over more than {MOST_TURNS} requests")
 
 
 def _check_parts(
@@ -448,13 +525,11 @@ def read_recipe(text: str) -> Recipe:
     PlanError
         The text is no plan, or is damaged.
     """
-    content = parse_plan(text)
-    with _described():
-        return Recipe.from_dict(content, System.from_dict(content["system"]))
+    return read_recipe_and_facts(text)[0]
 
 
-def plan_facts(text: str) -> dict[str, str]:
-    """What a plan file says of itself, by name: model, system, partitioner and the like.
+def read_recipe_and_facts(text: str) -> tuple[Recipe, dict[str, str]]:
+    """With the recipe what the file says of itself, by name: model, system, partitioner, ...
 
     Raises
     ------
@@ -462,13 +537,16 @@ def plan_facts(text: str) -> dict[str, str]:
         The text is no plan, or is damaged.
     """
     content = parse_plan(text)
-    return {
+    with _described():
+        recipe = Recipe.from_dict(content, System.from_dict(content["system"]))
+    return recipe, {
         "model": content["graph"]["name"],
         "graph": content["graph"]["sha256"][:12],
         "system": str(content["system"].get("name", "")),
         "partitioner": content["partitioner"],
         "objective": content["objective"],
         "cost model": content["cost_model"],
+        "replicas": "; ".join(" ".join(map(str, ring)) for ring in content["replicas"].values()),
     }
 
 
@@ -528,11 +606,12 @@ def make_plan(
     cuts: Iterable[str] = (),
     splits: Sequence[Split] = (),
     unsplit: Graph | None = None,
+    replicas: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Plan:
     """A checked plan for a placement and a topological order of the groups.
 
     A part ends where the device changes, and before each of `cuts`. `graph` is what `splits` make
-    of `unsplit`, if there are any.
+    of `unsplit`, if there are any; `replicas` are devices that take turns.
 
     Raises
     ------
@@ -549,7 +628,9 @@ def make_plan(
         cuts=frozenset(cuts),
         splits=tuple(splits),
         unsplit=unsplit,
+        replicas=dict(replicas or {}),
     )
-    check_memory(plan.recipe.tasks, plan.placement)
-    simulate(plan)
+    for recipe in plan.recipe.turns:
+        check_memory(recipe.tasks, recipe.placement)
+        recipe.simulate()
     return plan

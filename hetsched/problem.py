@@ -214,13 +214,29 @@ def links(devices: tuple[Device, ...], tasks: TaskGraph) -> tuple[np.ndarray, np
     return latency, per_byte
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a search found something shorter or proved more, and what it knew from then on.
+
+    `seconds` are of the wall and `iterations` the search's own, both since it began; `solver` names
+    what had found the schedule.
+    """
+
+    seconds: float
+    iterations: float
+    makespan: float
+    lower_bound: float
+    solver: str
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """A device and a start, in seconds, for each task of a problem, and what is known of it.
 
     `lower_bound` is in seconds, and no schedule is shorter; `solver` names what found this one.
     Where links contend, `sent` (m) is the start of the transfer of each edge, the same for edges
-    that one transfer serves; not a number where none is needed.
+    that one transfer serves; not a number where none is needed. `history` tells how a search went
+    on: makespans fall and bounds rise along it.
     """
 
     device: np.ndarray
@@ -229,6 +245,7 @@ class Solution:
     lower_bound: float = 0.0
     solver: str = ""
     sent: np.ndarray | None = None
+    history: tuple[Moment, ...] = ()
 
     @property
     def optimal(self) -> bool:

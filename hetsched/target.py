@@ -40,7 +40,8 @@ class Code:
     the order of the graph, and `results` the shapes and dtypes of the outputs. `table` has the
     other cells; each caller needs a copy. One thread at a time may call it, after `enter`, which
     prepares a thread for code of so many `threads` or fewer. `module` has the functions of
-    `crew.c`. It is valid until the kernel is closed.
+    `crew.c`. `raised` tells once, on the thread of a call that failed, what failed, if that is
+    known. It is valid until the kernel is closed.
     """
 
     function: int
@@ -51,6 +52,7 @@ class Code:
     threads: int
     enter: Callable[[], None]
     module: CDLL
+    raised: Callable[[], str] = str
 
 
 class Kernel(ABC):

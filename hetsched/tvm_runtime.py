@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import CDLL, Structure, byref, c_char, c_size_t, c_uint64, c_void_p
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -48,6 +49,7 @@ ERRORS: tuple[type[Exception], ...] = (
 WARNING = re.compile(rb"\[\d\d:\d\d:\d\d\] \S+:\d+: Warning: ")
 _configure_threads = tvm.get_global_func("runtime.config_threadpool")
 _of_thread = threading.local()
+_ffi = CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
 # The runtime's mode in which it uses as many workers as it is told to, whatever cores there are.
 _ALL_CORES = 0
 
@@ -56,6 +58,33 @@ def first_line(error: BaseException) -> str:
     """The first line of what TVM says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+class _Raised(Structure):
+    """The head of TVM's error object: three words of an object, then kind and message."""
+
+    _fields_ = (
+        ("object", 3 * c_uint64),
+        ("kind", c_void_p),
+        ("kind_nbytes", c_size_t),
+        ("message", c_void_p),
+        ("message_nbytes", c_size_t),
+    )
+
+
+def raised() -> str:
+    """The first line of the error that code left on the calling thread, which forgets it.
+
+    Empty if there is none.
+    """
+    handle = c_void_p()
+    _ffi.TVMFFIErrorMoveFromRaised(byref(handle))
+    if not handle.value:
+        return ""
+    found = _Raised.from_address(handle.value)
+    text = bytes((c_char * found.message_nbytes).from_address(found.message))
+    _ffi.TVMFFIObjectDecRef(handle)
+    return text.decode(errors="replace").strip().partition("\n")[0]
 
 
 class _Stderr:

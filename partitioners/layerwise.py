@@ -2,23 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from math import lcm
 
 import numpy as np
 
+from hetsched.bounds import throughput_bound
 from hetsched.cost import CostModel
 from hetsched.errors import InfeasiblePlan
 from hetsched.graph import Graph
+from hetsched.objective import seconds_a_request
 from hetsched.partitioner import Partitioner, check_objective
 from hetsched.plan import Plan, group_tasks, make_plan
+from hetsched.problem import Problem
 from hetsched.stages.pipeline import Pipeline, fastest
+from hetsched.stages.replicas import Team, teams
 from hetsched.stages.serial import cheapest, fits, in_runs
 from hetsched.stages.traffic import Traffic
 from hetsched.system import System
-from hetsched.tasks import TaskGraph
+from hetsched.tasks import TaskGraph, check_memory, contract, replay
 
 # A device and its tasks, in order.
 Stage = tuple[str, tuple[str, ...]]
 PRICES = 40
+# Tasks above which units are together all or none.
+LARGE = 4000
+# So near the bound nothing else is looked for.
+ENOUGH = 1 + 1e-3
+# By so much each further stage has to be better than replicas of fewer: they need no balance, so
+# that no error of a price can bring them out of it.
+STAGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -26,13 +39,20 @@ class Layerwise(Partitioner):
     """Optimal stages, by dynamic programming.
 
     `throughput` makes the busiest stage or link as fast as it can be, with at most one stage on
-    each unit: a pipeline, for several requests in flight. `latency` makes the sum of all stages and
+    each unit: a pipeline, for several requests in flight. A stage may have several units, which
+    take requests in turn, where that is faster. `latency` makes the sum of all stages and
     of the transfers between them shortest, in the graph's topological order; there a device may
     come again.
 
     Of a pipeline, `stages` is the most that there may be (0: a stage for each unit),
     `least_seconds` what each of several takes at least, and `gain` by what share each further one
-    has to make the bottleneck shorter.
+    has to make the bottleneck shorter; `replicas` is the most units that a stage may have (0: any
+    number).
+
+    References
+    ----------
+    Narayanan et al., "PipeDream: generalized pipeline parallelism for DNN training", SOSP 2019,
+    https://doi.org/10.1145/3341301.3359646 (replicated stages)
     """
 
     objectives = ("latency", "throughput")
@@ -40,25 +60,109 @@ class Layerwise(Partitioner):
     stages: int = 0
     least_seconds: float = 0.0
     gain: float = 0.0
+    replicas: int = 0
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
+        return self.plans(graph, system, costs)[0]
+
+    def plans(self, graph: Graph, system: System, costs: CostModel) -> tuple[Plan, ...]:
+        """The best plan; if it has replicas, behind it the best without, which holds less."""
         check_objective(self, self.objective)
         tasks = group_tasks(graph, system, costs)
-        notes: tuple[str, ...] = ()
-        if self.objective == "throughput":
-            found = fastest_pipeline(tasks, self.stages, self.least_seconds, self.gain)
-            stages = named(tasks, found)
-            if found.seconds:
-                least = f"{found.bound / found.seconds * 100:.1f} %"
-                known = "proved optimal" if found.optimal else f"at least {least} of it are needed"
-                notes = (f"stages: {found.seconds * 1e3:.3f} ms a request, {known}",)
-        else:
-            stages = shortest_run(tasks)
+        if self.objective == "latency":
+            return (self._plan(graph, system, costs, shortest_run(tasks)),)
+        options = self.stages, self.least_seconds, self.gain
+        alone = fastest_pipeline(tasks, *options)
+        stages = named(tasks, alone)
+        found = self._plan(graph, system, costs, stages, (), alone)
+        if self.replicas == 1:
+            return (found,)
+        best, stages, rings = fastest_together(tasks, alone, *options, self.replicas)
+        together = self._plan(graph, system, costs, stages, rings, best)
+        if not together.replicas:
+            return (together,)
+        return together, replace(found, partitioner=f"{found.partitioner},replicas=1")
+
+    def _plan(
+        self,
+        graph: Graph,
+        system: System,
+        costs: CostModel,
+        stages: Sequence[Stage],
+        rings: Sequence[Team] = (),
+        found: Pipeline | None = None,
+    ) -> Plan:
         order = [name for _, members in stages for name in members]
         placement = {name: device for device, members in stages for name in members}
         spec = f"{self.name}:objective={self.objective}"
-        plan = make_plan(graph, system, costs, placement, order, spec)
+        replicas = {ring[0]: ring for ring in rings if len(ring) > 1}
+        plan = make_plan(graph, system, costs, placement, order, spec, replicas=replicas)
+        notes: tuple[str, ...] = ()
+        if found and found.seconds:
+            least = f"{found.bound / found.seconds * 100:.1f} %"
+            known = "proved optimal" if found.optimal else f"at least {least} of it are needed"
+            notes = (f"stages: {found.seconds * 1e3:.3f} ms a request, {known}",)
         return replace(plan, objective=self.objective, notes=notes)
+
+
+def fastest_together(
+    tasks: TaskGraph,
+    alone: Pipeline,
+    most: int = 0,
+    least_seconds: float = 0.0,
+    gain: float = 0.0,
+    replicas: int = 0,
+) -> tuple[Pipeline, list[Stage], list[Team]]:
+    """The fastest pipeline whose stages may have several units each; its stages and their rings.
+
+    `alone` is that of one unit for each stage, the options are those of `Layerwise`. The units are
+    put together in teams in every way, and the stages of each machine of teams found by
+    `fastest_pipeline`: the best of all where members of a team are alike and links are no
+    bottleneck; what they really take is what counts.
+    """
+    options = most, least_seconds, gain
+    stages = named(tasks, alone)
+    rings: list[Team] = [(device,) for device, _ in stages]
+    found = [(alone, stages, rings)]
+    if not tasks.tasks:
+        return found[0]
+    bound = min(throughput_bound(Problem.of(tasks)).seconds, alone.bound)
+    few = len(tasks.tasks) > LARGE
+    for way in islice(teams(tasks, replicas), 1 if few else None):
+        try:
+            stages = named(way.tasks, fastest_pipeline(way.tasks, *options))
+            rings = way.rings(tasks, stages)
+            stages = [(ring[0], names) for ring, (_, names) in zip(rings, stages, strict=True)]
+            seconds = pace(tasks, stages, rings)
+        except InfeasiblePlan:
+            continue
+        found.append((Pipeline((), seconds, min(bound, seconds)), stages, rings))
+        if seconds <= bound * ENOUGH:
+            break
+    best = min(found, key=lambda way: way[0].seconds * (1 + STAGE) ** len(way[1]))
+    return replace(best[0], bound=min(bound, best[0].seconds)), *best[1:]
+
+
+def pace(tasks: TaskGraph, stages: Sequence[Stage], rings: Sequence[Team]) -> float:
+    """Seconds a request where the devices of a ring take those of its stage in turn.
+
+    Raises
+    ------
+    InfeasiblePlan
+        A device cannot run or hold its stage, or its data cannot get there.
+    """
+    schedules = []
+    for turn in range(lcm(*map(len, rings))):
+        place = [ring[turn % len(ring)] for ring in rings]
+        placement = {
+            name: device
+            for device, (_, members) in zip(place, stages, strict=True)
+            for name in members
+        }
+        check_memory(tasks, placement)
+        parts = contract(tasks, [members for _, members in stages], placement)
+        schedules.append(replay(parts, placement, [members[0] for _, members in stages]))
+    return seconds_a_request(schedules, tasks.system)
 
 
 def fastest_pipeline(

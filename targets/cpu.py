@@ -310,9 +310,9 @@ class _Function:
         weights: Sequence[np.ndarray],
         workspace_nbytes: int,
     ) -> None:
-        from hetsched.tvm_runtime import address, aligned
+        from hetsched.tvm_runtime import address, aligned, raised
 
-        self._address = address
+        self._address, self._raised = address, raised
         self._main = module["main"]
         self._library = library
         self._inputs, self._outputs = (
@@ -367,6 +367,7 @@ class _Function:
             threads=threads,
             enter=enter,
             module=self._library,
+            raised=self._raised,
         )
 
     def _placed(self, inputs: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -386,10 +387,9 @@ class _Function:
             outputs.append(array)
         return outputs, arrays
 
-    @staticmethod
-    def _checked(status: int) -> None:
+    def _checked(self, status: int) -> None:
         if status:
-            raise RuntimeError(f"TVM's runtime gave {status}")
+            raise RuntimeError(self._raised() or f"TVM's runtime gave {status}")
 
 
 class _Program:

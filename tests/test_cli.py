@@ -135,9 +135,12 @@ TEN_TASKS = Path(__file__).parents[1] / "examples" / "ten_tasks.json"
 def test_an_instance_is_scheduled(scheduler: str, makespan: float) -> None:
     options = ("schedule", TEN_TASKS, "--scheduler", scheduler)
     found = document(*options)
-    keys = ["makespan", "lower_bound", "optimal", "slots", "solver", "wall_seconds"]
+    keys = ["makespan", "lower_bound", "optimal", "slots", "solver", "wall_seconds", "history"]
     assert list(found) == keys
     assert found["makespan"] == makespan
+    assert [last["makespan"] for last in found["history"][-1:]] == [makespan] * (
+        scheduler == "portfolio"
+    )
     assert found["lower_bound"] <= makespan
     assert found["optimal"] == (found["lower_bound"] == makespan)
     assert all(list(slot) == ["task", "device", "start", "finish"] for slot in found["slots"])
@@ -306,7 +309,8 @@ def test_planning_options_are_refused_for_a_package(package: Path) -> None:
 
 
 def test_profile_measures_once(tmp_path: Path) -> None:
-    options = ("profile", BRANCH, "--devices", "cpu:0", "--store", tmp_path / "p.sqlite")
+    path = tmp_path / "p.sqlite"
+    options = ("profile", BRANCH, "--devices", "cpu:0", "--store", path)
     spent = document(*options, "--budget", "0s", status=4)
     assert spent["missing"] == len(spent["kernels"])
     first, second = document(*options), document(*options, "--budget", "0s")
@@ -317,7 +321,53 @@ def test_profile_measures_once(tmp_path: Path) -> None:
     ]
     groups = [name for row in first["kernels"] for name in row["groups"]]
     assert sorted(groups) == sorted(g.name for g in hetsched.read_onnx(BRANCH).groups)
-    assert "in the store already" in hetsched_(*options).stdout
+    assert "in the store already" in hetsched_(*options, "--budget", "0s").stdout
+    shown = document("profile", "--show", "--store", path)
+    assert {row["seconds"] for row in shown["samples"]} == {r["seconds"] for r in first["kernels"]}
+    conv = document("profile", "--show", "--store", path, "--kind", "conv", "--device", "cpu")
+    assert 0 < len(conv["samples"]) < len(shown["samples"])
+    assert "Devices and compilers" in hetsched_("profile", "--show", "--store", path).stdout
+    other = tmp_path / "other.sqlite"
+    text = hetsched_("profile", "--merge", path, "--store", other).stdout
+    assert f"{len(shown['samples'])} samples" in text
+    assert document("profile", "--show", "--store", other)["samples"] == shown["samples"]
+    assert "added nothing" in hetsched_("profile", "--merge", path, "--store", other).stdout
+
+
+def test_several_models_are_profiled_as_one(tmp_path: Path) -> None:
+    """A shape goes to the models that have its input; a group that both have is one kernel."""
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(Path(BRANCH).read_bytes())
+    cnn = str(DATA / "digits_branch.onnx")
+    options = ("--devices", "cpu:0", "--budget", "0s", "--store", tmp_path / "p.sqlite")
+    alone = document("profile", cnn, *options, status=4)
+    both = document("profile", cnn, copy, "--shape", "image=1,1,8,8", *options, status=4)
+    assert len(both["kernels"]) == len(alone["kernels"])
+    names = {name for row in both["kernels"] for name in row["groups"]}
+    assert {name.partition("/")[0] for name in names} == {"digits_branch", "copy"}
+    told = hetsched_("profile", cnn, copy, "--shape", "other=1", *options, status=2).output
+    assert "no model has an input for 'other=1'" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "give a model, --show or --merge"),
+        (("--show", BRANCH), "give no model"),
+        ((BRANCH, "--kind", "Conv"), "--kind is for --show"),
+        (("--merge", BRANCH), "damaged or no profile store"),
+        (("--merge", "absent.sqlite"), "there is no such file"),
+        (("--show", "--store", BRANCH), "damaged or no profile store"),
+    ],
+)
+def test_what_profile_cannot_do_is_one_line(
+    arguments: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    options = () if "--store" in arguments else ("--store", str(tmp_path / "p.sqlite"))
+    result = CliRunner().invoke(app, ["profile", *arguments, *options])
+    assert result.exit_code in (1, 2)
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_devices_writes_a_machine_file_that_reads_back(tmp_path: Path) -> None:

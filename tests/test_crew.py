@@ -64,6 +64,7 @@ class Coded(Kernel):
         self.sizes = [*(sizes or [4] * inputs), *[4] * outputs]
         self.module, self.inputs, self.outputs, self.work = library, inputs, outputs, work
         self.threads: set[int] = set()
+        self.found = 0
         self.runs = 0
         self.closed = 0
         self.function = FUNCTION(self.call)
@@ -80,6 +81,7 @@ class Coded(Kernel):
         ]
         found = self.work(*arrays[: self.inputs])
         if isinstance(found, int):
+            self.found = found
             result[0] = Value(1, 0, found)
             return 0
         for array, value in zip(arrays[self.inputs :], np.atleast_2d(found), strict=True):
@@ -101,6 +103,7 @@ class Coded(Kernel):
             1,
             lambda: None,
             self.module,
+            lambda: f"{self.found} will not do" if self.found else "",
         )
 
     def close(self) -> None:
@@ -125,6 +128,7 @@ def make(library: CDLL) -> Iterator[Callable[..., Executor]]:
         outputs: str,
         kind: type[Coded] = Coded,
         views: Mapping[str, View] | None = None,
+        routes: Sequence[tuple[int, ...]] = (),
         **constants: np.ndarray,
     ) -> Executor:
         steps = []
@@ -141,7 +145,7 @@ def make(library: CDLL) -> Iterator[Callable[..., Executor]]:
                     lambda kernel=kernel: kernel,
                 )
             )
-        opened.append(Executor(steps, outputs.split(), constants, views))
+        opened.append(Executor(steps, outputs.split(), constants, views, routes))
         return opened[-1]
 
     yield made
@@ -160,7 +164,7 @@ def wait(event: Event) -> None:
 
 def test_the_structures_are_those_of_c(library: CDLL, tmp_path: Path) -> None:
     dtypes = {"step": crew.STEP, "state": crew.STATE, "slot": crew.SLOT, "unit": crew.UNIT}
-    dtypes |= {"crew": crew.CREW, "progress": crew.PROGRESS}
+    dtypes |= {"crew": crew.CREW, "progress": crew.PROGRESS, "share": crew.SHARE}
     checks = [f"sizeof(struct {name}) == {dtype.itemsize}" for name, dtype in dtypes.items()]
     checks += [
         f"offsetof(struct {name}, {field}) == {dtype.fields[field][1]}"
@@ -280,17 +284,28 @@ def by_hand(parts: Sequence[Any], x: np.ndarray, views: dict[str, View]) -> dict
 
 
 @pytest.mark.parametrize("kind", [Coded, Plain])
-@given(plan=plans())
-def test_any_plan_gives_what_its_parts_give(library: CDLL, kind: Any, plan: Any) -> None:
+@given(plan=plans(), others=st.lists(st.permutations(DEVICES), max_size=3))
+def test_any_plan_gives_what_its_parts_give(
+    library: CDLL, kind: Any, plan: Any, others: list[Any]
+) -> None:
+    """The first request is placed as the plan says, and each of `others` by its own devices."""
     parts, outputs, views = plan
     xs = [X + i for i in range(20)]
-    steps = []
-    for name, device, inputs, results, work in parts:
-        sides = tuple(inputs.split()), tuple(results.split())
-        sizes = [views[name].shape[0] if name in views else 4 for name in sides[0]]
-        kernel = kind(library, len(sizes), len(sides[1]), work, sizes)
-        steps.append(Step(name, device, *sides, lambda kernel=kernel: kernel))
-    executor = Executor(steps, outputs.split(), {}, views)
+    steps: list[Step] = []
+    routes = []
+    for devices in (DEVICES, *others):
+        place = dict(zip(DEVICES, devices, strict=True))
+        route = []
+        for name, home, inputs, results, work in parts:
+            sides = tuple(inputs.split()), tuple(results.split())
+            sizes = [views[name].shape[0] if name in views else 4 for name in sides[0]]
+            kernel = kind(library, len(sizes), len(sides[1]), work, sizes)
+            same = [i for i, s in enumerate(steps) if (s.name, s.device) == (name, place[home])]
+            route += same or [len(steps)]
+            if not same:
+                steps.append(Step(name, place[home], *sides, lambda kernel=kernel: kernel))
+        routes.append(tuple(route))
+    executor = Executor(steps, outputs.split(), {}, views, routes)
     try:
         found = [executor.run({"x": xs[0]})[0]]
         requests = [executor.submit({"x": x}) for x in xs]
@@ -300,11 +315,50 @@ def test_any_plan_gives_what_its_parts_give(library: CDLL, kind: Any, plan: Any)
             assert list(values) == outputs.split()
             for name, value in values.items():
                 np.testing.assert_array_equal(value, expected[name])
-        for request in requests:
-            slots = request.schedule().slots
-            assert sorted(slot.task for slot in slots) == sorted(part[0] for part in parts)
+        for number, request in enumerate(requests, start=1):
+            slots = {slot.task: slot.device for slot in request.schedule().slots}
+            route = [steps[index] for index in routes[number % len(routes)]]
+            assert slots == {step.name: step.device.name for step in route}
     finally:
         executor.close()
+
+
+@pytest.mark.parametrize("kind", [Coded, Plain])
+def test_a_unit_that_is_seldom_on_a_route(make: Callable[..., Executor], kind: Any) -> None:
+    """Its turn comes after more requests than are told apart by their numbers, again and again."""
+    a, b, c = DEVICES
+    parts = [
+        ("first", a, "x", "p", lambda x: x + 1),
+        ("often", b, "p", "y", lambda p: p * 2),
+        ("seldom", c, "p", "y", lambda p: p * 2),
+    ]
+    executor = make(parts, "y", kind, routes=[(0, 1)] * 15 + [(0, 2)])
+    for first in range(0, 400, 5):
+        requests = [executor.submit({"x": X + first + i}) for i in range(5)]
+        for i, request in enumerate(requests):
+            np.testing.assert_array_equal(request.result(PATIENCE)["y"], (X + first + i + 1) * 2)
+            slots = {slot.task for slot in request.schedule().slots}
+            assert slots == {"first", "seldom" if (first + i) % 16 == 15 else "often"}
+
+
+def test_the_other_replica_works_while_one_waits(make: Callable[..., Executor]) -> None:
+    a, b, _ = DEVICES
+    late = Event()
+    parts = [
+        ("part0", a, "x", "y", lambda x: (wait(late), x + 1)[1]),
+        ("part0", b, "x", "y", lambda x: x + 1),
+    ]
+    executor = make(parts, "y", routes=[(0,), (1,)])
+    slow, quick = (executor.submit({"x": X + i}) for i in range(2))
+    np.testing.assert_array_equal(quick.result(PATIENCE)["y"], X + 2)
+    assert not slow.wait(0.01)
+    late.set()
+    np.testing.assert_array_equal(slow.result(PATIENCE)["y"], X + 1)
+    assert [executor.run({"x": X})[1].schedule().slots[0].device for _ in range(3)] == [
+        "a",
+        "b",
+        "a",
+    ]
 
 
 def test_pieces_are_written_to_their_place(make: Callable[..., Executor]) -> None:
@@ -412,7 +466,7 @@ def test_a_part_that_fails_is_named_and_other_requests_go_on(
         if i == 1:
             with pytest.raises(PartError) as caught:
                 request.result(PATIENCE)
-            assert str(caught.value) == "part1 on 'b' failed: its code gave 7"
+            assert str(caught.value) == "part1 on 'b' failed: 7 will not do"
             assert [slot.task for slot in request.schedule().slots] == ["part0"]
         else:
             np.testing.assert_array_equal(request.result(PATIENCE)["y"], (X + i + 1) * 2 + 3)

@@ -24,6 +24,7 @@ links
 system
 tasks  cost
 problem  instance  sequence
+learning
 scheduler  plan  bounds  profiling
 objective
 partitioner  compiler  executor  explain  stream
@@ -60,8 +61,8 @@ LOADERS = (
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_cpsat _gaps _list _rank _refutation _search cpop exact heft ippts "
-        "lookahead peft portfolio".split()
+        for name in "_contention _cpsat _gaps _list _rank _refutation _search cpop exact heft "
+        "ippts lookahead peft portfolio".split()
     }
 )
 

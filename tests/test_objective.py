@@ -38,10 +38,10 @@ def test_energy_needs_watts() -> None:
 
 
 def test_the_busiest_sets_the_pace() -> None:
-    assert seconds_a_request(SCHEDULE, SYSTEM) == 2.5
+    assert seconds_a_request([SCHEDULE], SYSTEM) == 2.5
     # Devices of one core take turns.
     turns = Schedule((Slot("x", "c", 0.0, 2.0), Slot("y", "d", 2.0, 3.5), Slot("z", "a", 0.0, 3.0)))
-    assert seconds_a_request(turns, SYSTEM) == 3.5
+    assert seconds_a_request([turns], SYSTEM) == 3.5
 
 
 def test_an_objective_that_is_none() -> None:

@@ -1,11 +1,12 @@
 """The portfolio and its local search: beside brute force, and beside the members."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from checker import array_violations
+from numba.core import event
 
 from bench.attack import attacked, changed, over_members, over_optimum
 from bench.instances import instance, layered, odd, planted, problem
@@ -14,10 +15,16 @@ from hetsched.errors import InfeasiblePlan, PluginError
 from hetsched.plugin import load
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
+from hetsched.schedulers import portfolio
+from hetsched.schedulers._contention import shake
 from hetsched.schedulers._cpsat import decode
+from hetsched.schedulers._list import decode as decode_in_gaps
+from hetsched.schedulers._list import makespan
 from hetsched.schedulers._search import climb, padded, seeded, sweep
 from hetsched.schedulers.portfolio import LISTS, Portfolio, priced
 
+# No price on the seconds of a unit, and no unit taken before.
+NOTHING = np.zeros(4)
 # Ends soon, and repeats itself.
 QUICK = Portfolio(seconds=0, iterations=300)
 
@@ -52,7 +59,20 @@ def climbed(made: Problem, steps: int, hot: float, seed: int = 0) -> tuple[float
     """The end that `climb` tells, and that of its order and devices."""
     order, device = np.arange(made.tasks), np.argmin(made.seconds, axis=1)
     best = order.copy(), device.copy()
-    end = climb(padded(made), order, device, *best, np.inf, steps, hot, 0.0, 0.0, seeded(seed))
+    end = climb(
+        padded(made),
+        NOTHING,
+        NOTHING,
+        order,
+        device,
+        *best,
+        np.inf,
+        steps,
+        hot,
+        0.0,
+        0.0,
+        seeded(seed),
+    )
     assert sorted(best[0]) == list(range(made.tasks))
     place = np.argsort(best[0])
     assert (place[made.source] < place[made.sink]).all()
@@ -82,7 +102,20 @@ def test_climbing_respects_memory_and_devices_of_one_unit() -> None:
         order = np.lexsort((np.arange(20), start.start))
         device = start.device.copy()
         best = order.copy(), device.copy()
-        climb(padded(made), order, device, *best, np.inf, 500, 1.0, 0.0, 0.0, seeded(seed))
+        climb(
+            padded(made),
+            NOTHING,
+            NOTHING,
+            order,
+            device,
+            *best,
+            np.inf,
+            500,
+            1.0,
+            0.0,
+            0.0,
+            seeded(seed),
+        )
         assert array_violations(made, decode(made, best[1], best[0], "")) == {}
 
 
@@ -93,7 +126,9 @@ def test_a_chain_of_costly_transfers_moves_as_a_whole() -> None:
     made = problem(np.tile([2.0, 1.0], (tasks, 1)), edges, edges + 1, np.full(tasks - 1, 10.0))
     order, device = np.arange(tasks), np.zeros(tasks, np.int64)
     best = order.copy(), device.copy()
-    end = climb(padded(made), order, device, *best, np.inf, 2000, 0.0, 0.0, 0.0, seeded(0))
+    end = climb(
+        padded(made), NOTHING, NOTHING, order, device, *best, np.inf, 2000, 0.0, 0.0, 0.0, seeded(0)
+    )
     assert end == tasks
     assert best[1].tolist() == [1] * tasks
 
@@ -105,9 +140,11 @@ def test_windows_never_make_a_schedule_longer_and_tell_its_end(size: int) -> Non
         start = load(Scheduler, "heft").schedule(made)
         order = np.lexsort((np.arange(120), start.start))
         device = start.device.copy()
-        next_window, end = sweep(padded(made), order, device, 0, 60, size, 100, 0.1, seeded(0))
+        next_window, end = sweep(
+            padded(made), order, device, 0, 60, size, 100, 0.1, NOTHING, seeded(0)
+        )
         assert 60 <= next_window < 60 + size
-        _, after = sweep(padded(made), order, device, 60, 120, size, 100, 0.1, seeded(0))
+        _, after = sweep(padded(made), order, device, 60, 120, size, 100, 0.1, NOTHING, seeded(0))
         solution = decode(made, device, order, "")
         assert solution.makespan == pytest.approx(after, rel=1e-12)
         assert after <= end * (1 + 1e-12) <= start.makespan * (1 + 2e-12)
@@ -167,6 +204,58 @@ def test_where_links_contend_the_portfolio_is_as_good_as_its_members() -> None:
         assert array_violations(made, solution) == {}
         for name in LISTS:
             assert solution.makespan <= load(Scheduler, name).schedule(made).makespan
+
+
+def test_shaking_finds_the_optimum_where_links_contend() -> None:
+    for seed in range(6):
+        made = replace(layered(7, 2, 2.0, seed), contention=True)
+        best = load(Scheduler, "exact").schedule(made)
+        assert best.optimal
+        order, device = np.arange(7), np.argmin(made.seconds, axis=1)
+        found = order.copy(), device.copy()
+        random = seeded(seed)
+        end = shake(made.arrays, order, device, *found, np.inf, 3000, 1.0, 0.0, 0.0, random)
+        start, _ = decode_in_gaps(made.arrays, *found, True)
+        assert makespan(made.arrays, found[1], start) == end
+        assert end == pytest.approx(best.makespan, rel=1e-9)
+
+
+def test_shaking_respects_memory_and_improves_what_list_scheduling_finds() -> None:
+    for seed in range(4):
+        made = replace(instance("layered", 60, 3, 2.0, seed, room=1.05), contention=True)
+        solution = QUICK.schedule(made)
+        assert array_violations(made, solution) == {}
+        members = [load(Scheduler, name).schedule(made).makespan for name in LISTS]
+        assert solution.makespan < 0.97 * min(members)
+
+
+def test_a_search_tells_how_it_went_on() -> None:
+    solution = Portfolio(seconds=0, iterations=1500).schedule(layered(60, 3, 5.0, 1))
+    moments = solution.history
+    assert len(moments) > 3
+    for before, after in pairwise(moments):
+        assert (after.makespan, -after.lower_bound) < (before.makespan, -before.lower_bound)
+        assert after.makespan <= before.makespan
+        assert after.lower_bound >= before.lower_bound
+        assert after.seconds >= before.seconds
+        assert after.iterations >= before.iterations
+    assert moments[-1].makespan == pytest.approx(solution.makespan, rel=1e-12)
+    assert moments[-1].lower_bound == solution.lower_bound
+    assert moments[-1].iterations <= 1500 + 200
+
+
+def test_time_to_compile_is_not_time_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    for module in (portfolio, event):
+        for name in ("perf_counter", "timer"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda: now[0])
+    with portfolio.Clock() as clock:
+        now[0] = 2.0
+        with event.trigger_event("numba:compile"), event.trigger_event("numba:compile"):
+            now[0] = 22.0
+        now[0] = 23.0
+        assert clock.seconds == 3.0
 
 
 def test_nothing_to_do_and_one_device() -> None:

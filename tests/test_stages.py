@@ -407,7 +407,7 @@ def test_many_requests_take_what_the_busiest_unit_or_link_needs() -> None:
         tasks = drawn(rng, 6, 3)
         plan = recipe(tasks, [rng.randrange(3) for _ in tasks.tasks])
         try:
-            pace = seconds_a_request(plan.simulate(), tasks.system)
+            pace = seconds_a_request([plan.simulate()], tasks.system)
         except (InfeasiblePlan, KeyError):
             continue
         checked += 1

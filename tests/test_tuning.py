@@ -122,6 +122,21 @@ def test_a_spent_budget_is_said_and_what_was_tried_is_kept(
     assert all(len(kernel["candidates"]) == 2 for kernel in document["kernels"])
 
 
+def test_tuning_belongs_to_the_way_of_winograd(
+    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HETSCHED_STORE", str(tmp_path / "profile.sqlite"))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    options = ["--devices", "cpu:0", "--trials", "2", "--winograd", "off", "--json"]
+    with pytest.raises(SystemExit) as end:
+        cli.app(["tune", str(path), *options])
+    assert not end.value.code
+    store, here = Store(default_path()), load(Target, "cpu").device("cpu:0")
+    assert store.trials(here, load(Target, "cpu:winograd=off").version())
+    assert not store.trials(here, load(Target, "cpu").version())
+
+
 def test_what_cannot_be_tuned_is_named(model: onnx.ModelProto) -> None:
     graph = hetsched.read_onnx(model)
     with pytest.raises(PluginError, match="no tuner 'none'; there are candidates, metaschedule"):

@@ -13,6 +13,7 @@ from hetsched import oracle
 from hetsched.cost import price
 from hetsched.device import Link
 from hetsched.dtype import tolerance
+from hetsched.errors import PlanError
 from hetsched.executable import Executable, load_executable
 from hetsched.graph import Graph, to_onnx
 from hetsched.inputs import seeded_inputs
@@ -154,6 +155,15 @@ def test_readers_wait_for_all_pieces() -> None:
     edges = {(e.source, e.sink) for e in plan.recipe.tasks.edges}
     assert edges >= {(f"conv0#{i}", f"conv1#{j}") for i in range(2) for j in range(2)}
     assert edges >= {("conv1#0", None), ("conv1#1", None)}
+
+
+def test_a_join_without_a_copy_is_explained_by_its_pieces() -> None:
+    graph, splits = CASES["channels"]
+    plan = planned(graph, splits, system_of("cpu:0", "reference:0"))
+    (join, *_) = (op for op in plan.graph.ops if op.name in plan.graph.joins)
+    for name in (join.name, join.output().name):
+        with pytest.raises(PlanError, match=r"joins without a copy.* explain 'conv0#0', 'conv0#1'"):
+            hetsched.explain(plan, name)
 
 
 def test_a_part_ends_before_a_view_of_what_it_makes() -> None:

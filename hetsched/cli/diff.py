@@ -9,7 +9,7 @@ from hetsched.cli.given import naming_file, plan_text
 from hetsched.cli.options import Json
 from hetsched.cli.show import show
 from hetsched.explain import difference
-from hetsched.plan import plan_facts, read_recipe
+from hetsched.plan import read_recipe_and_facts
 from hetsched.report.diff import difference_document, difference_view
 
 
@@ -28,9 +28,9 @@ def diff(
     """
     one, other = plan_text(before), plan_text(after)
     with naming_file(before):
-        old, facts = read_recipe(one), plan_facts(one)
+        old, facts = read_recipe_and_facts(one)
     with naming_file(after):
-        new, later = read_recipe(other), plan_facts(other)
+        new, later = read_recipe_and_facts(other)
     both = {name: (value, later[name]) for name, value in facts.items()}
     document = difference_document(difference(old, new, both))
     show(document, json_, difference_view(document))

@@ -32,7 +32,12 @@ def run(
     ] = None,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs that are timed.")] = 10,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Runs before them.")] = 2,
-    in_flight: Annotated[int, typer.Option("--in-flight", min=1, help="Runs that overlap.")] = 1,
+    in_flight: Annotated[
+        int,
+        typer.Option(
+            "--in-flight", min=0, help="Runs that overlap; 0: as many as keep all devices busy."
+        ),
+    ] = 1,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -59,12 +64,13 @@ def run(
             for turn in range(warmup):
                 loop("warm-up", turn, warmup + repeat)
                 executable.run(given)
+            overlap = in_flight or executable.most_in_flight
             begin = perf_counter()
             outputs, latencies, measured = run_repeatedly(
                 executable,
                 given,
                 repeat,
-                in_flight,
+                overlap,
                 lambda turn: loop("timed runs", warmup + turn, warmup + repeat),
             )
             wall_seconds = perf_counter() - begin
@@ -77,7 +83,7 @@ def run(
         "inputs": str(inputs) if inputs else None,
         "seed": None if inputs else seed,
         "warmup": warmup,
-        "in_flight": in_flight,
+        "in_flight": overlap,
         **run_document(predicted, measured, latencies, wall_seconds),
     }
     shown = median_run(measured)

@@ -7,6 +7,7 @@ import typer
 
 from hetsched import api
 from hetsched.cli.options import Json, seconds_of
+from hetsched.cli.progress import Steps
 from hetsched.cli.show import show, terminal_width
 from hetsched.report.schedule import schedule_document, schedule_view
 
@@ -44,14 +45,16 @@ def schedule(
 ) -> None:
     """Schedules any task graph, with a lower bound: no model and no machine is needed.
 
-    docs/files.md has the form of the file.
+    docs/files.md has the form of the file. With --json also when makespan and bound got better.
 
     Example: hetsched schedule instance.json --budget 10s
     """
     options = {"seconds": budget, "seed": seed}
     given = ",".join(f"{name}={value}" for name, value in options.items() if value is not None)
     spec = scheduler + ("," if ":" in scheduler else ":") + given if given else scheduler
-    found = api.schedule(instance, spec, contention)
+    with Steps(verbose=False) as steps:
+        steps.begin("scheduling; the first time ever its loops are compiled for some seconds")
+        found = api.schedule(instance, spec, contention)
     document = schedule_document(found)
     drawn = found.solution.schedule(found.problem)
     show(document, json_, schedule_view(document, drawn, terminal_width()))

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from hetsched import api
-from hetsched.cli.given import read_model
-from hetsched.cli.options import Devices, Json, Model, Shapes, Verbose, seconds_of
+from hetsched.cli.given import machine_of, read_model
+from hetsched.cli.options import Devices, Json, Model, Shapes, Verbose, Winograd, seconds_of
 from hetsched.cli.progress import Steps
 from hetsched.cli.show import show
 from hetsched.errors import LimitExceeded
@@ -17,6 +17,7 @@ from hetsched.store import default_path
 def tune(
     model: Model,
     devices: Devices = None,
+    winograd: Winograd = None,
     shape: Shapes = None,
     tuner: Annotated[
         str | None,
@@ -57,7 +58,7 @@ def tune(
         graph = read_model(model, shape, steps)
         tuning = api.tune(
             graph,
-            devices or "cpu",
+            machine_of(devices, None, winograd, None, steps),
             tuner,
             trials or (64 if tuner == "metaschedule" else 4),
             budget if budget is not None else float("inf"),

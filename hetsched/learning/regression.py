@@ -12,7 +12,7 @@ CYCLES: Mapping[str, float] = {
     "launch": 600, "called": 50, "cold": 4000, "busy": 0.7, "started": 1, "tiles": 20,
     "filters": 0.03, "filters_cold": 0.03, "filters_again": 0.02, "moved": 0.03,
     "moved_cold": 0.01, "far": 0.03, "blocked": 1, "unblocked": 1, "padded": 0.4,
-    "transforms": 0.4, "cheap": 0.5, "dear": 8, "turned": 1, "plain": 1, "scalar": 2.5,
+    "transforms": 0.4, "cheap": 0.5, "dear": 8, "turned": 1, "plain": 1, "scalar": 1, "chosen": 3,
     "serial": 2, "loads": 0.5, "waits": 3, "recurrence": 1, "interleaved": 1, "ragged": 1,
 }  # fmt: skip
 TERMS = tuple(CYCLES)
@@ -23,6 +23,8 @@ SIZES = (
 # Standard deviations of logarithms: of a factor for all kernels, of what a family has besides, of
 # the device's speed, of what the sum misses, and of a measured time.
 FACTOR, OF_FAMILY, SPEED, MISSED, NOISE = 0.5, 0.4, 0.5, 0.12, 0.03
+# How much of these remains where another device, or another compiler, is known.
+KNOWN = 0.4
 # How far apart, in logarithms of their work, kernels are of which little is said of each other.
 REACH = 10.0
 # Of what the sum misses, the share that families have in common.
@@ -36,7 +38,7 @@ MEDIAN_OF_NORMAL = 0.6745
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a kernel, and the standard deviation of their logarithm; 0 if they are measured."""
+    """Seconds of a kernel, and the deviation of their logarithm: 0 if they are measured."""
 
     seconds: float
     deviation: float
@@ -77,7 +79,8 @@ class Regression:
     `factors`, `by_family` and `speed` are logarithms. `before` is what was known without the
     samples: nothing, or another device. Of the samples there are the `table`, `slopes` (by how
     much the logarithm of the time changes with that of each factor), the `inverse` of their
-    covariance, and `weights`. `doubt` is by how much further than expected each sample is from
+    covariance, and `weights`. `width` is the share of the deviations that it is uncertain by, but
+    for the speed. `doubt` is by how much further than expected each sample is from
     what the others say.
 
     References
@@ -95,6 +98,7 @@ class Regression:
     slopes: np.ndarray = field(default_factory=lambda: np.zeros((0, len(TERMS))))
     inverse: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    width: float = 1.0
     doubt: float = 1.0
 
     def fitted(self, works: Sequence[Work], seconds: Sequence[float]) -> "Regression":
@@ -106,21 +110,22 @@ class Regression:
         measured = np.asarray(seconds, float)
         noise = NOISE**2 + (GRAIN_SECONDS / measured) ** 2
         trust = np.ones(len(works))
-        missed = _missed(table, table)
+        width = 1.0 if self.table is None else KNOWN
+        missed = _missed(table, table, width)
         beyond = np.log(measured) - self._beyond(table)
         own = [np.array([family == name for family in table.families]) for name in table.families]
-        found = replace(self, before=self, table=table)
+        found = replace(self, before=self, table=table, width=width)
         for turn in range(ROUNDS):
             terms = found._terms(table)
             slopes = terms / terms.sum(axis=1, keepdims=True)
             linear = slopes * (found._logarithms(table) - self._logarithms(table))
             speeded = found.speed - self.speed
             rest = beyond - np.log(terms.sum(axis=1)) - self.speed + linear.sum(axis=1)
-            covariance = _of_factors(slopes, table, slopes, table) + missed
+            covariance = _of_factors(slopes, table, slopes, table, width) + missed
             inverse = np.linalg.inv(covariance + np.diag(noise / trust))
             weights = inverse @ rest
             step = 1.0 if turn == ROUNDS - 1 else 0.7
-            pulls = slopes * weights[:, None]
+            pulls = width**2 * slopes * weights[:, None]
             moved = {
                 name: self._of_family(name) + OF_FAMILY**2 * pulls[same].sum(axis=0)
                 for name, same in zip(table.families, own, strict=True)
@@ -158,25 +163,31 @@ class Regression:
         """Of the logarithms of these kernels' times, without the noise of a measurement."""
         terms = self._terms(table)
         slopes = terms / terms.sum(axis=1, keepdims=True)
-        found = _of_factors(slopes, table, slopes, table) + _missed(table, table)
-        if self.table is None:
-            return found
-        shared = _of_factors(slopes, table, self.slopes, self.table) + _missed(table, self.table)
-        less: np.ndarray = found - shared @ self.inverse @ shared.T
-        return less
+        width = self.width
+        found = _of_factors(slopes, table, slopes, table, width)
+        found += _missed(table, table, width)
+        if self.table is not None:
+            shared = _of_factors(slopes, table, self.slopes, self.table, width)
+            shared += _missed(table, self.table, width)
+            found -= shared @ self.inverse @ shared.T
+        return found
 
     def _beyond(self, table: Table) -> np.ndarray:
         """What the sum misses of each kernel, as far as samples told."""
-        if self.before is None or self.table is None:
-            return np.zeros(len(table.families))
-        own: np.ndarray = _missed(table, self.table) @ self.weights
-        return own + self.before._beyond(table)
+        found: np.ndarray = np.zeros(len(table.families))
+        if self.before is not None and self.table is not None:
+            found += _missed(table, self.table, self.width) @ self.weights
+            found += self.before._beyond(table)
+        return found
 
     def _of_family(self, name: str) -> np.ndarray:
-        return self.by_family.get(name, np.zeros(len(TERMS)))
+        found: np.ndarray = self.by_family.get(name, np.zeros(len(TERMS)))
+        return found
 
     def _logarithms(self, table: Table) -> np.ndarray:
-        return self.factors + np.array([self._of_family(name) for name in table.families])
+        own = np.array([self._of_family(name) for name in table.families])
+        found: np.ndarray = self.factors + own
+        return found
 
     def _terms(self, table: Table) -> np.ndarray:
         found: np.ndarray = table.seconds * np.exp(self._logarithms(table))
@@ -184,24 +195,27 @@ class Regression:
 
 
 def _between(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    return one + share * (other - one)
-
-
-def _same(one: Table, other: Table) -> np.ndarray:
-    return np.array(one.families)[:, None] == np.array(other.families)[None]
-
-
-def _of_factors(a: np.ndarray, one: Table, b: np.ndarray, other: Table) -> np.ndarray:
-    """The covariance that kernels have because they share factors."""
-    common = a @ b.T
-    found: np.ndarray = SPEED**2 + FACTOR**2 * common + OF_FAMILY**2 * common * _same(one, other)
+    found: np.ndarray = one + share * (other - one)
     return found
 
 
-def _missed(one: Table, other: Table) -> np.ndarray:
+def _same(one: Table, other: Table) -> np.ndarray:
+    found: np.ndarray = np.array(one.families)[:, None] == np.array(other.families)[None]
+    return found
+
+
+def _of_factors(a: np.ndarray, one: Table, b: np.ndarray, other: Table, width: float) -> np.ndarray:
+    """The covariance that kernels have because they share factors."""
+    common = a @ b.T
+    own = FACTOR**2 + OF_FAMILY**2 * _same(one, other)
+    found: np.ndarray = SPEED**2 + width**2 * own * common
+    return found
+
+
+def _missed(one: Table, other: Table, width: float) -> np.ndarray:
     """The covariance of what the sums of two sets of kernels miss."""
     a, b = one.features, other.features
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
     distance = np.sqrt(3 * np.maximum(squares, 0.0))
     alike: np.ndarray = (1 + distance) * np.exp(-distance)
-    return MISSED**2 * alike * np.where(_same(one, other), 1.0, SHARED)
+    return (width * MISSED) ** 2 * alike * np.where(_same(one, other), 1.0, SHARED)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from hetsched.bounds import plan_bound
 from hetsched.graph import Graph
-from hetsched.objective import objective, seconds_a_request
+from hetsched.objective import objective
 from hetsched.plan import Plan, simulate
 from hetsched.report.tables import (
     Document,
@@ -27,7 +27,7 @@ def plan_document(plan: Plan) -> Document:
     """Splits, parts, transfers, memory and prediction of a plan, and what was refused."""
     schedule = simulate(plan)
     steady = plan.objective == "throughput"
-    cost = seconds_a_request(schedule, plan.system) if steady else schedule.makespan
+    cost = objective("throughput").value(plan) if steady else schedule.makespan
     bound = plan_bound(plan.recipe.tasks, plan.objective, cost)
     held = plan.memory_bytes()
     return {
@@ -41,6 +41,7 @@ def plan_document(plan: Plan) -> Document:
             {
                 "name": part.name,
                 "device": part.device.name,
+                "replicas": list(plan.replicas.get(part.device.name, ())),
                 "operations": len(part.ops),
                 "label": part.label,
                 "weight_nbytes": part.weight_nbytes,
@@ -96,7 +97,7 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
         (
             (
                 part["name"],
-                part["device"],
+                ", ".join(part["replicas"]) or part["device"],
                 str(part["operations"]),
                 what_of(part["label"]),
                 scaled(part["weight_nbytes"], 1e6, 3),

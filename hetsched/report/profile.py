@@ -147,25 +147,28 @@ def store_document(store: Store, device: str | None, kind: str | None) -> Docume
     """What the store has of devices and kernels whose text has `device` and `kind` in it."""
     devices = store.devices()
 
-    def about(fingerprint: str) -> str:
-        return devices[fingerprint].description if fingerprint in devices else ""
+    def is_wanted(fingerprint: str) -> bool:
+        found = devices.get(fingerprint)
+        about = f"{found.name} {found.target} {found.description}" if found else ""
+        return device is None or device.lower() in f"{fingerprint} {about}".lower()
 
-    def wanted(record: Record) -> bool:
-        named = f"{record.fingerprint} {about(record.fingerprint)}"
-        found = device is None or device.lower() in named.lower()
-        return found and (kind is None or kind.lower() in record.kernel.kinds.lower())
+    def shown(record: Record) -> bool:
+        named = kind is None or kind.lower() in record.kernel.kinds.lower()
+        return named and is_wanted(record.fingerprint)
 
     return {
         "store": str(store.path),
         "devices": [
             {"fingerprint": name, **values_of(found)}
             for name, found in devices.items()
-            if device is None or device.lower() in f"{name} {found.description}".lower()
+            if is_wanted(name)
         ],
         "samples": [
             {
                 "fingerprint": record.fingerprint,
-                "device": about(record.fingerprint),
+                "device": devices[record.fingerprint].description
+                if record.fingerprint in devices
+                else "",
                 "compiler": record.compiler,
                 "method": record.method,
                 "signature": record.kernel.signature,
@@ -178,7 +181,7 @@ def store_document(store: Store, device: str | None, kind: str | None) -> Docume
                 "measured_at": record.measured_at,
             }
             for record in store.records()
-            if wanted(record)
+            if shown(record)
         ],
         "links": [
             {
@@ -193,7 +196,7 @@ def store_document(store: Store, device: str | None, kind: str | None) -> Docume
                 "measured_at": record.measured_at,
             }
             for record in store.links()
-            if device is None or device.lower() in f"{record.source} {record.sink}".lower()
+            if any(is_wanted(end.partition(" ")[0]) for end in (record.source, record.sink))
         ],
         "factors": [
             {"kind": name, "subject": subject, **asdict(factor)}

@@ -44,7 +44,9 @@ def run_document(
         ],
         "busy": {
             name: sum(run.busy_seconds(name) for run in measured) / wall_seconds
-            for name in predicted.devices
+            for name in dict.fromkeys(
+                device for run in (predicted, *measured) for device in run.devices
+            )
         },
         "clock": shown.clock,
     }

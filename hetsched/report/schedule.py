@@ -20,6 +20,7 @@ def schedule_document(found: Scheduled) -> Document:
         "slots": [vars(slot) | {} for slot in solution.schedule(found.problem).slots],
         "solver": solution.solver,
         "wall_seconds": found.wall_seconds,
+        "history": [vars(moment) | {} for moment in solution.history],
     }
 
 

@@ -1,7 +1,11 @@
 """The scheduling problem as a constraint program, for OR-Tools' CP-SAT."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import frexp, inf, isfinite
+from threading import Event, Thread
+from time import process_time
 
 import numpy as np
 from ortools.sat.python import cp_model
@@ -16,6 +20,8 @@ TIME_BITS = 40
 MEMORY_BITS = 50
 # A schedule that is this short beside the longest is looked for again with finer ticks.
 COARSE = 1 / 64
+# Seconds between two looks at the clock of the process.
+WATCH = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,15 @@ class Limit:
     """How long a solver may look: seconds of the wall, and units of CP-SAT's own count of its work.
 
     The same work gives the same result on any machine, as long as the seconds are not used up and
-    there is one worker.
+    there is one worker. `process` seconds, of all threads of this process together, are the fair
+    limit where others work on the machine. `linearization` is CP-SAT's level of that name.
     """
 
     seconds: float = inf
     work: float = inf
     workers: int = 1
+    process: float = inf
+    linearization: int = 0
 
 
 def solve(
@@ -103,6 +112,28 @@ def serial_seconds(problem: Problem) -> float:
     moves = (way + problem.per_byte[..., None] * problem.nbytes).max((0, 1))
     ends = problem.entry.max(initial=0.0) + problem.exit.max(initial=0.0)
     return float(finite.max(1).sum() + moves.sum() + ends)
+
+
+@contextmanager
+def _stopped(solver: cp_model.CpSolver, process: float) -> Iterator[None]:
+    """While this holds, the solver stops when the process has used so many seconds more."""
+    if not isfinite(process):
+        yield
+        return
+    last, done = process_time() + process, Event()
+
+    def watch() -> None:
+        while not done.wait(WATCH):
+            if process_time() > last:
+                solver.stop_search()
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 class _Model:
@@ -251,7 +282,7 @@ class _Model:
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = limit.workers
         solver.parameters.random_seed = seed
-        solver.parameters.linearization_level = 0
+        solver.parameters.linearization_level = limit.linearization
         # With these OR-Tools 9.15 now and then proves what is not so; it is no slower without.
         solver.parameters.cp_model_presolve = False
         solver.parameters.inprocessing_dtime_ratio = 0.0
@@ -260,7 +291,8 @@ class _Model:
             solver.parameters.max_time_in_seconds = limit.seconds
         if isfinite(limit.work):
             solver.parameters.max_deterministic_time = limit.work
-        status = solver.solve(self.model)
+        with _stopped(solver, limit.process):
+            status = solver.solve(self.model)
         if status == cp_model.INFEASIBLE and not self.known:
             raise InfeasiblePlan("no placement holds what the tasks need")
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):

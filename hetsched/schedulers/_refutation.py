@@ -25,7 +25,10 @@ from numba import njit
 
 from hetsched.bounds import Bound, heads, lower_bound, tails
 from hetsched.problem import Problem
+from hetsched.schedulers._gaps import inner
 
+# Effort that takes about that long.
+A_SECOND = 6e8
 # Of T: windows that are shorter than a task by less are not, since sums of floats differ.
 ROUNDING = 1e-11
 # Of a makespan: what is refuted up to this below it has it as its bound.
@@ -54,6 +57,7 @@ class Frame(NamedTuple):
     out: np.ndarray
     behind: np.ndarray
     unit: np.ndarray
+    units: int
     memory: np.ndarray
     limit: np.ndarray
 
@@ -66,12 +70,12 @@ class State(NamedTuple):
     finish: np.ndarray
 
 
-def refuted(problem: Problem, upper: float = np.inf, effort: float = 6e8) -> Bound:
+def refuted(problem: Problem, upper: float = np.inf, effort: float = A_SECOND) -> Bound:
     """`lower_bound(problem, upper)`, and the largest T that was refuted.
 
     With the makespan of a known schedule as `upper` fewer T are tried, and where all below are
     refuted the bound equals it. `effort` limits the work, by the cube of the tasks for each time
-    that windows are shrunk: about a second, and nothing beside `lower_bound` from 800 tasks on.
+    that windows are shrunk, and nothing beside `lower_bound` from 800 tasks on.
     Deterministic.
     """
     light = lower_bound(problem, upper)
@@ -131,6 +135,7 @@ def frame_of(problem: Problem) -> Frame:
         out=np.searchsorted(source[behind], tasks).astype(np.int64),
         behind=behind,
         unit=problem.unit,
+        units=int(problem.unit.max()) + 1,
         memory=problem.memory,
         limit=problem.limit,
     )
@@ -150,13 +155,13 @@ def _refuted(
             finish[i, q] = end - tail[i, q]
             may[i, q] = start[i, q] + f.seconds[i, q] <= finish[i, q] + slack
     state = State(may, start, finish)
-    prices = np.full((WINDOWS, f.unit.max() + 1), 1.0 / (f.unit.max() + 1))
+    prices = np.full((WINDOWS, f.units), 1.0 / f.units)
     if not _shrink(f, state, slack, prices, spent):
         return True
     return not _shave(f, state, slack, prices, spent, effort)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _shave(
     f: Frame, state: State, slack: float, prices: np.ndarray, spent: np.ndarray, effort: float
 ) -> bool:
@@ -178,9 +183,7 @@ def _shave(
             for q in range(devices):
                 if not state.may[i, q]:
                     continue
-                trial.may[:] = state.may
-                trial.start[:] = state.start
-                trial.finish[:] = state.finish
+                _copy(state, trial)
                 trial.may[i] = False
                 trial.may[i, q] = True
                 if _shrink(f, trial, slack, prices, spent):
@@ -194,7 +197,18 @@ def _shave(
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
+def _copy(source: State, sink: State) -> None:
+    """By loops: to assign one array to another takes Numba longer to compile than all of this."""
+    tasks, devices = source.may.shape
+    for i in range(tasks):
+        for q in range(devices):
+            sink.may[i, q] = source.may[i, q]
+            sink.start[i, q] = source.start[i, q]
+            sink.finish[i, q] = source.finish[i, q]
+
+
+@inner
 def _choices(state: State, i: int) -> int:
     """The number of devices that task i may be on."""
     count = 0
@@ -203,7 +217,7 @@ def _choices(state: State, i: int) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _unite(union: State, trial: State) -> None:
     """Adds to `union` what `trial` leaves."""
     tasks, devices = union.may.shape
@@ -215,7 +229,7 @@ def _unite(union: State, trial: State) -> None:
                 union.finish[i, q] = max(union.finish[i, q], trial.finish[i, q])
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _narrow(state: State, union: State, slack: float) -> bool:
     """Takes over what `union` leaves; whether that is less by something that counts."""
     tasks, devices = union.may.shape
@@ -236,15 +250,14 @@ def _narrow(state: State, union: State, slack: float) -> bool:
     return less
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _shrink(f: Frame, state: State, slack: float, prices: np.ndarray, spent: np.ndarray) -> bool:
     """Shrinks windows until nothing changes much; False where a task has no device left."""
     spent[0] += len(f.seconds) ** 3
-    units = f.unit.max() + 1
     for _ in range(8):
         changed = _along_edges(f, state, slack)
         if changed >= 0:
-            for unit in range(units):
+            for unit in range(f.units):
                 one = _on_unit(f, state, unit, slack)
                 changed = -1 if one < 0 else changed | one
                 if changed < 0:
@@ -259,7 +272,7 @@ def _shrink(f: Frame, state: State, slack: float, prices: np.ndarray, spent: np.
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _held(f: Frame, state: State) -> bool:
     """Whether each device can hold what runs nowhere else."""
     tasks, devices = f.seconds.shape
@@ -273,7 +286,7 @@ def _held(f: Frame, state: State) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _keep(f: Frame, state: State, i: int, slack: float) -> int:
     """Takes from task i the devices where it has no room; -1 if none is left, 1 if some went."""
     changed, left = 0, 0
@@ -287,7 +300,7 @@ def _keep(f: Frame, state: State, i: int, slack: float) -> int:
     return changed if left else -1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _along_edges(f: Frame, state: State, slack: float) -> int:
     """Starts from sources, then finishes from sinks; -1 where a task has no device left, else
     whether a window shrank.
@@ -343,7 +356,7 @@ def _along_edges(f: Frame, state: State, slack: float) -> int:
     return changed
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _earliest(away: np.ndarray, here: np.ndarray, work: np.ndarray, count: int) -> float:
     """The least start behind all neighbours, each from elsewhere by `away`, or one by one here.
 
@@ -377,7 +390,7 @@ def _earliest(away: np.ndarray, here: np.ndarray, work: np.ndarray, count: int) 
     return best
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _ascending(values: np.ndarray, count: int) -> np.ndarray:
     """The first `count` positions by value; few, so by insertion."""
     order = np.empty(count, np.int64)
@@ -390,7 +403,7 @@ def _ascending(values: np.ndarray, count: int) -> np.ndarray:
     return order
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _on_unit(f: Frame, state: State, unit: int, slack: float) -> int:
     """Tasks of a unit run one by one: -1 where that is impossible, else whether windows shrank.
 
@@ -473,7 +486,7 @@ def _on_unit(f: Frame, state: State, unit: int, slack: float) -> int:
     return changed
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _priced(f: Frame, state: State, slack: float, prices: np.ndarray) -> int:
     """What work is worth in some intervals at prices of the units: -1 where the units have less.
 
@@ -482,7 +495,7 @@ def _priced(f: Frame, state: State, slack: float, prices: np.ndarray) -> int:
     a task would make it more is none for the task. Prices follow the loads that they give rise to.
     """
     tasks, devices = f.seconds.shape
-    units = f.unit.max() + 1
+    units = f.units
     low, high = np.full(tasks, np.inf), np.full(tasks, -np.inf)
     first, last = np.full(units, np.inf), np.full(units, -np.inf)
     for i in range(tasks):
@@ -511,9 +524,12 @@ def _priced(f: Frame, state: State, slack: float, prices: np.ndarray) -> int:
                     need = min(state.start[i, q] + work - max(a, first[u]), room[u])
                     need = min(need, min(b, last[u]) - state.finish[i, q] + work)
                     needs[i, q] = max(0.0, min(need, work))
-        longest = max(room.max(), slack, 1e-300)
+        longest = max(slack, 1e-300)
+        for u in range(units):
+            longest = max(longest, room[u])
         best = -np.inf
-        trial[:] = prices[window]
+        for u in range(units):
+            trial[u] = prices[window, u]
         for step in range(STEPS):
             worth = 0.0
             load[:] = 0.0
@@ -526,27 +542,28 @@ def _priced(f: Frame, state: State, slack: float, prices: np.ndarray) -> int:
                         least, where = trial[f.unit[q]] * needs[i, q], q
                 worth += least
                 load[f.unit[where]] += needs[i, where]
-            if worth > slack:
-                prices[window] = trial
-                return -1
             if worth > best:
                 best = worth
-                prices[window] = trial
+                for u in range(units):
+                    prices[window, u] = trial[u]
+            if worth > slack:
+                return -1
             total = 0.0
             for u in range(units):
                 full = (load[u] - room[u]) / longest
                 trial[u] *= np.exp(max(-1.0, min(1.0, full)) / (1 + step))
                 trial[u] = max(trial[u], 1e-6)
                 total += trial[u]
-            trial /= total
-        trial[:] = prices[window]
+            for u in range(units):
+                trial[u] /= total
         for i in range(tasks):
             least = np.inf
             for q in range(devices):
                 if state.may[i, q]:
-                    least = min(least, trial[f.unit[q]] * needs[i, q])
+                    least = min(least, prices[window, f.unit[q]] * needs[i, q])
             for q in range(devices):
-                if state.may[i, q] and best - least + trial[f.unit[q]] * needs[i, q] > slack:
+                worth = prices[window, f.unit[q]] * needs[i, q]
+                if state.may[i, q] and best - least + worth > slack:
                     state.may[i, q] = False
                     changed = 1
     return changed

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from hetsched.problem import Problem
+from hetsched.schedulers._gaps import inner
 
 # How likely a step takes one task more, and then what: a neighbour in the graph, a critical task,
 # else one nearby in the order. How likely all it takes go to one device, and how likely one more.
@@ -13,6 +14,9 @@ GROW = 0.7
 ALONG, CRITICAL = 0.8, 0.9
 TOGETHER, GROW_TOGETHER = 0.2, 0.9
 MOST = 32
+# What the price of work counts beside the length of a path: where a task goes, and whether a
+# change is kept.
+PULL, WEIGHT = 10.0, 1.0
 
 
 class Padded(NamedTuple):
@@ -98,7 +102,7 @@ def new_state(order: np.ndarray, device: np.ndarray, units: int) -> State:
     )
 
 
-@njit(cache=True, nogil=True)
+@inner
 def copy(source: State, sink: State) -> None:
     for k in range(len(source.order)):
         sink.order[k] = source.order[k]
@@ -112,7 +116,7 @@ def copy(source: State, sink: State) -> None:
             sink.row[u, k] = source.row[u, k]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def arrival(a: Padded, s: State, i: int, d: int) -> float:
     """When all that task i reads is on device d."""
     start: float = a.entry[i, d]
@@ -125,7 +129,7 @@ def arrival(a: Padded, s: State, i: int, d: int) -> float:
     return start
 
 
-@njit(cache=True, nogil=True)
+@inner
 def remainder(a: Padded, s: State, i: int, d: int) -> float:
     """From the finish of task i on device d to the end of the run, for all that reads from it."""
     rest: float = a.exit[i, d]
@@ -138,7 +142,7 @@ def remainder(a: Padded, s: State, i: int, d: int) -> float:
     return rest
 
 
-@njit(cache=True, nogil=True)
+@inner
 def behind(s: State, u: int, k: int) -> int:
     """How many tasks of unit u stand before position k."""
     low, high = 0, s.counts[u]
@@ -187,7 +191,7 @@ def forward(
         s.below[i] = mark
 
 
-@njit(cache=True, nogil=True)
+@inner
 def backward(
     a: Padded, s: State, until: int, lost: int, free: np.ndarray, marked: np.ndarray
 ) -> None:
@@ -227,7 +231,7 @@ def backward(
         s.above[i] = mark
 
 
-@njit(cache=True, nogil=True)
+@inner
 def end_of(a: Padded, s: State) -> float:
     end = 0.0
     for i in range(len(s.order)):
@@ -235,12 +239,29 @@ def end_of(a: Padded, s: State) -> float:
     return end
 
 
+@inner
+def worth(a: Padded, s: State, price: np.ndarray, since: np.ndarray, last: np.ndarray) -> float:
+    """When the units have done their tasks, in the mean of their prices.
+
+    Work at its prices, and idle time at theirs, are what a packed schedule has above its bound.
+    """
+    for u in range(len(last)):
+        last[u] = since[u]
+    for i in range(len(s.order)):
+        u = a.unit[s.device[i]]
+        last[u] = max(last[u], s.finish[i])
+    total = 0.0
+    for u in range(len(last)):
+        total += price[u] * last[u]
+    return total
+
+
 def seeded(seed: int) -> np.ndarray:
     """The state that `draw` advances, which must not be 0."""
     return np.array([(seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**64 or 1], np.uint64)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def draw(random: np.ndarray) -> float:
     """The next number in [0, 1) of xorshift64*.
 
@@ -258,17 +279,26 @@ def draw(random: np.ndarray) -> float:
     return number
 
 
-@njit(cache=True, nogil=True)
+@inner
 def insertion(
-    a: Padded, s: State, i: int, used: np.ndarray, old: int, old_before: int, only: int
+    a: Padded,
+    s: State,
+    i: int,
+    used: np.ndarray,
+    old: int,
+    old_before: int,
+    only: int,
+    price: np.ndarray,
 ) -> tuple[int, int, int, float]:
     """Where the longest path through task i, which is nowhere, is shortest, and how long it is.
+
+    Its work there, at the price of the unit, counts beside the path.
 
     Returns a device (-1 if none), the tasks before and behind on its unit (-1 if none) and seconds.
     The place behind `old_before` on device `old` is left out; with `only` so are other devices, if
     task i can run there. Left out are also devices that are full.
     """
-    best = np.inf
+    best, path = np.inf, np.inf
     best_device, best_before, best_behind = -1, -1, -1
     for d in range(len(a.unit) - 1):
         seconds = a.seconds[i, d]
@@ -278,9 +308,10 @@ def insertion(
             continue
         start = arrival(a, s, i, d)
         rest = remainder(a, s, i, d)
-        if start + seconds + rest >= best:
-            continue
         u = a.unit[d]
+        work = PULL * price[u] * seconds
+        if start + seconds + rest + work >= best:
+            continue
         row, count = s.row[u], s.counts[u]
         # Behind all that it depends on, before all that depends on it.
         low, high = 0, count
@@ -313,22 +344,22 @@ def insertion(
             begin = start
             if before >= 0 and s.finish[before] > begin:
                 begin = s.finish[before]
-            if begin + seconds + rest >= best:
+            if begin + seconds + rest + work >= best:
                 break
             remain = rest
             if after >= 0 and s.tail[after] + a.seconds[after, s.device[after]] > remain:
                 remain = s.tail[after] + a.seconds[after, s.device[after]]
             if not (d == old and before == old_before):
                 through = begin + seconds + remain
-                if through < best:
-                    best = through
+                if through + work < best:
+                    best, path = through + work, through
                     best_device, best_before, best_behind = d, before, after
             if remain == rest:
                 break
-    return best_device, best_before, best_behind, best
+    return best_device, best_before, best_behind, path
 
 
-@njit(cache=True, nogil=True)
+@inner
 def place(
     a: Padded,
     s: State,
@@ -401,7 +432,7 @@ def place(
     return since, until
 
 
-@njit(cache=True, nogil=True)
+@inner
 def choose(
     a: Padded, s: State, critical: np.ndarray, criticals: int, taken: np.ndarray, random: np.ndarray
 ) -> tuple[int, int]:
@@ -455,6 +486,8 @@ def choose(
 @njit(cache=True, nogil=True)
 def climb(
     a: Padded,
+    price: np.ndarray,
+    begins: np.ndarray,
     order: np.ndarray,
     device: np.ndarray,
     best_order: np.ndarray,
@@ -473,7 +506,9 @@ def climb(
 
     Critical tasks, alone or with neighbours, are taken out and put back one by one where the
     longest path through each is shortest; what is worse by x is kept with probability
-    exp(-x / temperature), which falls from `hot` to `cold`.
+    exp(-x / temperature), which falls from `hot` to `cold`. Where units have a `price` it also
+    counts when they have done their tasks, the first of which begins not before `begins`: with
+    many critical paths at once one move shortens none of them, and this tells whether it helps.
     """
     n, nowhere = len(order), len(a.unit) - 1
     units = a.unit[-1]
@@ -488,13 +523,16 @@ def climb(
     forward(a, now, 0, -1, free, marked)
     backward(a, now, n - 1, -1, free, marked)
     end = end_of(a, now)
+    last = np.zeros(units)
+    value, best_value = worth(a, now, price, begins, last), np.inf
     fresh = True
     for step in range(steps + 1):
         if fresh:
-            if end < best:
-                best = end
-                best_order[:] = now.order
-                best_device[:] = now.device
+            if end < best or (end <= best and value < best_value):
+                best, best_value = end, value
+                for k in range(n):
+                    best_order[k] = now.order[k]
+                    best_device[k] = now.device[k]
             criticals = 0
             for i in now.order:
                 if now.finish[i] + now.tail[i] >= end * (1 - 1e-12):
@@ -525,7 +563,7 @@ def climb(
             since, until = min(since, trial.position[i]), max(until, trial.position[i])
             forward(a, trial, since, i, free, marked)
             backward(a, trial, until, i, free, marked)
-            d, ahead, after, path = insertion(a, trial, i, used, old, before, only)
+            d, ahead, after, path = insertion(a, trial, i, used, old, before, only, price)
             if d < 0:
                 break
             if x == count - 1:
@@ -538,18 +576,22 @@ def climb(
             done += 1
         if done == count:
             forward(a, trial, since, -1, free, marked)
-            backward(a, trial, until, -1, free, marked)
-            now, trial = trial, now
-            end = end_of(a, now)
-            fresh = True
-            continue
+            new = worth(a, trial, price, begins, last)
+            worse = WEIGHT * (new - value)
+            if worse <= 0 or draw(random) < np.exp(-worse / temperature):
+                backward(a, trial, until, -1, free, marked)
+                now, trial = trial, now
+                end, value = end_of(a, now), new
+                fresh = True
+                continue
         for x in range(count):
             i = taken[x]
             if x < done:
                 used[trial.device[i]] -= a.memory[i]
             used[now.device[i]] += a.memory[i]
-    order[:] = now.order
-    device[:] = now.device
+    for k in range(n):
+        order[k] = now.order[k]
+        device[k] = now.device[k]
     return best
 
 
@@ -563,6 +605,7 @@ def sweep(
     size: int,
     steps: int,
     heat: float,
+    price: np.ndarray,
     random: np.ndarray,
 ) -> tuple[int, float]:
     """Climbs windows of `size` tasks of the order that begin from `first` on and before `until`.
@@ -661,6 +704,9 @@ def sweep(
                 # Nothing may go where its data cannot come from or go to.
                 if entry[k, d] == np.inf or exit[k, d] == np.inf:
                     seconds[k, d] = np.inf
+        limit = np.empty(devices + 1)
+        for d in range(devices + 1):
+            limit[d] = a.limit[d] - used[d]
         part = Padded(
             seconds,
             into,
@@ -675,13 +721,15 @@ def sweep(
             exit,
             a.unit,
             memory,
-            a.limit - used,
+            limit,
         )
         inner_order = np.arange(m)
         inner_device = device[order[begin:last]]
         best_order, best_device = inner_order.copy(), inner_device.copy()
         climb(
             part,
+            price,
+            free,
             inner_order,
             inner_device,
             best_order,

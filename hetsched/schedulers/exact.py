@@ -18,6 +18,8 @@ class Exact(Scheduler):
     Up to thirty tasks on three devices are mostly proved in a second. With `iterations`,
     thousandths of CP-SAT's own unit of work, and no limit of seconds (`seconds=0`) the result is
     the same on any machine; more than one of `workers` share the work and need not agree.
+    `process` limits the seconds of all of them together, and is not moved by what else the machine
+    does. `linearization` is CP-SAT's level: 0 is mostly the better one here, 1 now and then.
 
     References
     ----------
@@ -29,9 +31,17 @@ class Exact(Scheduler):
     iterations: int = 0
     seed: int = 0
     workers: int = 1
+    process: float = 0.0
+    linearization: int = 0
 
     def schedule(self, problem: Problem) -> Solution:
-        limit = Limit(self.seconds or inf, self.iterations / 1000 or inf, self.workers)
+        limit = Limit(
+            self.seconds or inf,
+            self.iterations / 1000 or inf,
+            self.workers,
+            self.process or inf,
+            self.linearization,
+        )
         try:
             known = list_schedule(problem, self.name, upward_rank(problem.arrays))
         except InfeasiblePlan as error:
@@ -43,7 +53,7 @@ class Exact(Scheduler):
             raise reason from None
         if found is None:
             raise InfeasiblePlan(
-                f"no schedule was found in {self.seconds} seconds, nor that there is none; "
+                "no schedule was found within the limits, nor that there is none; "
                 "give it more, or use another scheduler"
             )
         return found

@@ -1,40 +1,46 @@
 """The best of all: list schedulers, local search and constraint programming, within a limit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import cycle
 from math import inf
 from time import perf_counter
 
 import numpy as np
+from numba.core.event import TimingListener, register, unregister
 
-from hetsched.bounds import lower_bound, shares
+from hetsched.bounds import lower_bound, priced_area, shares
 from hetsched.errors import InfeasiblePlan, PluginError
 from hetsched.plugin import load
-from hetsched.problem import Problem, Solution
+from hetsched.problem import Moment, Problem, Solution
 from hetsched.scheduler import Scheduler
 from hetsched.schedulers import _cpsat
-from hetsched.schedulers._list import list_schedule
+from hetsched.schedulers._contention import shake
+from hetsched.schedulers._list import decode, list_schedule
+from hetsched.schedulers._list import makespan as makespan_of
 from hetsched.schedulers._rank import remaining
-from hetsched.schedulers._refutation import refuted
-from hetsched.schedulers._search import climb, draw, padded, seeded, sweep
+from hetsched.schedulers._refutation import A_SECOND, refuted
+from hetsched.schedulers._search import climb, padded, seeded, sweep
 
 LISTS = ("heft", "cpop", "peft", "lookahead", "ippts")
 # Tasks up to which the whole is annealed.
 WHOLE = 400
-# Tasks up to which a bound is worth tenths of a second.
-REFUTED = 100
 # Where each round of annealing ends, as a share of all, and how hot it begins, in mean seconds
 # of a task and half a transfer.
 ROUNDS = ((0.1, 1.0), (0.4, 1.0), (0.7, 0.5), (1.0, 0.25))
 # Tasks in a window, in turns, its temperature, and steps for each of its tasks.
-WINDOWS = (50, 100, 200)
+WINDOWS = (100, 200, 400)
 WINDOW_HEAT = 0.1
 WINDOW_STEPS = 20
+# The share of a makespan above all work up to which prices count; twice that and they do not.
+SLACK = 0.1
 # Iterations between two looks at the clock: some hundredths of a second.
 SLICE = 200
 # What an iteration is: a step of annealing looks at all tasks, and costs as much as these besides.
 VISITS, FIXED = 1000, 30
+# What two sums that mean the same makespan can differ by, as a share.
+ROUNDING = 1e-12
 # CP-SAT's own units of work, about seconds, for each iteration.
 WORK = 1e-4
 
@@ -46,9 +52,10 @@ class Portfolio(Scheduler):
     The best schedule of the list schedulers, and of one that goes by the prices of the devices, is
     annealed: critical tasks are taken out, alone or with others, and put back one by one where the
     longest path through each is shortest. Small problems then go to CP-SAT, large ones are annealed
-    in windows. An iteration is about 0.1 ms of any size of problem; with `seconds=0` iterations are
-    the only limit, and the result is the same on any machine. With `prove`, problems of up to 100
-    tasks get a bound that takes longer to find. Where links contend, local search is left out.
+    in windows. Where links contend, tasks change places and all is run again. An iteration is about
+    0.1 ms of any size of problem; with `seconds=0` iterations are the only limit, and the result is
+    the same on any machine. With `prove`, problems of up to 100 tasks get a bound that takes longer
+    to find.
 
     References
     ----------
@@ -71,68 +78,120 @@ class Portfolio(Scheduler):
     def schedule(self, problem: Problem) -> Solution:
         if not problem.tasks:
             return Solution(np.empty(0, np.int64), np.empty(0), 0.0, 0.0, self.name)
-        budget = Budget(self.seconds or inf, self.iterations or inf)
-        best = self._started(problem, budget)
-        bound = lower_bound(problem, best.makespan).seconds
-        if self.prove and problem.tasks <= REFUTED and bound < best.makespan:
-            bound = refuted(problem, best.makespan).seconds
-        best = replace(best, lower_bound=min(best.makespan, bound))
-        for step, until in next(steps for most, steps in PLANS if problem.tasks <= most):
-            if not best.optimal:
-                best = step(problem, best, budget, until, self.seed)
-        return best
-
-    def _started(self, problem: Problem, budget: "Budget") -> Solution:
-        """The best of the list schedulers; where all fail, what CP-SAT finds."""
-        members: list[Callable[[Problem], Solution]]
-        members = [*(load(Scheduler, name).schedule for name in LISTS), priced]
-        found: list[Solution] = []
-        reasons: list[InfeasiblePlan] = []
-        for member in members:
-            try:
-                found.append(member(problem))
-            except InfeasiblePlan as error:
-                reasons.append(error)
-        if not found:
-            # The first says what is short, should there be no schedule.
-            solution = None
-            if problem.tasks <= WHOLE:
-                try:
-                    solution = _cpsat.solve(problem, budget.limit(1.0), seed=self.seed)
-                except InfeasiblePlan:
-                    raise reasons[0] from None
-            if solution is None:
-                raise reasons[0]
-            found.append(solution)
-        return min(found, key=lambda solution: solution.makespan)
+        with Clock() as clock:
+            search = Search(problem, clock, self.seconds or inf, self.iterations or inf, self.seed)
+            for solution in started(search):
+                search.offer(solution)
+            search.prove(lower_bound(problem, search.best.makespan).seconds)
+            for step, until in next(steps for most, steps in PLANS if problem.tasks <= most):
+                if not search.best.optimal and (self.prove or step is not refute):
+                    step(search, until)
+        return replace(search.best, history=tuple(search.moments))
 
 
-class Budget:
-    """Seconds from now on, and iterations, of which one or both are limited."""
+class Clock:
+    """Seconds since it was entered, but for those in which Numba compiled.
 
-    def __init__(self, seconds: float, iterations: float) -> None:
-        self.begin = perf_counter()
-        self.seconds = seconds
-        self.iterations = iterations
-        self.taken = 0.0
+    So the first search ever finds as much as a later one, which only loads what was compiled.
+    """
+
+    def __enter__(self) -> "Clock":
+        self._begin = perf_counter()
+        self._compiling = TimingListener()
+        register("numba:compile", self._compiling)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        unregister("numba:compile", self._compiling)
+
+    @property
+    def seconds(self) -> float:
+        compiled = self._compiling.duration if self._compiling.done else 0.0
+        return perf_counter() - self._begin - float(compiled)
+
+
+class Search:
+    """The best schedule of a problem so far, how it came to be, and what may be spent on it."""
+
+    def __init__(
+        self, problem: Problem, clock: Clock, seconds: float, iterations: float, seed: int
+    ) -> None:
+        self.problem = problem
+        self.seed = seed
+        self.best = Solution(np.empty(0, np.int64), np.empty(0), inf)
+        self.moments: list[Moment] = []
+        self._clock = clock
+        self._seconds = seconds
+        self._iterations = iterations
+        self._taken = 0.0
+
+    def offer(self, solution: Solution) -> None:
+        """Takes over what is shorter, and the higher of the bounds."""
+        best = min(self.best, solution, key=lambda one: one.makespan)
+        bound = max(self.best.lower_bound, solution.lower_bound)
+        self.best = replace(best, lower_bound=min(bound, best.makespan))
+        self.tell(best.makespan, best.solver)
+
+    def prove(self, seconds: float) -> None:
+        """No schedule is shorter than that."""
+        self.offer(replace(self.best, lower_bound=min(seconds, self.best.makespan)))
+
+    def tell(self, makespan: float, solver: str) -> None:
+        """Notes that a schedule was found, if it is shorter or the bound is higher than before."""
+        bound = self.best.lower_bound
+        if self.moments:
+            last = self.moments[-1]
+            shorter = makespan < last.makespan * (1 - ROUNDING)
+            if not shorter and bound <= last.lower_bound * (1 + ROUNDING):
+                return
+            if not shorter:
+                makespan, solver = last.makespan, last.solver
+        self.moments.append(Moment(self._clock.seconds, self._taken, makespan, bound, solver))
 
     def spent(self) -> float:
         """The share of what is used up first."""
-        elapsed = perf_counter() - self.begin
-        return max(elapsed / self.seconds, self.taken / self.iterations)
+        return max(self._clock.seconds / self._seconds, self._taken / self._iterations)
 
     def take(self, steps: int, tasks: int) -> None:
-        self.taken += steps * (tasks + FIXED) / VISITS
+        self._taken += steps * (tasks + FIXED) / VISITS
 
     def limit(self, until: float) -> _cpsat.Limit:
-        """What CP-SAT may use until a share of the budget is spent."""
-        seconds = max(0.01, self.seconds * until - (perf_counter() - self.begin))
-        return _cpsat.Limit(seconds, WORK * max(1.0, self.iterations * until - self.taken))
+        """What CP-SAT may use until a share of all is spent."""
+        seconds = max(0.01, self._seconds * until - self._clock.seconds)
+        return _cpsat.Limit(seconds, WORK * max(1.0, self._iterations * until - self._taken))
 
 
 def steps(iterations: float, tasks: int) -> int:
     """Of annealing."""
     return max(1, round(iterations * VISITS / (tasks + FIXED)))
+
+
+@cache
+def lists() -> tuple[Scheduler, ...]:
+    return tuple(load(Scheduler, name) for name in LISTS)
+
+
+def started(search: Search) -> Iterator[Solution]:
+    """What the list schedulers find; where all fail, what CP-SAT finds."""
+    members = [*(scheduler.schedule for scheduler in lists()), priced]
+    reasons: list[InfeasiblePlan] = []
+    for member in members:
+        try:
+            yield member(search.problem)
+        except InfeasiblePlan as error:
+            reasons.append(error)
+    if len(reasons) < len(members):
+        return
+    # The first says what is short, should there be no schedule.
+    solution = None
+    if search.problem.tasks <= WHOLE:
+        try:
+            solution = _cpsat.solve(search.problem, search.limit(1.0), seed=search.seed)
+        except InfeasiblePlan:
+            raise reasons[0] from None
+    if solution is None:
+        raise reasons[0]
+    yield solution
 
 
 def priced(problem: Problem) -> Solution:
@@ -149,72 +208,125 @@ def priced(problem: Problem) -> Solution:
     return list_schedule(there, "prices", priority)
 
 
-def proved(
-    problem: Problem, solution: Solution, budget: Budget, until: float, seed: int
-) -> Solution:
-    """The solution or a better one, and a bound, by constraint programming."""
-    found = _cpsat.solve(problem, budget.limit(until), solution, seed)
-    if found is None:
-        return solution
-    best = min(solution, found, key=lambda one: one.makespan)
-    bound = max(solution.lower_bound, found.lower_bound)
-    return replace(best, lower_bound=min(bound, best.makespan))
+def proved(search: Search, until: float) -> None:
+    """A shorter schedule and a bound by constraint programming."""
+    found = _cpsat.solve(search.problem, search.limit(until), search.best, search.seed)
+    if found is not None:
+        search.offer(found)
 
 
-def annealed(
-    problem: Problem, solution: Solution, budget: Budget, until: float, seed: int
-) -> Solution:
-    """The solution after local search until that share of the budget is spent."""
-    if problem.contention:
-        return solution
-    a, random, scale = padded(problem), seeded(seed), mean_seconds(problem)
-    order, device = _cpsat.order_of(problem, solution), solution.device.copy()
-    best, bound = solution.makespan, solution.lower_bound * (1 + 1e-9)
-    count = steps(SLICE, problem.tasks)
-    since = budget.spent()
+def refute(search: Search, until: float) -> None:
+    """A bound from refuting makespans below the best."""
+    limit = search.limit(until)
+    effort = min(1.0, limit.seconds, limit.work) * A_SECOND
+    search.prove(refuted(search.problem, search.best.makespan, effort).seconds)
+
+
+@dataclass(frozen=True)
+class Local:
+    """What local search works on: the best so far, in place, and the rest of what it needs."""
+
+    order: np.ndarray
+    device: np.ndarray
+    best: float
+    # What ends the search, and what temperatures are in.
+    bound: float
+    scale: float
+    random: np.ndarray
+
+
+Turns = Callable[[Search, Local, float], Iterator[float]]
+
+
+def local_search(turns: Turns, solver: str, search: Search, until: float) -> None:
+    """Improves the best by turns, each of which tells the end that it came to."""
+    problem, best = search.problem, search.best
+    local = Local(
+        _cpsat.order_of(problem, best),
+        best.device.copy(),
+        best.makespan,
+        best.lower_bound * (1 + 1e-9),
+        mean_seconds(problem),
+        seeded(search.seed),
+    )
+    for end in turns(search, local, until):
+        search.tell(end, solver)
+        if end <= local.bound:
+            break
+    search.offer(run_again(problem, local, solver))
+
+
+def run_again(problem: Problem, local: Local, solver: str) -> Solution:
+    """The schedule of an order and devices; where links contend, tasks go into gaps."""
+    if not problem.contention:
+        return _cpsat.decode(problem, local.device, local.order, solver)
+    start, sent = decode(problem.arrays, local.order, local.device, True)
+    end = makespan_of(problem.arrays, local.device, start)
+    return Solution(local.device, start, end, 0.0, solver, sent)
+
+
+def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
+    """Rounds that begin with the best, hot, and end cold."""
+    tasks, best = search.problem.tasks, local.best
+    nothing = np.zeros(int(search.problem.unit.max()) + 1)
+    move = partial(climb, padded(search.problem), nothing, nothing)
+    if search.problem.contention:
+        move = partial(shake, search.problem.arrays)
+    limit = search.limit(until)
+    slices = min(SLICE, min(limit.seconds, limit.work) / WORK / len(ROUNDS))
+    count, since = steps(slices, tasks), search.spent()
     for end_of_round, heat in ROUNDS:
-        now_order, now_device = order.copy(), device.copy()
-        begin, last = budget.spent(), since + end_of_round * (until - since)
-        while best > bound and (spent := budget.spent()) < last:
-            hot = heat * scale * (last - spent) / (last - begin)
-            best = climb(
-                a, now_order, now_device, order, device, best, count, hot, hot, bound, random
+        order, device = local.order.copy(), local.device.copy()
+        begin, last = search.spent(), since + end_of_round * (until - since)
+        while (spent := search.spent()) < last:
+            hot = heat * local.scale * (last - spent) / (last - begin)
+            best = move(
+                order,
+                device,
+                local.order,
+                local.device,
+                best,
+                count,
+                hot,
+                hot,
+                local.bound,
+                local.random,
             )
-            budget.take(count, problem.tasks)
-    return shorter(problem, solution, order, device, "annealing")
+            search.take(count, tasks)
+            yield best
 
 
-def windowed(
-    problem: Problem, solution: Solution, budget: Budget, until: float, seed: int
-) -> Solution:
-    """As `annealed`, where a small part of the order is annealed at a time."""
-    if problem.contention:
-        return solution
-    a, random, scale = padded(problem), seeded(seed), mean_seconds(problem)
-    order, device = _cpsat.order_of(problem, solution), solution.device.copy()
-    best, bound = solution.makespan, solution.lower_bound * (1 + 1e-9)
+def windows(search: Search, local: Local, until: float) -> Iterator[float]:
+    """As annealing, where a small part of the order is annealed at a time."""
+    a, tasks = padded(search.problem), search.problem.tasks
+    borders = np.random.default_rng(search.seed)
+    least, price = priced_area(search.problem)
+    # Work counts where there is little more to a makespan.
+    price *= min(1.0, max(0.0, 2 - (1 - least / local.best) / SLACK))
     for size in cycle(WINDOWS):
         count = WINDOW_STEPS * size
         some = max(1, steps(SLICE, size) // count)
         # Not always the same borders.
-        first = -int(draw(random) * size)
-        while first < problem.tasks and best > bound and budget.spent() < until:
-            last = min(problem.tasks, first + some * size // 2)
+        first = -int(borders.integers(size))
+        while first < tasks:
+            if search.spent() >= until:
+                return
+            last = min(tasks, first + some * size // 2)
+            heat = WINDOW_HEAT * local.scale
             first, best = sweep(
-                a, order, device, first, last, size, count, WINDOW_HEAT * scale, random
+                a,
+                local.order,
+                local.device,
+                first,
+                last,
+                size,
+                count,
+                heat,
+                price,
+                local.random,
             )
-            budget.take(some * count, size)
-        if best <= bound or budget.spent() >= until:
-            break
-    return shorter(problem, solution, order, device, "windows")
-
-
-def shorter(
-    problem: Problem, solution: Solution, order: np.ndarray, device: np.ndarray, solver: str
-) -> Solution:
-    """The solution, or that of order and devices if it is shorter."""
-    found = _cpsat.decode(problem, device, order, solver, solution.lower_bound)
-    return found if found.makespan < solution.makespan else solution
+            search.take(some * count, size)
+            yield best
 
 
 def mean_seconds(problem: Problem) -> float:
@@ -227,11 +339,22 @@ def mean_seconds(problem: Problem) -> float:
     return work + 0.5 * float(way)
 
 
-Step = Callable[[Problem, Solution, Budget, float, int], Solution]
+Step = Callable[[Search, float], None]
+annealed: Step = partial(local_search, annealing, "annealing")
+
+
+def windowed(search: Search, until: float) -> None:
+    """Annealing in windows; where links contend there are no tails to bound a window by."""
+    if search.problem.contention:
+        annealed(search, until)
+    else:
+        local_search(windows, "windows", search, until)
+
+
 # Up to how many tasks what is tried in turn, and the share of the budget that is spent behind it.
 PLANS: tuple[tuple[float, tuple[tuple[Step, float], ...]], ...] = (
-    (40, ((annealed, 0.05), (proved, 0.6), (annealed, 1.0))),
-    (100, ((annealed, 1.0),)),
+    (40, ((annealed, 0.05), (refute, 0.1), (proved, 0.6), (annealed, 1.0))),
+    (100, ((annealed, 0.2), (refute, 0.4), (annealed, 1.0))),
     (WHOLE, ((annealed, 0.6), (windowed, 1.0))),
     (inf, ((windowed, 1.0),)),
 )

@@ -1,0 +1,244 @@
+"""Prices of kernels that were not measured, from counted work and the samples of others."""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+from graphs import Builder
+
+from hetsched.api import partition, priced
+from hetsched.cost import CostModel, kernel_of, price, roofline_seconds
+from hetsched.cost_models.learned import Learned
+from hetsched.device import Device
+from hetsched.graph import Graph
+from hetsched.learning.choice import next_to_measure
+from hetsched.learning.model import UNKNOWN, Model
+from hetsched.learning.regression import Regression
+from hetsched.learning.work import Work, work_of
+from hetsched.operation import group_flops, group_nbytes
+from hetsched.plugin import load
+from hetsched.schedules.rules import Rules
+from hetsched.schedules.vectors import Vectors
+from hetsched.sequence import method
+from hetsched.store import Sample, Store
+from hetsched.system import System
+from hetsched.target import Target
+
+RULES = Rules(Vectors(16, 32, "vnni"))
+CLOCK_HZ = 2e9
+HERE = Device(
+    "cpu:0", "cpu", clock_hz=CLOCK_HZ, isa="x86_64 avx2 fma f16c", fingerprint="here",
+    flops_per_second=64e9, bytes_per_second=8e9,
+)  # fmt: skip
+
+
+def convolution(
+    channels: int, filters: int, side: int, kernel: int = 1, packed: bool = True
+) -> Graph:
+    build = Builder()
+    x = build.input("x", 1, channels, side, side)
+    weights = build.constant(np.zeros((filters, channels, kernel, kernel), np.float32))
+    pads = (kernel // 2,) * 4
+    y = build.op(
+        "Conv", x, weights, shape=(1, filters, side, side), kernel_shape=(kernel, kernel), pads=pads
+    )
+    graph = build.graph(y)
+    return replace(graph, packed={"x": 16, y.name: 16}) if packed else graph
+
+
+def product(rows: int, depth: int, columns: int) -> Graph:
+    build = Builder()
+    weights = build.constant(np.zeros((depth, columns), np.float32))
+    x = build.input("x", rows, depth)
+    return build.graph(build.op("MatMul", x, weights, shape=(rows, columns)))
+
+
+def drawn(count: int, seed: int) -> list[Graph]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        a, b, side = (int(size) for size in rng.integers(8, 200, 3))
+        found.append(
+            product(side, a, b) if rng.random() < 0.4 else convolution(a, b, side // 4 + 4)
+        )
+    return found
+
+
+def truth(part: Graph, slower: float = 1.0) -> float:
+    """A machine whose arithmetic is slower, and whose memory is faster, than is assumed."""
+    cycles = work_of(part, RULES, 4).cycles
+    return slower * (2000 + 0.9 * cycles["busy"] + 0.05 * cycles["filters"]) / CLOCK_HZ
+
+
+def test_the_work_of_a_pointwise_convolution_is_counted_by_tiles() -> None:
+    work = work_of(convolution(64, 96, 14), RULES, 4)
+    assert work.family == "dense pointwise"
+    # 49 tiles of 4 pixels by all 6 vectors, for each of 64 input channels; a step of one is 24
+    # multiply-adds, two in a cycle.
+    assert (work.sizes["broadcasts"], work.sizes["vectors"]) == (4, 6)
+    assert work.cycles["tiles"] == 49
+    assert work.cycles["busy"] == 49 * 64 * 12
+    # In blocks on both sides nothing is put in blocks.
+    assert "blocked" not in work.cycles
+    assert work_of(convolution(64, 96, 14, packed=False), RULES, 4).cycles["blocked"] == 64 * 14**2
+
+
+def test_convolutions_by_transforms_are_known_as_such() -> None:
+    assert work_of(convolution(64, 64, 56, 3), RULES, 4).family.startswith("winograd")
+    off = replace(RULES, winograd="off")
+    assert work_of(convolution(64, 64, 56, 3), off, 4).family == "dense"
+
+
+def test_a_kernel_is_colder_in_a_large_graph() -> None:
+    part = product(1, 64, 64)
+    cold = [work_of(part, RULES, megabytes).cycles["cold"] for megabytes in (1, 4, 16, 64, 256)]
+    assert cold == sorted(cold)
+    assert (cold[0], cold[-1]) == (0, 1)
+
+
+def error(model: Regression, parts: list[Graph], slower: float = 1.0) -> float:
+    """The mean error of predictions, relative."""
+    found = model.estimates([work_of(part, RULES, 4) for part in parts])
+    wanted = [truth(part, slower) for part in parts]
+    return fmean(abs(e.seconds / t - 1) for e, t in zip(found, wanted, strict=True))
+
+
+def fitted(model: Regression, parts: list[Graph], slower: float = 1.0) -> Regression:
+    works = [work_of(part, RULES, 4) for part in parts]
+    return model.fitted(works, [truth(part, slower) for part in parts])
+
+
+def test_few_samples_tell_of_other_kernels() -> None:
+    before = Regression(CLOCK_HZ)
+    after = fitted(before, drawn(40, seed=0))
+    others = drawn(100, seed=1)
+    assert error(after, others) < 0.05 < error(before, others)
+
+
+def test_what_samples_tell_of_is_more_certain() -> None:
+    works = [work_of(part, RULES, 4) for part in drawn(30, seed=1)]
+    before = Regression(CLOCK_HZ)
+    after = fitted(before, drawn(40, seed=0))
+    deviations = [[e.deviation for e in model.estimates(works)] for model in (before, after)]
+    assert max(deviations[1]) < min(deviations[0])
+    # A family that was not seen stays the least certain.
+    (strange,) = after.estimates([Work("strange", {"launch": 1.0, "turned": 1e5})])
+    assert strange.deviation > max(deviations[1])
+
+
+def test_a_wrong_sample_does_not_spoil_the_rest() -> None:
+    parts = drawn(40, seed=0)
+    works = [work_of(part, RULES, 4) for part in parts]
+    seconds = [truth(part) for part in parts]
+    seconds[7] *= 20
+    assert error(Regression(CLOCK_HZ).fitted(works, seconds), drawn(100, seed=1)) < 0.06
+
+
+def test_another_device_is_known_from_a_few_samples() -> None:
+    known = fitted(Regression(CLOCK_HZ), drawn(100, seed=0))
+    few, others = drawn(4, seed=2), drawn(100, seed=1)
+    moved = fitted(known, few, slower=3.0)
+    alone = fitted(Regression(CLOCK_HZ), few, slower=3.0)
+    assert error(moved, others, slower=3.0) < 0.06 < error(alone, others, slower=3.0)
+
+
+def test_what_is_measured_next_is_unlike_what_is_known() -> None:
+    pool = [work_of(part, RULES, 4) for part in [product(8, 64, 64)] * 5]
+    pool.append(work_of(convolution(64, 96, 14), RULES, 4))
+    first, second, *_ = next_to_measure(pool, Regression(CLOCK_HZ), 6)
+    assert (first < 5, second) == (True, 5)
+    known = fitted(Regression(CLOCK_HZ), [product(8, 64, 64)])
+    assert next_to_measure(pool, known, 1) == [5]
+    # What counts for nothing waits.
+    assert next_to_measure(pool, known, 1, [1, 1, 1, 1, 1, 0]) != [5]
+    assert next_to_measure([], known, 3) == []
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "profile.sqlite")
+
+
+def layers(count: int, seed: int) -> Graph:
+    """Products one behind the other, of sizes that are drawn."""
+    rng = np.random.default_rng(seed)
+    build = Builder()
+    x = build.input("x", 16, 64)
+    for columns in rng.integers(8, 300, count).tolist():
+        weights = build.constant(np.zeros((x.shape[1], columns), np.float32))
+        x = build.op("MatMul", x, weights, shape=(16, columns))
+    return build.graph(x)
+
+
+def kept(store: Store, graph: Graph, device: Device) -> None:
+    """Samples of all groups of a graph, by `truth`."""
+    compiler = load(Target, device.target).configuration(device)
+    parts = [graph.part(group.ops, group.name) for group in graph.groups]
+    samples = [(kernel_of(part), Sample(truth(part), 0.0, 9)) for part in parts]
+    store.add(device, compiler, method(graph), samples)
+
+
+def test_without_samples_it_is_the_roofline(store: Store) -> None:
+    graph = layers(3, seed=0)
+    model = load(CostModel, f"learned:store={store.path}")
+    assert isinstance(model, Learned)
+    for group, estimate in zip(
+        graph.groups, model.estimates(graph, [(g, HERE) for g in graph.groups]), strict=True
+    ):
+        assert estimate.seconds == roofline_seconds(group_flops(group), group_nbytes(group), HERE)
+        assert estimate.deviation == UNKNOWN
+
+
+def test_what_is_measured_is_taken_and_the_rest_is_like_it(store: Store) -> None:
+    known, other = layers(12, seed=0), layers(6, seed=1)
+    kept(store, known, HERE)
+    model = Learned(str(store.path))
+    for group, estimate in zip(
+        known.groups, model.estimates(known, [(g, HERE) for g in known.groups]), strict=True
+    ):
+        assert estimate.is_measured
+        assert estimate.seconds == truth(known.part(group.ops, group.name))
+    for group in other.groups:
+        seconds = model.compute_seconds(other, group, HERE)
+        assert seconds == pytest.approx(truth(other.part(group.ops, group.name)), rel=0.1)
+    (estimate,) = model.estimates(other, [(other.groups[0], HERE)])
+    assert 0 < estimate.deviation < UNKNOWN
+
+
+def test_samples_of_other_devices_are_better_than_none(store: Store) -> None:
+    known, other = layers(12, seed=0), layers(6, seed=1)
+    kept(store, known, replace(HERE, fingerprint="there"))
+    model = Model.of(HERE, store.records())
+    assert model.samples == 0
+    parts = [other.part(group.ops, group.name) for group in other.groups]
+    for part, estimate in zip(parts, model.estimates(parts, 4), strict=True):
+        assert estimate.seconds == pytest.approx(truth(part), rel=0.1)
+
+
+def test_what_is_predicted_is_never_shown_as_measured(store: Store) -> None:
+    known, other = layers(12, seed=0), layers(6, seed=1)
+    kept(store, known, HERE)
+    system = System("machine", (HERE,), ())
+    model = f"learned:store={store.path}"
+    measured = partition(known, system, "single", cost_model=model)
+    assert not any("predicted by learned" in note for note in measured.notes)
+    predicted = partition(other, system, "single", cost_model=model)
+    assert any("6 of 6 prices are predicted by learned" in note for note in predicted.notes)
+    # Prices that are asked again, for what they lack, remember it.
+    prices = priced(other, system, model)
+    fewer = replace(prices, seconds=dict(list(prices.seconds.items())[1:]))
+    again = price(other, system, fewer).predicted
+    assert {name: list(row) for name, row in again.items()} == {
+        group.name: ["cpu:0"] for group in other.groups
+    }
+
+
+def test_a_model_is_fitted_anew_when_the_store_has_more(store: Store) -> None:
+    known, other = layers(12, seed=0), layers(2, seed=1)
+    model = Learned(str(store.path))
+    kept(store, layers(1, seed=3), HERE)
+    before = model.compute_seconds(other, other.groups[0], HERE)
+    kept(store, known, HERE)
+    assert model.compute_seconds(other, other.groups[0], HERE) != before

@@ -107,7 +107,8 @@ class Graph:
         for op in self.ops:
             if op.name not in self.joins or op.kind != "Concat":
                 continue
-            pieces, joined = op.reads, op.output()
+            # Of one that is read twice there is one place only.
+            pieces, joined = tuple(tensor for tensor in op.inputs if tensor), op.output()
             apart = len({tensor.name for tensor in pieces}) == len(pieces)
             made = all(
                 tensor.name in self.producers

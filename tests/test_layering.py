@@ -20,14 +20,15 @@ graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms
 crew
-links
+executor  links
+overheads
 system
 tasks  cost
 problem  instance  sequence
 learning
 scheduler  plan  bounds  profiling
 objective
-partitioner  compiler  executor  explain  stream
+partitioner  compiler  explain  stream
 sharing  stages
 package
 executable

@@ -28,7 +28,7 @@ problem  instance  sequence
 learning
 scheduler  plan  bounds  profiling
 objective
-partitioner  compiler  explain  stream
+partitioner  compiler  explain  calibration  stream
 sharing  stages
 package
 executable

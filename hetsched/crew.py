@@ -53,8 +53,8 @@ UNIT = np.dtype(
         *((name, "u4") for name in ("signal", "sleeping", "calls", "idle")),
         ("unused", "V48"),
         *((name, "u4") for name in ("taken", "oldest")),
-        *((name, "u8") for name in ("shares", "progress", "waited")),
-        ("line", "V32"),
+        *((name, "u8") for name in ("shares", "progress")),
+        ("line", "V40"),
     ]
 )
 CREW = np.dtype(
@@ -267,9 +267,8 @@ class Crew:
                 order = self._keep(np.array(route.order.get(unit, ()), np.int32))
                 shares[route.number] = order.ctypes.data, len(order)
             progress = self._keep(np.zeros(NUMBERS, PROGRESS))
-            waited = self._keep(np.zeros(count + 1, np.int64))
             fields["shares"], fields["oldest"] = shares.ctypes.data, 1
-            fields["progress"], fields["waited"] = progress.ctypes.data, waited.ctypes.data
+            fields["progress"] = progress.ctypes.data
         slots = self._keep(np.zeros(NUMBERS, np.uint64))
         self._fields = np.zeros(1, CREW)
         self._fields["steps"] = steps.ctypes.data

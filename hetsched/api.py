@@ -103,7 +103,10 @@ def plans(
         for name, refusals in prices.refusals.items():
             for device, reason in refusals.items():
                 raise UnsupportedOperation(f"'{device}' cannot run '{name}': {reason}")
-    return chosen.plans(graph, system, prices)
+    found = chosen.plans(graph, system, prices)
+    if prices.told is None:
+        return found
+    return tuple(replace(plan, notes=(*plan.notes, prices.told)) for plan in found)
 
 
 def front(found: Sequence[Plan], objectives: Sequence[str]) -> list[tuple[tuple[float, ...], Plan]]:

@@ -12,7 +12,9 @@ class Device:
     host's cores that it occupies; devices with the same cores take turns. Devices of one
     `memory_space` hand tensors over without a copy. `fingerprint` says what measured times belong
     to: two devices with the same one are the same kind of hardware under the same settings. Watts
-    are 0 where nobody has said them.
+    are 0 where nobody has said them. `cache_nbytes` and `cache_bytes_per_second` are those of the
+    caches, from the nearest; without the second, all data are as far as memory. To call a kernel
+    takes `call_seconds`, to start a part of several `launch_seconds`.
     """
 
     name: str
@@ -27,7 +29,9 @@ class Device:
     memory_space: str = "host"
     flops_per_second: float = 1e9
     bytes_per_second: float = 1e9
+    cache_bytes_per_second: tuple[float, ...] = ()
     launch_seconds: float = 0.0
+    call_seconds: float = 0.0
     idle_watts: float = 0.0
     active_watts: float = 0.0
     fingerprint: str = ""

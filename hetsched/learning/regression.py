@@ -12,7 +12,7 @@ CYCLES: Mapping[str, float] = {
     "launch": 600, "called": 50, "cold": 4000, "busy": 0.7, "started": 1, "tiles": 20,
     "filters": 0.03, "filters_cold": 0.03, "filters_again": 0.02, "moved": 0.03,
     "moved_cold": 0.01, "far": 0.03, "blocked": 1, "unblocked": 1, "padded": 0.4,
-    "transforms": 0.4, "cheap": 0.5, "dear": 8, "turned": 1, "plain": 1, "scalar": 2.5,
+    "transforms": 0.4, "cheap": 0.5, "dear": 8, "turned": 1, "plain": 1, "scalar": 1, "chosen": 3,
     "serial": 2, "loads": 0.5, "waits": 3, "recurrence": 1, "interleaved": 1, "ragged": 1,
 }  # fmt: skip
 TERMS = tuple(CYCLES)

@@ -33,6 +33,8 @@ DEAR = frozenset(
 )
 HEADS = frozenset(["DequantizeLinear"])
 ENDS = frozenset(["QuantizeLinear", "DequantizeLinear"])
+# They ask of each element which input it comes from.
+CHOOSING = frozenset(["Concat", "Pad"])
 COPIES = frozenset("Concat Slice Pad Split Gather Expand Tile Resize".split())
 VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout"])
 # Bytes of an integer kernel that a lane takes together.
@@ -96,18 +98,27 @@ def _passes(found: Work, part: Graph, rules: Rules) -> None:
         found.family = "local normalisation"
     if all(op.kind in VIEWS for op in part.ops):
         found.family = "view"
-    lanes = rules.vectors.lanes
-    for op in part.ops:
-        for tensor in op.writes:
-            last = tensor.shape[-1] if tensor.shape else 1
-            if found.family == "elementwise" or _is_packed(part, tensor):
-                last = tensor.size
-            elif op.kind == "Concat" and op.attributes.get("axis", 0) in range(len(tensor.shape)):
-                last = prod(tensor.shape[op.attributes["axis"] + 1 :])
-            if last % lanes == 0 or found.family == "view":
-                found.add(plain=tensor.size / lanes)
-            else:
-                found.add(scalar=float(tensor.size))
+    # The chain is one pass, over the largest of its results.
+    op, tensor = max(
+        ((op, tensor) for op in part.ops for tensor in op.writes), key=lambda pair: pair[1].size
+    )
+    even = _run(found, part, op, tensor) % rules.vectors.lanes == 0
+    if even or found.family == "view":
+        found.add(plain=_vectors(tensor, rules))
+    elif any(op.kind in CHOOSING for op in part.ops):
+        found.add(chosen=float(tensor.size))
+    else:
+        found.add(scalar=float(tensor.size))
+
+
+def _run(found: Work, part: Graph, op: Op, tensor: Tensor) -> int:
+    """How many elements of a result lie beside each other that are made in the same way."""
+    if found.family == "elementwise" or _is_packed(part, tensor):
+        return tensor.size
+    if op.kind == "Concat":
+        axis = int(op.attributes["axis"]) % len(tensor.shape)
+        return prod(tensor.shape[axis + 1 :])
+    return tensor.shape[-1] if tensor.shape else 1
 
 
 def _vectors(tensor: Tensor, rules: Rules) -> float:

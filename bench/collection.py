@@ -1,0 +1,96 @@
+"""The kernels of the catalogue's networks, each measured twice, for the sets of `bench.costs`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from rich.progress import track
+
+import hetsched
+from bench import models
+from bench.costing import HALVES, Options
+from hetsched.files import write_text
+from hetsched.learning.model import rules_of
+from hetsched.learning.work import Work, work_of
+from hetsched.profiling import QUICK, Course, Key, measure
+from hetsched.sequence import surroundings
+from hetsched.store import Store
+from hetsched.system import System
+
+# Apart in time, so that what differs between them is how well a kernel can be measured.
+PASSES = ("first", "second")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by its kernels: the key of each group, in order, and of each the work.
+
+    Without groups that the device's target refuses.
+    """
+
+    name: str
+    half: int
+    keys: tuple[Key, ...]
+    works: Mapping[Key, Work]
+    kinds: Mapping[Key, str]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Networks, and the seconds of their kernels by each pass.
+
+    `profiling_seconds` is what the first pass took, with compiling, as far as it was not kept.
+    """
+
+    networks: Sequence[Network]
+    passes: tuple[Mapping[Key, float], Mapping[Key, float]]
+    profiling_seconds: float
+
+    def half(self, which: int) -> list[Network]:
+        return [network for network in self.networks if network.half == which]
+
+
+def collected(options: Options) -> Collection:
+    """All kernels of the networks in both halves, from the folder or measured now."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    device = System.local(options.device).devices[0]
+    networks: list[Network] = []
+    chosen = _chosen(options)
+    spent = options.folder / "seconds.json"
+    found: list[dict[Key, float]] = [{}, {}]
+    for turn, label in enumerate(PASSES):
+        store = Store(options.folder / f"{label}.sqlite")
+        for model in track(chosen, f"{label} pass", transient=True):
+            graph = hetsched.read_onnx(models.load(model, options.seed), shapes=model.shapes)
+            begin = perf_counter()
+            course = Course(graph, graph.groups, device)
+            measured = measure([course], store, QUICK)
+            if measured.fresh and not turn:
+                _add_seconds(spent, perf_counter() - begin)
+            found[turn] |= {key: sample.seconds for key, sample in measured.samples.items()}
+            if not turn:
+                networks.append(_network(model.name, course, measured.refused))
+    seconds = json.loads(spent.read_text()) if spent.exists() else 0.0
+    return Collection(networks, (found[0], found[1]), seconds)
+
+
+def _chosen(options: Options) -> list[models.Model]:
+    there = {model.name: model for model in models.models(options.models)}
+    wanted = [name for half in HALVES for name in half if name in there]
+    return [there[name] for name in wanted if not options.names or name in options.names]
+
+
+def _network(name: str, course: Course, refused: Mapping[Key, str]) -> Network:
+    rules, megabytes = rules_of(course.device), surroundings(course.graph)
+    every = {group.name: course.keys[group.name] for group in course.groups}
+    keys = {name: key for name, key in every.items() if key not in refused}
+    works = {key: work_of(course.parts[name], rules, megabytes) for name, key in keys.items()}
+    kinds = {keys[group.name]: group.kinds for group in course.groups if group.name in keys}
+    return Network(name, int(name in HALVES[1]), tuple(keys.values()), works, kinds)
+
+
+def _add_seconds(path: Path, seconds: float) -> None:
+    before = json.loads(path.read_text()) if path.exists() else 0.0
+    write_text(path, json.dumps(before + seconds))

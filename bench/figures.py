@@ -109,7 +109,7 @@ def overlap(result: Mapping[str, Any]) -> str:
     )
     return (
         "## Overlap\n\n"
-        "Plans of `auto` for two devices, whatever it takes, beside each device alone, the same "
+        "What `auto` ships for two devices beside each device alone, the same "
         "code with two threads, and ONNX Runtime with two threads: medians of "
         f"{result['repeats']} rounds in turns. By the recorded stamps both devices work at once "
         "for so long; *possible* is the sum of the devices' rates over the better one. "

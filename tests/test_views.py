@@ -1,5 +1,6 @@
 """Pieces that lie one behind the other: what is a view, and that plans with views compute right."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,15 @@ def test_a_concatenation_of_the_model_is_a_kernel() -> None:
     graph = build.graph(build.op("Concat", *pieces, shape=(1, 32, 8, 8), axis=1))
     assert not graph.views
     assert [group.ops[0].kind for group in graph.groups] == ["Relu", "Neg", "Concat"]
+
+
+def test_a_tensor_twice_is_copied() -> None:
+    build = Builder()
+    half = build.op("Relu", build.input("x", 1, 16, 8, 8))
+    graph = build.graph(build.op("Concat", half, half, shape=(1, 32, 8, 8), axis=1, name="both"))
+    graph = replace(graph, joins=frozenset(("both",)))
+    assert not graph.views
+    assert [group.name for group in graph.groups] == ["relu0", "both"]
 
 
 def test_readers_wait_for_all_pieces() -> None:

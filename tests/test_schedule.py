@@ -580,6 +580,19 @@ def test_arrange_leaves_a_part_that_waits_for_another_device() -> None:
     assert replayed(tasks, runs).makespan == 5
 
 
+def test_arrange_delays_nobody_for_a_join() -> None:
+    # c could start at 6 and not delay the end, which b and d make; but a price may be wrong.
+    tasks = problem(
+        machine("p", "q"),
+        {"a": (1, 9), "b": (5, 99), "c": (9, 2), "d": (9, 99)},
+        "a-b:0 a-c:0 b-d:0",
+    )
+    runs = arranged(tasks)
+    assert runs[0] == ("p", ["a"])
+    slots = {slot.task: slot for slot in replayed(tasks, runs).slots}
+    assert slots["c"].start == 1
+
+
 def test_arrange_joins_runs_and_never_delays_the_end() -> None:
     before, behind = 0, 0
     for seed in range(400):

@@ -3,7 +3,7 @@
     python -m bench.splits --json FILE [--sets chains,layers,tiles,models] [--devices cpu:0,cpu:1]
 
 chains   random chains of operations, split at random, beside ONNX Runtime on the whole
-layers   single layers: the share of channels that `channel` chooses, or one device where that is
+layers   single layers: the share of channels that `channel` plans, or one device where that is
          measured faster, beside all aligned shares
 tiles    the memory of activations on one device, tile after tile, and what is computed twice
 models   whole networks on two devices beside each alone, the same code with two threads, and ONNX
@@ -162,6 +162,7 @@ def layers(options: Options) -> dict[str, Any]:
         "devices": options.devices,
         "rows": rows,
         "mean_share": geometric_mean(row["share"] for row in rows),
+        "mean_planned_share": geometric_mean(row["planned_share"] for row in rows),
         "mean_speedup": geometric_mean(row["speedup"] for row in rows),
         "mean_possible": geometric_mean(row["possible"] for row in rows),
         "least_speedup": min(row["speedup"] for row in rows),
@@ -194,16 +195,17 @@ def layer(kind: str, sizes: Sequence[int], system: System, options: Options) -> 
     inputs = seeded_inputs(graph, options.seed)
     with ExitStack() as stack:
         ways = {name: stack.enter_context(hetsched.compile(plan)) for name, plan in plans.items()}
+        ways["planned"] = stack.enter_context(hetsched.compile(chosen))
         # As `hetsched compile --measure` ships it.
         ways["chosen"] = stack.enter_context(hetsched.compile(chosen, measure=True))
         first = _turns(ways, inputs, max(3, options.rounds // 4))
         # Once more with the best alone: the least of many noisy medians is too little.
         order = sorted(plans, key=lambda name: statistics.median(first[name]))
-        final = dict.fromkeys(["chosen", *singles, *order[:4]])
+        final = dict.fromkeys(["chosen", "planned", *singles, *order[:4]])
         times = _turns({name: ways[name] for name in final}, inputs, options.rounds)
     medians = {name: statistics.median(found) for name, found in times.items()}
     single = min(medians[name] for name in singles)
-    best = min((name for name in medians if name != "chosen"), key=medians.__getitem__)
+    best = min((name for name in medians if name in plans), key=medians.__getitem__)
     return {
         "layer": f"{kind} {'x'.join(map(str, sizes))}",
         "flops": sum(map(flops, graph.ops)),
@@ -214,11 +216,13 @@ def layer(kind: str, sizes: Sequence[int], system: System, options: Options) -> 
         "best": best,
         "single_seconds": single,
         "chosen_seconds": medians["chosen"],
+        "planned_seconds": medians["planned"],
         "best_seconds": medians[best],
         "predicted_seconds": simulate(chosen).makespan,
         "speedup": single / medians["chosen"],
         "best_speedup": single / medians[best],
         "share": medians[best] / medians["chosen"],
+        "planned_share": medians[best] / medians["planned"],
         "possible": _possible([medians[name] for name in singles]),
         "seconds": {name: statistics.median(found) for name, found in first.items()},
     }
@@ -446,11 +450,14 @@ def tables(content: Mapping[str, Any]) -> list[Shown]:
         ]
         found.append(("random chains", ("arithmetic", "chains", "worst"), cells))
     if "layers" in content:
-        heads = ("layer", "alone ms", "chosen", "ms", "best", "ms", "speed-up", "of best")
+        heads = (
+            "layer", "alone ms", "planned ms", "chosen", "ms", "best", "ms", "speed-up", "of best",
+        )  # fmt: skip
         cells = [
             [
                 row["layer"],
                 _ms(row["single_seconds"]),
+                _ms(row["planned_seconds"]),
                 # A bar would end the cell of a table in a document.
                 row["chosen"].replace(" | ", "+"),
                 _ms(row["chosen_seconds"]),

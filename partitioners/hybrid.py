@@ -10,6 +10,8 @@ from hetsched.sharing.search import TILES, Shares, channels
 class Hybrid(Shares):
     """Runs of layers, of which devices share some as `tile` does and others as `channel` does.
 
+    Each is tried by itself first, so that both are known by their prices when they compete.
+
     References
     ----------
     Jia et al., "CoDL: efficient CPU-GPU co-execution for deep learning inference on mobile

@@ -580,6 +580,18 @@ def test_arrange_leaves_a_part_that_waits_for_another_device() -> None:
     assert replayed(tasks, runs).makespan == 5
 
 
+def test_arrange_delays_nobody_for_a_join() -> None:
+    # c could start behind a and b and not delay the end, which is x's; but a price may be wrong.
+    tasks = problem(
+        machine("p", "q", "r"),
+        {"a": (1, 99, 99), "b": (5, 99, 99), "c": (99, 2, 99), "x": (99, 99, 20)},
+        "a-c:0",
+    )
+    runs = arranged(tasks)
+    slots = {slot.task: slot for slot in replayed(tasks, runs).slots}
+    assert slots["c"].start == 1
+
+
 def test_arrange_joins_runs_and_never_delays_the_end() -> None:
     before, behind = 0, 0
     for seed in range(400):

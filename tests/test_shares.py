@@ -34,6 +34,7 @@ from hetsched.plugin import load
 from hetsched.report.plan import plan_document
 from hetsched.rewrite import redundancy, rewrite, split
 from hetsched.sharing.memory import Tiling
+from hetsched.sharing.pieces import Layout, Walk, Way
 from hetsched.split import Exit, Split
 from hetsched.system import System
 from hetsched.target import Target
@@ -121,6 +122,19 @@ def test_channels_are_shared_by_speed(slower: float, sizes: tuple[int, ...]) -> 
     plan = partitioned("channel:grain=8", convolution(64), system, costs)
     check_plan(plan)
     assert sizes_of(plan) == ([sizes] if sizes else [])
+
+
+def test_channels_in_blocks_are_cut_between_blocks() -> None:
+    """Else a piece would be no view of the whole; a part of a block takes as long as all of it."""
+    graph = convolution(48)
+    shares = {}
+    for lanes in (1, 16):
+        walk = Walk(Layout(graph, {"relu.y": lanes}), 1, Way((1,), 4, grain=16), [[1.0, 1.0]])
+        shares[lanes] = walk.take(0)
+        bounds = walk.split.exits[0].axes[0][1]
+        assert bounds == ((0, 24, 48) if lanes == 1 else (0, 32, 48))
+    assert shares[1] == pytest.approx([2 / 3, 2 / 3])
+    assert shares[16] == pytest.approx([2 / 3, 1 / 3])
 
 
 @pytest.mark.usefixtures("imagined_devices")

@@ -174,7 +174,7 @@ class Graph:
     def part(self, ops: Iterable[Op], name: str) -> "Graph":
         """`ops` as a graph of its own, with the constants that they read, and their border."""
         border = self.border(ops)
-        crossing = {tensor.name for tensor in (*border.inputs, *border.outputs)}
+        crossing = dict.fromkeys(tensor.name for tensor in (*border.inputs, *border.outputs))
         return Graph(
             name=name,
             ops=border.ops,
@@ -182,7 +182,7 @@ class Graph:
             outputs=border.outputs,
             constants={tensor.name: self.constants[tensor.name] for tensor in border.constants},
             opsets=self.opsets,
-            packed={name: lanes for name, lanes in self.packed.items() if name in crossing},
+            packed={name: self.packed[name] for name in crossing if name in self.packed},
         )
 
     def __str__(self) -> str:

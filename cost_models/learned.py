@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hetsched.cost import CostModel, Progress, signature
 from hetsched.device import Device
+from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.learning.model import Model
@@ -38,25 +40,54 @@ class Learned(CostModel):
     ) -> list[float]:
         return [estimate.seconds for estimate in self.estimates(graph, wanted)]
 
+    def deviations(
+        self, graph: Graph, wanted: Sequence[tuple[Group, Device]]
+    ) -> list[float | None]:
+        estimates = self.estimates(graph, wanted)
+        return [None if one.is_measured else one.deviation for one in estimates]
+
     def estimates(self, graph: Graph, wanted: Sequence[tuple[Group, Device]]) -> list[Estimate]:
         """The seconds of each pair, and how uncertain they are: not at all if they are measured."""
         store = Store(Path(self.store) if self.store else default_path())
-        parts = [graph.part(group.ops, group.name) for group, _ in wanted]
-        signatures = [signature(part) for part in parts]
-        found: list[Estimate | None] = [None] * len(wanted)
+        found: dict[tuple[Group, Device], Estimate] = {}
         for device in dict.fromkeys(device for _, device in wanted):
-            compiler = load(Target, device.target).configuration(device)
-            own = [index for index, (_, other) in enumerate(wanted) if other == device]
-            known = store.samples(
-                device, compiler, method(graph), {signatures[index] for index in own}
+            groups = [group for group, other in wanted if other == device]
+            found |= zip(
+                [(group, device) for group in groups],
+                _estimates(store, graph, groups, device),
+                strict=True,
             )
-            for index in own:
-                if signatures[index] in known:
-                    found[index] = Estimate(known[signatures[index]].seconds, 0.0)
-            missing = [index for index in own if found[index] is None]
-            if missing:
-                model = Model.of(device, store.records())
-                told = model.estimates([parts[index] for index in missing], surroundings(graph))
-                for index, estimate in zip(missing, told, strict=True):
-                    found[index] = estimate
-        return [estimate for estimate in found if estimate is not None]
+        return [found[pair] for pair in wanted]
+
+
+def _estimates(
+    store: Store, graph: Graph, groups: Sequence[Group], device: Device
+) -> list[Estimate]:
+    """Of groups of `graph`, as they are among their neighbours on one device."""
+    handing = between(graph, device)
+    parts = [handing.part(group.ops, group.name) for group in groups]
+    signatures = [signature(part) for part in parts]
+    compiler = load(Target, device.target).configuration(device)
+    known = store.samples(device, compiler, method(graph), signatures)
+    missing = [p for p, s in zip(parts, signatures, strict=True) if s not in known]
+    if missing:
+        model = _model(store, _stamp(store), device)
+        predicted = iter(model.estimates(missing, surroundings(graph)))
+    return [
+        Estimate(known[one].seconds, 0.0) if one in known else next(predicted) for one in signatures
+    ]
+
+
+def _stamp(store: Store) -> tuple[int, int]:
+    """What changes when something is written to the store."""
+    try:
+        status = store.path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=16)
+def _model(store: Store, stamp: tuple[int, int], device: Device) -> Model:
+    """Fitted once as long as the store stays as it is."""
+    return Model.of(device, store.records())

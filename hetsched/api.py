@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 from time import perf_counter
 
+from hetsched.calibration import calibrate
 from hetsched.compiler import compile_parts, culprits
 from hetsched.contest import median_latencies
 from hetsched.cost import CostModel, Prices, price, refusals
@@ -103,7 +104,10 @@ def plans(
         for name, refusals in prices.refusals.items():
             for device, reason in refusals.items():
                 raise UnsupportedOperation(f"'{device}' cannot run '{name}': {reason}")
-    return chosen.plans(graph, system, prices)
+    found = chosen.plans(graph, system, prices)
+    if prices.told is None:
+        return found
+    return tuple(replace(plan, notes=(*plan.notes, prices.told)) for plan in found)
 
 
 def front(found: Sequence[Plan], objectives: Sequence[str]) -> list[tuple[tuple[float, ...], Plan]]:
@@ -545,6 +549,7 @@ def _fastest(
         notes = plan.notes
         told.append(f"hybrid does not pay: '{single.devices[0]}' alone ships")
     for way in ways:
+        told += calibrate(way.plan, [way.schedule], Store(default_path()))
         # The one that is returned starts again when it is first used.
         way.close()
     return Executable(replace(best.plan, notes=(*notes, *told)), best.parts)

@@ -4,6 +4,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from math import exp
+from statistics import median
 
 import numpy as np
 import onnx
@@ -52,16 +54,33 @@ class CostModel(Plugin):
             found.append(self.compute_seconds(graph, group, device))
         return found
 
+    def deviations(
+        self, graph: Graph, wanted: Sequence[tuple[Group, Device]]
+    ) -> list[float | None]:
+        """How uncertain each of `all_seconds` is that is predicted from other kernels.
+
+        The standard deviation of its logarithm. None for what is measured, or computed.
+        """
+        return [None] * len(wanted)
+
 
 def roofline_seconds(flops: int, nbytes: int, device: Device) -> float:
-    """The longer of computing at the device's peak and moving at its full bandwidth.
+    """The call, and the longer of computing at the device's peak and moving at full bandwidth.
+
+    The bandwidth is that of the nearest cache that holds all `nbytes`, as far as the device says
+    what it is, and else that of the memory.
 
     References
     ----------
     Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for
     multicore architectures", CACM 52(4), 2009, https://doi.org/10.1145/1498765.1498785
+    Ilic, Pratas and Sousa, "Cache-aware roofline model: upgrading the loft", IEEE Computer
+    Architecture Letters 13(1), 2014, https://doi.org/10.1109/L-CA.2013.6
     """
-    return max(flops / device.flops_per_second, nbytes / device.bytes_per_second)
+    levels = zip(device.cache_nbytes, device.cache_bytes_per_second, strict=False)
+    held = (rate for size, rate in levels if nbytes <= size)
+    bandwidth = next(held, device.bytes_per_second)
+    return device.call_seconds + max(flops / device.flops_per_second, nbytes / bandwidth)
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,8 @@ class Prices(CostModel):
 
     `seconds` and `refusals` are by group name, then device name; a pair is in one of them.
     `members` are the operations of each group, without which its name alone says what it is, and
-    `source` prices what the table lacks: the pieces of the same graph, split.
+    `source` prices what the table lacks: the pieces of the same graph, split. `predicted` has the
+    deviations of the prices that are predicted from other kernels.
     """
 
     model: str
@@ -78,6 +98,21 @@ class Prices(CostModel):
     refusals: Mapping[str, Mapping[str, str]]
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
     source: CostModel | None = field(default=None, compare=False, repr=False)
+    predicted: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    @property
+    def told(self) -> str | None:
+        """Which of the prices are not measured but predicted, in words; None if none is."""
+        deviations = [value for row in self.predicted.values() for value in row.values()]
+        if not deviations:
+            return None
+        every = sum(map(len, self.seconds.values()))
+        return (
+            f"{len(deviations)} of {every} prices are predicted by {self.model}, not measured: "
+            f"uncertain by {exp(median(deviations)) - 1:.0%} (median)"
+        )
 
     def has(self, group: Group) -> bool:
         """Whether the table has this very group."""
@@ -128,6 +163,7 @@ def price(
         {name: table.refusals.get(name, {}) for name, table in merged.items()},
         {group.name: group.members for group in graph.groups},
         source,
+        {name: table.predicted.get(name, {}) for name, table in merged.items()},
     )
 
 
@@ -161,7 +197,11 @@ def _asked(
         if not seconds[group.name]:
             raise UnsupportedOperation(_unsupported(group, reasons[group.name]))
     members = {group.name: group.members for group in groups}
-    return Prices(costs.name, seconds, reasons, members, costs)
+    predicted: dict[str, dict[str, float]] = {}
+    for (group, device), deviation in zip(wanted, costs.deviations(graph, wanted), strict=True):
+        if deviation is not None:
+            predicted.setdefault(group.name, {})[device.name] = deviation
+    return Prices(costs.name, seconds, reasons, members, costs, predicted)
 
 
 def _answers(graph: Graph, groups: Sequence[Group], system: System) -> list[tuple[str | None, ...]]:

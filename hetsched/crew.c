@@ -85,9 +85,7 @@ struct unit {
     /* By route. */
     const struct share *shares;
     struct progress *progress;
-    /* Nanoseconds that each step was waited for the last time, and behind them the end. */
-    int64_t *waited;
-    char line[32];
+    char line[40];
 };
 
 struct crew {
@@ -131,15 +129,11 @@ static void summon(struct unit *unit)
         syscall(SYS_futex, &unit->calls, FUTEX_WAKE_PRIVATE, 1);
 }
 
-/* Until `signal` is no longer `seen`; first sleeps for `asleep`, then spins, then sleeps on. */
-static void wait(struct unit *unit, uint32_t seen, int64_t asleep)
+/* Until `signal` is no longer `seen`; spins, then sleeps. To spin for longer, or to sleep first for
+   as long as the last wait took, was measured to be no better, and sleeping first to be worse. */
+static void wait(struct unit *unit, uint32_t seen)
 {
-    int64_t end;
-    atomic_store(&unit->sleeping, 1);
-    if (asleep > 0 && atomic_load(&unit->signal) == seen)
-        sleep_while(&unit->signal, seen, asleep);
-    atomic_store(&unit->sleeping, 0);
-    for (end = now() + SPIN_NANOSECONDS; now() < end;)
+    for (int64_t end = now() + SPIN_NANOSECONDS; now() < end;)
         for (int turn = 0; turn < 16; turn++) {
             if (atomic_load_explicit(&unit->signal, memory_order_acquire) != seen)
                 return;
@@ -227,13 +221,10 @@ static void run(struct crew *crew, struct unit *unit, struct slot *slot, uint32_
         leave(crew, unit, slot, number);
 }
 
-/* Runs the first step that can run, of the oldest request that has one, or gives 0.
-
-   Then `next` is what the oldest request waits for, or -1 without any. */
-static int advance(struct crew *crew, struct unit *unit, int32_t *next)
+/* Runs the first step that can run, of the oldest request that has one, or gives 0. */
+static int advance(struct crew *crew, struct unit *unit)
 {
     uint32_t end = atomic_load(&crew->submitted) + 1;
-    *next = -1;
     for (uint32_t number = unit->oldest; number != end; number++) {
         struct progress *progress = &unit->progress[number % crew->most];
         struct slot *slot = crew->slots[number % crew->most];
@@ -257,8 +248,6 @@ static int advance(struct crew *crew, struct unit *unit, int32_t *next)
             run(crew, unit, slot, number);
             return 1;
         }
-        if (*next < 0)
-            *next = index;
     }
     return 0;
 }
@@ -278,16 +267,10 @@ static void serve(struct crew *crew, struct unit *unit, struct slot *slot, uint3
 {
     for (;;) {
         uint32_t seen = atomic_load(&unit->signal);
-        int32_t next;
         if (slot ? has_ended(slot, number) : !has_work(crew, unit))
             return;
-        if (!advance(crew, unit, &next)) {
-            /* It mostly takes as long as the last time; timers are late by up to 60 us. */
-            int64_t *waited = &unit->waited[next < 0 ? crew->step_count : next];
-            int64_t begin = now();
-            wait(unit, seen, *waited - SPIN_NANOSECONDS * 2 / 3);
-            *waited = now() - begin;
-        }
+        if (!advance(crew, unit))
+            wait(unit, seen);
     }
 }
 

@@ -102,6 +102,8 @@ def _checked(kind: Any, key: str, value: Any) -> Any:
         if not all(isinstance(item, int) and item >= 0 for item in value):
             raise DeviceError(f"'{key}' is {value!r}, which is not a list of natural numbers")
         return tuple(value)
+    if kind == tuple[float, ...] and isinstance(value, list | tuple):
+        return tuple(_checked(float, key, item) for item in value)
     raise DeviceError(f"'{key}' is {value!r}, which is not a {getattr(kind, '__name__', kind)}")
 
 

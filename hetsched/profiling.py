@@ -363,7 +363,9 @@ class _Work:
             relative = (
                 margin(state.totals) / statistics.median(state.totals) if state.totals else inf
             )
-            wanted = count * min(4.0, relative / self._effort.tolerance) ** 2
+            tolerance = self._effort.tolerance
+            times = 4.0 if relative >= 4.0 * tolerance else relative / tolerance
+            wanted = count * times**2
             more = min(max(wanted, self._effort.least_bursts), self._effort.most_bursts) - count
             found += max(1.0, more) * (state.wall_seconds or SHORTEST_SECONDS)
             if not state.totals:

@@ -1,6 +1,6 @@
 """The best of all partitioners, alone and one on the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hetsched.cost import CostModel, Prices, price
@@ -61,7 +61,7 @@ class Auto(Partitioner):
         """Each partitioner with its plan, or why it has none."""
         for device in system.devices:
             spec = f"single:device={device.name}"
-            yield spec, _plan(load(Partitioner, spec), graph, system, prices)
+            yield spec, _plans(load(Partitioner, spec), graph, system, prices)[0]
         if len(system.devices) == 1:
             return
         goal = objective(self.objective)
@@ -73,30 +73,31 @@ class Auto(Partitioner):
                 continue
             # What is meant for another objective can serve this one too; but nobody may have said
             # the watts that energy needs.
-            served = {name for name in chosen.objectives if name != "energy"} | {goal.name}
+            watts = {"energy", "edp"}
+            served = {*chosen.objectives} - (set() if goal.name in watts else watts) | {goal.name}
             for variant in dict.fromkeys(serving(chosen, name) for name in sorted(served)):
-                plan = _plan(variant, graph, system, prices)
-                yield plan.partitioner if isinstance(plan, Plan) else name, plan
+                for plan in _plans(variant, graph, system, prices):
+                    yield plan.partitioner if isinstance(plan, Plan) else name, plan
+                    if isinstance(plan, Plan) and plan.splits:
+                        best = min(best or plan, plan, key=goal.value)
                 if not variant.splits:
                     placing.append(variant)
-                elif isinstance(plan, Plan) and plan.splits:
-                    best = min(best or plan, plan, key=goal.value)
         if best is not None:
             for chosen in placing:
-                plan = _plan(chosen, best.graph, system, best.prices)
+                (plan, *_) = _plans(chosen, best.graph, system, best.prices)
                 if isinstance(plan, Plan):
                     spec = f"{best.partitioner}+{plan.partitioner}"
                     plan = replace(plan, splits=best.splits, unsplit=best.unsplit, partitioner=spec)
                 yield f"{best.partitioner}+{chosen.name}", plan
 
 
-def _plan(
+def _plans(
     partitioner: Partitioner, graph: Graph, system: System, prices: Prices
-) -> Plan | InfeasiblePlan:
+) -> Sequence[Plan | InfeasiblePlan]:
     try:
-        return partitioner.partition(graph, system, prices)
+        return partitioner.plans(graph, system, prices)
     except InfeasiblePlan as error:
-        return error
+        return (error,)
 
 
 def _distinct(plans: list[Plan]) -> list[Plan]:

@@ -63,28 +63,51 @@ class Layerwise(Partitioner):
     replicas: int = 0
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
+        return self.plans(graph, system, costs)[0]
+
+    def plans(self, graph: Graph, system: System, costs: CostModel) -> tuple[Plan, ...]:
+        """The best plan; if it has replicas, behind it the best without, which holds less."""
         check_objective(self, self.objective)
         tasks = group_tasks(graph, system, costs)
-        notes: tuple[str, ...] = ()
-        if self.objective == "throughput":
-            options = self.stages, self.least_seconds, self.gain, self.replicas
-            found, stages, rings = fastest_together(tasks, *options)
-            if found.seconds:
-                least = f"{found.bound / found.seconds * 100:.1f} %"
-                known = "proved optimal" if found.optimal else f"at least {least} of it are needed"
-                notes = (f"stages: {found.seconds * 1e3:.3f} ms a request, {known}",)
-        else:
-            stages, rings = shortest_run(tasks), []
+        if self.objective == "latency":
+            return (self._plan(graph, system, costs, shortest_run(tasks)),)
+        options = self.stages, self.least_seconds, self.gain
+        alone = fastest_pipeline(tasks, *options)
+        stages = named(tasks, alone)
+        found = self._plan(graph, system, costs, stages, (), alone)
+        if self.replicas == 1:
+            return (found,)
+        best, stages, rings = fastest_together(tasks, alone, *options, self.replicas)
+        together = self._plan(graph, system, costs, stages, rings, best)
+        if not together.replicas:
+            return (together,)
+        return together, replace(found, partitioner=f"{found.partitioner},replicas=1")
+
+    def _plan(
+        self,
+        graph: Graph,
+        system: System,
+        costs: CostModel,
+        stages: Sequence[Stage],
+        rings: Sequence[Team] = (),
+        found: Pipeline | None = None,
+    ) -> Plan:
         order = [name for _, members in stages for name in members]
         placement = {name: device for device, members in stages for name in members}
         spec = f"{self.name}:objective={self.objective}"
         replicas = {ring[0]: ring for ring in rings if len(ring) > 1}
         plan = make_plan(graph, system, costs, placement, order, spec, replicas=replicas)
+        notes: tuple[str, ...] = ()
+        if found and found.seconds:
+            least = f"{found.bound / found.seconds * 100:.1f} %"
+            known = "proved optimal" if found.optimal else f"at least {least} of it are needed"
+            notes = (f"stages: {found.seconds * 1e3:.3f} ms a request, {known}",)
         return replace(plan, objective=self.objective, notes=notes)
 
 
 def fastest_together(
     tasks: TaskGraph,
+    alone: Pipeline,
     most: int = 0,
     least_seconds: float = 0.0,
     gain: float = 0.0,
@@ -92,21 +115,16 @@ def fastest_together(
 ) -> tuple[Pipeline, list[Stage], list[Team]]:
     """The fastest pipeline whose stages may have several units each; its stages and their rings.
 
-    The options are those of `Layerwise`. The units are put together in teams in every way, and the
-    stages of each machine of teams found by `fastest_pipeline`: the best of all where members of a
-    team are alike and links are no bottleneck; what they really take is what counts.
-
-    Raises
-    ------
-    InfeasiblePlan
-        No stages run and hold everything.
+    `alone` is that of one unit for each stage, the options are those of `Layerwise`. The units are
+    put together in teams in every way, and the stages of each machine of teams found by
+    `fastest_pipeline`: the best of all where members of a team are alike and links are no
+    bottleneck; what they really take is what counts.
     """
     options = most, least_seconds, gain
-    alone = fastest_pipeline(tasks, *options)
     stages = named(tasks, alone)
     rings: list[Team] = [(device,) for device, _ in stages]
     found = [(alone, stages, rings)]
-    if replicas == 1 or not tasks.tasks:
+    if not tasks.tasks:
         return found[0]
     bound = min(throughput_bound(Problem.of(tasks)).seconds, alone.bound)
     few = len(tasks.tasks) > LARGE

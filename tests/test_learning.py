@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from graphs import Builder
 
-from hetsched.cost import CostModel, kernel_of, roofline_seconds
+from hetsched.api import partition, priced
+from hetsched.cost import CostModel, kernel_of, price, roofline_seconds
 from hetsched.cost_models.learned import Learned
 from hetsched.device import Device
 from hetsched.graph import Graph
@@ -22,6 +23,7 @@ from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.sequence import method
 from hetsched.store import Sample, Store
+from hetsched.system import System
 from hetsched.target import Target
 
 RULES = Rules(Vectors(16, 32, "vnni"))
@@ -213,3 +215,30 @@ def test_samples_of_other_devices_are_better_than_none(store: Store) -> None:
     parts = [other.part(group.ops, group.name) for group in other.groups]
     for part, estimate in zip(parts, model.estimates(parts, 4), strict=True):
         assert estimate.seconds == pytest.approx(truth(part), rel=0.1)
+
+
+def test_what_is_predicted_is_never_shown_as_measured(store: Store) -> None:
+    known, other = layers(12, seed=0), layers(6, seed=1)
+    kept(store, known, HERE)
+    system = System("machine", (HERE,), ())
+    model = f"learned:store={store.path}"
+    measured = partition(known, system, "single", cost_model=model)
+    assert not any("predicted by learned" in note for note in measured.notes)
+    predicted = partition(other, system, "single", cost_model=model)
+    assert any("6 of 6 prices are predicted by learned" in note for note in predicted.notes)
+    # Prices that are asked again, for what they lack, remember it.
+    prices = priced(other, system, model)
+    fewer = replace(prices, seconds=dict(list(prices.seconds.items())[1:]))
+    again = price(other, system, fewer).predicted
+    assert {name: list(row) for name, row in again.items()} == {
+        group.name: ["cpu:0"] for group in other.groups
+    }
+
+
+def test_a_model_is_fitted_anew_when_the_store_has_more(store: Store) -> None:
+    known, other = layers(12, seed=0), layers(2, seed=1)
+    model = Learned(str(store.path))
+    kept(store, layers(1, seed=3), HERE)
+    before = model.compute_seconds(other, other.groups[0], HERE)
+    kept(store, known, HERE)
+    assert model.compute_seconds(other, other.groups[0], HERE) != before

@@ -307,5 +307,13 @@ def test_progress_tells_the_time_that_is_left(machine: Machine, store: Store) ->
     assert all(0 <= done < of for _, done, of in told)
 
 
+@pytest.mark.parametrize("wavering", [0.0, 0.5])
+def test_no_margin_is_too_small_to_ask_for(machine: Machine, store: Store, wavering: float) -> None:
+    machine.told = lambda group, burst: 1e-3 * (1 + wavering * (burst % 2))
+    effort = Effort(tolerance=0.0, least_bursts=7, most_bursts=7)
+    measure([course(product(4, 5))], store, effort, progress=lambda what, done, of: None)
+    assert len(machine.bursts) == 7
+
+
 def test_nothing_to_measure() -> None:
     assert Measured({}, frozenset(), {}).seconds(("a", "b", "c", "d")) == inf

@@ -20,10 +20,11 @@ from hetsched.errors import InfeasiblePlan, InputError, PartError, PlanError
 from hetsched.graph import Graph
 from hetsched.host import cores
 from hetsched.objective import objective
-from hetsched.partitioners.layerwise import fastest_pipeline, fastest_together, pace
+from hetsched.partitioners.layerwise import Stage, fastest_pipeline, fastest_together, pace
 from hetsched.plan import Plan, Recipe, make_plan, read_recipe
 from hetsched.problem import Problem
-from hetsched.stages.replicas import ring, teams
+from hetsched.stages.pipeline import Pipeline
+from hetsched.stages.replicas import Team, ring, teams
 from hetsched.stream import stream
 from hetsched.system import System
 from hetsched.tasks import Edge, Task, TaskGraph
@@ -46,6 +47,10 @@ def chain(seconds: Sequence[float], system: System, memory_bytes: float = 0.0) -
     )
     edges = tuple(Edge(f"t{i - 1}", f"t{i}", 5, f"x{i}") for i in range(1, len(tasks)))
     return TaskGraph(system, tasks, edges)
+
+
+def together(tasks: TaskGraph) -> tuple[Pipeline, list[Stage], list[Team]]:
+    return fastest_together(tasks, fastest_pipeline(tasks))
 
 
 def all_ways(count: int, devices: Sequence[str]) -> Iterator[list[tuple[tuple[str, ...], int]]]:
@@ -84,14 +89,14 @@ def test_replicas_are_as_fast_as_the_best_of_all() -> None:
                 continue
         if best == inf:
             with pytest.raises(InfeasiblePlan):
-                fastest_together(tasks)
+                together(tasks)
             continue
-        found, stages, rings = fastest_together(tasks)
+        found, stages, rings = together(tasks)
         # Fewer stages are preferred to what is hardly better.
         assert best * (1 - 1e-9) <= found.seconds <= best * 1.02
         assert found.seconds == pytest.approx(pace(tasks, stages, rings))
         assert found.bound <= best * (1 + 1e-9)
-        assert fastest_together(tasks, replicas=1)[0].seconds >= found.seconds * 0.98
+        assert fastest_pipeline(tasks).seconds >= found.seconds * 0.98
         replicated += any(len(ring) > 1 for ring in rings)
     assert replicated >= 15
 
@@ -105,7 +110,7 @@ def test_unlike_devices_are_never_worse_with_replicas(shape: object) -> None:
             alone = fastest_pipeline(tasks)
         except InfeasiblePlan:
             continue
-        found, stages, rings = fastest_together(tasks)
+        found, stages, rings = together(tasks)
         assert found.seconds <= alone.seconds * 1.03
         assert found.bound <= found.seconds
         assert found.seconds >= throughput_bound(Problem.of(tasks)).seconds * (1 - 1e-9)
@@ -119,7 +124,7 @@ def test_unlike_devices_are_never_worse_with_replicas(shape: object) -> None:
 def test_a_heavy_stage_has_two_of_three_devices() -> None:
     """By hand: no device holds both tasks, so that replicas of the whole cannot be."""
     tasks = chain([2.0, 4.0], machine(3, 0.0, 1.0), 1.0)
-    found, stages, rings = fastest_together(tasks)
+    found, stages, rings = together(tasks)
     assert stages == [("c", ("t0",)), ("a", ("t1",))]
     assert rings == [("c",), ("a", "b")]
     assert found.seconds == 2.0
@@ -135,7 +140,7 @@ def test_who_is_faster_takes_more_requests() -> None:
     system = machine(2)
     tasks = TaskGraph(system, (Task("t0", {"a": 3.0, "b": 1.0}),), ())
     assert ring(tasks, ("a", "b"), ["t0"]) == ("b", "b", "a", "b")
-    _, stages, rings = fastest_together(tasks)
+    _, stages, rings = together(tasks)
     assert stages == [("b", ("t0",))]
     assert rings == [("b", "b", "b", "a")]
     assert pace(tasks, stages, rings) == pytest.approx(3 / 4)
@@ -162,7 +167,7 @@ def test_many_requests_take_what_the_busiest_unit_or_link_needs() -> None:
         rng = random.Random(seed)
         tasks = drawn(rng, 6, 3)
         try:
-            _, stages, rings = fastest_together(tasks)
+            _, stages, rings = together(tasks)
         except InfeasiblePlan:
             continue
         if all(len(each) == 1 for each in rings):

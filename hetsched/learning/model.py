@@ -102,4 +102,4 @@ def _fitted(
 
 def _roofline(part: Graph, device: Device) -> float:
     group = part.border(part.ops)
-    return roofline_seconds(group_flops(group), group_nbytes(group), device) + device.launch_seconds
+    return roofline_seconds(group_flops(group), group_nbytes(group), device)

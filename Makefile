@@ -35,6 +35,7 @@ bench: $(INSTALLED) bench-peers
 	$(BIN)/python -m bench.reference --json bench/results/reference.json
 	$(BIN)/python -m bench.schedulers --json bench/results/schedulers.json
 	$(BIN)/python -m bench.splits --json bench/results/splits.json
+	$(BIN)/python -m bench.costs --json bench/results/costs.json
 	$(BIN)/python -m bench.figures
 
 # About half an hour for each number of threads; the machine should do nothing else.

@@ -1,7 +1,7 @@
 """Kernel groups of networks that the model has not seen: predicted beside measured.
 
-Networks are in two halves. From the kernels of one, and of networks that are drawn, at most so many
-samples are chosen; kernels of the other are predicted that are not among them. Then the other way.
+Networks are in two halves. From the kernels of one at most so many samples are chosen; kernels of
+the other are predicted that are not in the first. Then the other way.
 """
 
 import statistics
@@ -61,7 +61,7 @@ def measured(options: Options) -> Result:
     kernels = len({key for network in found.networks for key in network.keys})
     again = statistics.fmean(row["mean"] for row in repeated)
     text = (
-        f"{len(found.networks)} networks, {len(found.half(None))} of them drawn, {kernels} kernels "
+        f"{len(found.networks)} networks, {kernels} kernels "
         f"on {options.device}; to compile and measure all took {found.profiling_seconds:.0f} s. "
         f"Kernels of unseen networks, {COUNTS[0]} samples: mean error {goal['mean']:.1%} (goal "
         f"{MEAN:.0%}), within 10 % {goal['near']:.1%} (goal {WITHIN:.0%}); {COUNTS[-1]} samples: "
@@ -85,8 +85,7 @@ def splits(found: Collection, clock_hz: float, count: int) -> Iterator[Split]:
     for which in (0, 1):
         from_, to = found.half(which), found.half(1 - which)
         works = {key: work for network in found.networks for key, work in network.works.items()}
-        learnt = [*from_, *found.half(None)]
-        pool = list(dict.fromkeys(key for network in learnt for key in network.keys))
+        pool = list(dict.fromkeys(key for network in from_ for key in network.keys))
         asked = list(dict.fromkeys(key for network in to for key in network.keys))
         order = next_to_measure([works[key] for key in pool], Regression(clock_hz), count)
         known = [pool[index] for index in order]

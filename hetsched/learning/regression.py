@@ -9,8 +9,8 @@ from hetsched.learning.work import Work
 
 # Cycles that each unit of `Work.cycles` takes, before anything is measured.
 CYCLES: Mapping[str, float] = {
-    "launch": 60, "called": 10, "cold": 300, "busy": 0.6, "started": 0.5, "streamed": 0.4, "tiles": 9,
-    "filters": 0.01, "filters_cold": 0.04, "filters_again": 0.02, "moved": 0.012,
+    "launch": 10, "called": 3, "cold": 200, "busy": 0.6, "started": 0.5, "streamed": 0.4,
+    "tiles": 9, "filters": 0.01, "filters_cold": 0.04, "filters_again": 0.02, "moved": 0.012,
     "moved_cold": 0.012, "far": 0.015, "blocked": 1, "unblocked": 1, "padded": 0.3,
     "transforms": 0.3, "cheap": 0.3, "dear": 8, "turned": 0.7, "plain": 0.5, "scalar": 0.6,
     "chosen": 1, "serial": 2, "loads": 0.4, "waits": 0.4, "recurrence": 1, "interleaved": 1,
@@ -23,7 +23,7 @@ SIZES = (
 ).split()
 # Standard deviations of logarithms: of a factor for all kernels, of what a family has besides, of
 # the device's speed, of what the sum misses, and of a measured time.
-FACTOR, OF_FAMILY, SPEED, MISSED, NOISE = 0.5, 0.4, 0.5, 0.12, 0.03
+FACTOR, OF_FAMILY, SPEED, MISSED, NOISE = 0.5, 0.5, 0.5, 0.2, 0.03
 # How much of these remains where another device, or another compiler, is known.
 KNOWN = 0.4
 # How far apart, in logarithms of their work, kernels are of which little is said of each other.
@@ -31,7 +31,7 @@ REACH = 10.0
 # Of what the sum misses, the share that families have in common.
 SHARED = 0.3
 # A clock's grain.
-GRAIN_SECONDS = 1e-8
+GRAIN_SECONDS = 3e-9
 ROUNDS = 12
 # Of a normal variable's distance from its mean, in deviations.
 MEDIAN_OF_NORMAL = 0.6745

@@ -21,7 +21,16 @@ from hetsched.rewrite import split
 from hetsched.schedule import Schedule, Slot
 from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import Edge, Task, TaskGraph, check_memory, contract, memory_bytes, replay
+from hetsched.tasks import (
+    Edge,
+    Task,
+    TaskGraph,
+    beside,
+    check_memory,
+    contract,
+    memory_bytes,
+    replay,
+)
 
 FORMAT = "hetsched-plan"
 VERSION = 3
@@ -328,10 +337,13 @@ class Recipe:
         whole = contract(self.tasks, members, self.placement)
         order = [names[0] for names in members]
         schedule = replay(whole, self.placement, order)
+        slowed = beside(whole, schedule)
+        if slowed is not whole:
+            schedule = replay(slowed, self.placement, order)
         named = {names[0]: name for name, _, names in self.parts}
         system = self.tasks.system
         units = {system.device(device).unit for device in self.placement.values()}
-        start = system.call_seconds if len(units) == 1 else system.start_seconds
+        start = system.run_seconds if len(units) == 1 else system.start_seconds
         slots = tuple(
             Slot(named[slot.task], slot.device, slot.start + start, slot.finish + start)
             for slot in schedule.slots

@@ -33,7 +33,16 @@ from hetsched.schedule import Schedule, Slot
 from hetsched.split import Split
 from hetsched.system import System
 from hetsched.target import Target
-from hetsched.tasks import Edge, Task, TaskGraph, check_limit, contract, memory_bytes, replay
+from hetsched.tasks import (
+    Edge,
+    Task,
+    TaskGraph,
+    beside,
+    check_limit,
+    contract,
+    memory_bytes,
+    replay,
+)
 
 # Weights that a target packs take several times their room: Winograd's 4 x, whole blocks up to 16 x
 # in single layers. Limits further away than this need no exact figure.
@@ -378,10 +387,13 @@ class Recipe:
         whole = contract(self.tasks, members, self.placement)
         order = [names[0] for names in members]
         schedule = replay(whole, self.placement, order)
+        slowed = beside(whole, schedule)
+        if slowed is not whole:
+            schedule = replay(slowed, self.placement, order)
         named = {names[0]: name for name, _, names in self.parts}
         system = self.tasks.system
         units = {system.device(device).unit for device in self.placement.values()}
-        start = system.call_seconds if len(units) == 1 else system.start_seconds
+        start = system.run_seconds if len(units) == 1 else system.start_seconds
         slots = tuple(
             Slot(named[slot.task], slot.device, slot.start + start, slot.finish + start)
             for slot in schedule.slots

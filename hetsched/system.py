@@ -25,7 +25,7 @@ from hetsched.target import Target
 class System:
     """Devices in order of preference, and links between them.
 
-    A pair without a link cannot exchange data. A run takes `call_seconds` beside its parts, or
+    A pair without a link cannot exchange data. A run takes `run_seconds` beside its parts, or
     `start_seconds` where it needs several units. All devices in the host's memory together read at
     most `bytes_per_second` of it.
 
@@ -38,7 +38,7 @@ class System:
     name: str
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
-    call_seconds: float = 0.0
+    run_seconds: float = 0.0
     start_seconds: float = 0.0
     bytes_per_second: float = inf
 
@@ -138,7 +138,7 @@ class System:
             bare,
             devices=tuple(replace(device, launch_seconds=costs.launch) for device in found),
             links=tuple(links),
-            call_seconds=costs.call,
+            run_seconds=costs.call,
             start_seconds=costs.start,
             bytes_per_second=costs.memory,
         )
@@ -216,7 +216,7 @@ class System:
 class _Numbers:
     """The fields of a system that are numbers, as a record of a machine file."""
 
-    call_seconds: float = 0.0
+    run_seconds: float = 0.0
     start_seconds: float = 0.0
     bytes_per_second: float = inf
 

@@ -1,8 +1,9 @@
 """The scheduling problem by itself: tasks with a time on each device, and what they exchange."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 
 from hetsched.device import Device
 from hetsched.errors import InfeasiblePlan
@@ -145,6 +146,49 @@ def replay(tasks: TaskGraph, placement: Mapping[str, str], order: Sequence[str])
         clock += ", modelled"
     by_start = sorted(slots.values(), key=lambda slot: slot.start)
     return Schedule(tuple(by_start), _transfers(tasks, slots), clock)
+
+
+def beside(tasks: TaskGraph, schedule: Schedule) -> TaskGraph:
+    """The tasks with the seconds that they take beside what `schedule` has at the same time.
+
+    Two devices whose tasks ask for more bytes a second than the system's memory gives are both
+    slowed by the ratio while they overlap. A task asks for its own memory once, in so far as the
+    caches do not hold that of all tasks: all of it from twice their size on.
+    """
+    limit = tasks.system.bytes_per_second
+    if limit == inf or len(schedule.devices) < 2:
+        return tasks
+    held = max((n for device in tasks.system.devices for n in device.cache_nbytes), default=0)
+    total = sum(task.memory_bytes for task in tasks.tasks)
+    missing = min(1.0, max(0.0, total / held - 1)) if held else 1.0
+    asked = {
+        slot.task: missing * tasks.task[slot.task].memory_bytes / slot.seconds
+        for slot in schedule.slots
+        if slot.seconds > 0 and tasks.system.device(slot.device).memory_space == "host"
+    }
+    lost = dict.fromkeys(asked, 0.0)
+    running: list[Slot] = []
+    for slot in sorted(schedule.slots, key=lambda slot: slot.start):
+        running = [other for other in running if other.finish > slot.start]
+        for other in running:
+            if slot.task in asked and other.task in asked and other.device != slot.device:
+                excess = max(0.0, (asked[slot.task] + asked[other.task]) / limit - 1)
+                together = min(slot.finish, other.finish) - slot.start
+                lost[slot.task] += excess * together
+                lost[other.task] += excess * together
+        running.append(slot)
+    places = {slot.task: slot.device for slot in schedule.slots}
+    slowed = [
+        replace(
+            task,
+            seconds={
+                **task.seconds,
+                places[task.name]: task.seconds[places[task.name]] + lost.get(task.name, 0.0),
+            },
+        )
+        for task in tasks.tasks
+    ]
+    return TaskGraph(tasks.system, tuple(slowed), tasks.edges)
 
 
 def _transfers(tasks: TaskGraph, slots: Mapping[str, Slot]) -> tuple[Transfer, ...]:

@@ -18,6 +18,7 @@ from hetsched.plugin import load
 from hetsched.store import Store
 from hetsched.system import System
 from hetsched.target import Target
+from hetsched.tasks import Task, TaskGraph, beside, replay
 
 
 def here(*names: str) -> list[Device]:
@@ -71,7 +72,26 @@ def test_a_machine_file_has_the_overheads(tmp_path: Path) -> None:
     path = tmp_path / "machine.toml"
     path.write_text(system().to_toml())
     assert System.load(path) == system()
-    assert "call_seconds" not in replace(system(), call_seconds=0.0).to_toml()
+    assert "run_seconds" not in replace(system(), run_seconds=0.0).to_toml()
     path.write_text("start_seconds = -1\n" + system().to_toml().replace("start_seconds = 20.0", ""))
     with pytest.raises(DeviceError, match="'start_seconds' is -1; it must not be negative"):
         System.load(path)
+
+
+def test_devices_share_what_memory_gives() -> None:
+    devices = tuple(Device(name, "none", cache_nbytes=(10,)) for name in "pq")
+    machine = System("small", devices, (), bytes_per_second=40.0)
+    tasks = TaskGraph(machine, (Task("a", {"p": 2.0}, 60.0), Task("b", {"q": 1.0}, 30.0)), ())
+    places = {"a": "p", "b": "q"}
+    schedule = replay(tasks, places, ["a", "b"])
+    # Both ask for 30 bytes a second, together 1.5 x 40, for as long as b runs.
+    slowed = beside(tasks, schedule).task
+    assert (slowed["a"].seconds["p"], slowed["b"].seconds["q"]) == (2.5, 1.5)
+    # Caches that hold it all leave nothing to ask for.
+    roomy = tuple(replace(device, cache_nbytes=(90,)) for device in devices)
+    held = replace(tasks, system=replace(machine, devices=roomy))
+    assert beside(held, schedule).task["a"].seconds["p"] == 2.0
+    # Without a limit nothing changes.
+    assert beside(
+        replace(tasks, system=replace(machine, bytes_per_second=inf)), schedule
+    ).tasks == (tasks.tasks)

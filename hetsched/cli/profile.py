@@ -113,8 +113,8 @@ def profile(
             "residuals": len(found.residuals),
             "skipped": list(found.skipped),
         }
-        told = [f"{len(found.points)} kernels and {len(found.residuals)} runs of plans: {report}"]
-        show(document, json_, [*told, *(f"left out: {text}" for text in found.skipped)])
+        lines = [f"{len(found.points)} kernels and {len(found.residuals)} runs of plans: {report}"]
+        show(document, json_, [*lines, *(f"left out: {text}" for text in found.skipped)])
     elif show_:
         document = store_document(kept, device, kind)
         show(document, json_, store_view(document))

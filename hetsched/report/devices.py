@@ -74,8 +74,14 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
     yield from links_view("Links, measured", document["links"])
     yield ""
     if document["meters"]:
-        rows = ((m["name"], m["source"], m["reason"] or "readable") for m in document["meters"])
-        yield table("Meters of energy", ("of", "by", ""), rows)
+        yield table(
+            "Meters of energy",
+            ("of", "by", ""),
+            (
+                (meter["name"], meter["source"], meter["reason"] or "readable")
+                for meter in document["meters"]
+            ),
+        )
     else:
         yield Text(
             "No meter of energy is here (RAPL, NVML, INA sensors): watts are the machine file's",

@@ -29,7 +29,7 @@ from hetsched.operation import group_flops, group_nbytes
 from hetsched.plugin import load
 from hetsched.request import Step
 from hetsched.rewrite import split
-from hetsched.schedule import Schedule
+from hetsched.schedule import Schedule, Slot
 from hetsched.split import Split
 from hetsched.system import System
 from hetsched.target import Target
@@ -379,8 +379,18 @@ class Recipe:
         order = [names[0] for names in members]
         schedule = replay(whole, self.placement, order)
         named = {names[0]: name for name, _, names in self.parts}
-        slots = tuple(replace(slot, task=named[slot.task]) for slot in schedule.slots)
-        return Schedule(slots, schedule.transfers, schedule.clock, self.labels)
+        system = self.tasks.system
+        units = {system.device(device).unit for device in self.placement.values()}
+        start = system.call_seconds if len(units) == 1 else system.start_seconds
+        slots = tuple(
+            Slot(named[slot.task], slot.device, slot.start + start, slot.finish + start)
+            for slot in schedule.slots
+        )
+        transfers = tuple(
+            replace(move, start=move.start + start, finish=move.finish + start)
+            for move in schedule.transfers
+        )
+        return Schedule(slots, transfers, schedule.clock, self.labels)
 
     def on(self, system: System) -> "Recipe":
         """The same parts on a described machine with devices of the same names.

@@ -20,7 +20,8 @@ graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms
 crew
-links  footprint
+executor  links  footprint
+overheads
 system
 tasks  cost
 problem  instance  sequence
@@ -28,7 +29,7 @@ learning
 scheduler  plan  bounds  profiling  quality
 energy
 objective
-partitioner  compiler  executor  explain  stream
+partitioner  compiler  explain  calibration  stream
 sharing  stages
 package
 executable

@@ -26,7 +26,7 @@ system
 tasks  cost
 problem  instance  sequence
 learning
-scheduler  plan  bounds  profiling
+scheduler  plan  bounds  profiling  quality
 energy
 objective
 partitioner  compiler  explain  calibration  stream

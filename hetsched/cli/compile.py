@@ -106,8 +106,8 @@ def compile_(
         with api.compile(plans, measure=measure, progress=compiling, replan=replan) as executable:
             steps.begin("writing the package")
             executable.save(output)
-            chosen = executable.plan
-    document = plan_document(chosen)
+            chosen, memory = executable.plan, executable.memory
+    document = plan_document(chosen, memory)
     if output.is_file():
         document |= {"package": str(output), "package_nbytes": output.stat().st_size}
     show_plan(chosen, document, json_)

@@ -12,6 +12,7 @@ from hetsched.cli.progress import Steps, say
 from hetsched.cli.show import show
 from hetsched.errors import DeviceError
 from hetsched.files import write_text
+from hetsched.meters import meters
 from hetsched.report.devices import devices_document, devices_view
 from hetsched.system import System
 
@@ -48,7 +49,7 @@ def devices(
         write_text(output, system.to_toml())
     elif output:
         raise DeviceError("no device is here that a machine file could describe")
-    document = devices_document(found, system)
+    document = devices_document(found, system, meters())
     show(document, json_, devices_view(document))
     if left_out:
         say(f"links of {left_out} more cores are not shown; choose cores with --devices")

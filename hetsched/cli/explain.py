@@ -34,9 +34,10 @@ def explain(
     Example: hetsched explain model.hsp /layer1/conv1/Conv
     """
     chosen = plan_of(plan)
-    account = Account(chosen if isinstance(chosen, Recipe) else chosen.recipe)
+    recipe = chosen if isinstance(chosen, Recipe) else chosen.recipe
+    account = Account(recipe)
     with naming_file(plan):
         found = api.explain(chosen, node)
     borders = () if node else account.borders()
-    document = explanation_document(found, borders, account.makespan)
+    document = explanation_document(found, borders, account.makespan, recipe)
     show(document, json_, explanation_view(document))

@@ -84,7 +84,7 @@ Objective = Annotated[
         "--objective",
         metavar="WHAT",
         help="What to plan for: latency (the default), throughput, energy (by the watts of a "
-        "machine file) or memory.",
+        "machine file), edp (energy times latency) or memory.",
     ),
 ]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hetsched import api
-from hetsched.cli.given import read_model, refuse, store_of, with_winograd
+from hetsched.cli.given import check_writable, read_model, refuse, store_of, with_winograd
 from hetsched.cli.options import (
     Devices,
     Json,
@@ -20,7 +20,9 @@ from hetsched.cli.options import (
 from hetsched.cli.progress import Steps
 from hetsched.cli.show import show
 from hetsched.errors import LimitExceeded
+from hetsched.files import write_text
 from hetsched.frontend.load import parse
+from hetsched.quality import page, quality
 from hetsched.report.profile import profile_document, profile_view, store_document, store_view
 from hetsched.store import Store
 from hetsched.system import System
@@ -64,6 +66,15 @@ def profile(
         str | None,
         typer.Option("--kind", metavar="TEXT", help="With --show: kernels with this in them."),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Measure nothing; write how good the prices are as one page of HTML: predicted "
+            "against measured, errors, repeatability, what to measure next.",
+        ),
+    ] = None,
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -79,11 +90,31 @@ def profile(
         refuse({"--device": device, "--kind": kind}, "is for --show")
     elif models:
         raise typer.BadParameter("--show measures nothing; give no model")
-    if not models and not merge and not show_:
-        raise typer.BadParameter("give a model, --show or --merge", param_hint="'MODEL...'")
+    elif report:
+        raise typer.BadParameter("--show and --report are two things; give one")
+    if report and models:
+        raise typer.BadParameter("--report measures nothing; give no model")
+    check_writable(report)
+    if not models and not merge and not show_ and not report:
+        wanted = "give a model, --show, --report or --merge"
+        raise typer.BadParameter(wanted, param_hint="'MODEL...'")
     counts = [kept.merge(Store(path)) for path in merge or ()]
     if models:
         _measure(models, devices, winograd, shape, kept, budget, json_, verbose)
+    elif report:
+        with Steps(verbose) as steps:
+            steps.begin("predicting each kernel from the others")
+            found = quality(kept)
+        write_text(report, page(found))
+        document = {
+            "store": str(kept.path),
+            "report": str(report),
+            "kernels": len(found.points),
+            "residuals": len(found.residuals),
+            "skipped": list(found.skipped),
+        }
+        lines = [f"{len(found.points)} kernels and {len(found.residuals)} runs of plans: {report}"]
+        show(document, json_, [*lines, *(f"left out: {text}" for text in found.skipped)])
     elif show_:
         document = store_document(kept, device, kind)
         show(document, json_, store_view(document))

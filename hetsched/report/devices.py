@@ -6,18 +6,29 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from hetsched.api import Found
+from hetsched.meters import Meter, Unreadable
 from hetsched.report.tables import Document, links_view, scaled, table, values_of
 from hetsched.system import System
 
 
-def devices_document(found: Sequence[Found], system: System | None) -> Document:
-    """What is here, what is not and why, and the links of `system`."""
+def devices_document(
+    found: Sequence[Found], system: System | None, meters: Sequence[Meter | Unreadable] = ()
+) -> Document:
+    """What is here, what is not and why, the links of `system`, and what counts energy."""
     links = system.links if system else ()
     return {
         "system": system.name if system else None,
         "devices": [values_of(item.device) for item in found if item.device],
         "absent": [{"name": item.name, "reason": item.reason} for item in found if not item.device],
         "links": [values_of(link) for link in links],
+        "meters": [
+            {
+                "name": meter.name,
+                "source": meter.source,
+                "reason": meter.reason if isinstance(meter, Unreadable) else None,
+            }
+            for meter in meters
+        ],
     }
 
 
@@ -61,6 +72,21 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
             ),
         )
     yield from links_view("Links, measured", document["links"])
+    yield ""
+    if document["meters"]:
+        yield table(
+            "Meters of energy",
+            ("of", "by", ""),
+            (
+                (meter["name"], meter["source"], meter["reason"] or "readable")
+                for meter in document["meters"]
+            ),
+        )
+    else:
+        yield Text(
+            "No meter of energy is here (RAPL, NVML, INA sensors): watts are the machine file's",
+            "dim",
+        )
     if document["absent"]:
         yield ""
         rows = ((item["name"], item["reason"]) for item in document["absent"])

@@ -6,13 +6,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from hetsched.explain import Border, Explanation
-from hetsched.report.tables import Document, scaled, shortened, table
+from hetsched.plan import Recipe
+from hetsched.report.tables import Document, energy_document, energy_view, scaled, shortened, table
 
 
 def explanation_document(
-    found: Sequence[Explanation], borders: Sequence[Border], makespan: float
+    found: Sequence[Explanation], borders: Sequence[Border], makespan: float, recipe: Recipe
 ) -> Document:
-    """Nodes with their alternatives, and why each part is a part."""
+    """Nodes with their alternatives, why each part is a part, and the energy of the plan."""
     return {
         "makespan_seconds": makespan,
         "nodes": [
@@ -26,6 +27,7 @@ def explanation_document(
             for item in found
         ],
         "parts": [vars(border) | {} for border in borders],
+        "energy": energy_document(recipe),
     }
 
 
@@ -63,6 +65,7 @@ def explanation_view(document: Document) -> Iterator[RenderableType]:
             for part in document["parts"]
         ),
     )
+    yield from energy_view(document["energy"])
     yield ""
     yield (
         f"predicted {scaled(document['makespan_seconds'], 1e-3, 3)} ms; "

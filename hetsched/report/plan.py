@@ -7,11 +7,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from hetsched.bounds import plan_bound
+from hetsched.footprint import Memory
 from hetsched.graph import Graph
 from hetsched.objective import objective
 from hetsched.plan import Plan, simulate
 from hetsched.report.tables import (
     Document,
+    energy_document,
+    energy_view,
     gantt_view,
     scaled,
     shortened,
@@ -23,13 +26,15 @@ from hetsched.schedule import Schedule
 from hetsched.split import Split
 
 
-def plan_document(plan: Plan) -> Document:
-    """Splits, parts, transfers, memory and prediction of a plan, and what was refused."""
+def plan_document(plan: Plan, memory: Memory | None = None) -> Document:
+    """Splits, parts, transfers, memory and prediction of a plan, and what was refused.
+
+    With `memory` what devices hold is that, else what the graph alone says without re-use.
+    """
     schedule = simulate(plan)
     steady = plan.objective == "throughput"
     cost = objective("throughput").value(plan) if steady else schedule.makespan
     bound = plan_bound(plan.recipe.tasks, plan.objective, cost)
-    held = plan.memory_bytes()
     return {
         "model": plan.original.name,
         "system": plan.system.name,
@@ -50,14 +55,8 @@ def plan_document(plan: Plan) -> Document:
             }
             for part in plan.parts
         ],
-        "memory": [
-            {
-                "device": name,
-                "held_nbytes": nbytes,
-                "limit_nbytes": plan.system.device(name).memory_bytes,
-            }
-            for name, nbytes in held.items()
-        ],
+        "memory": _memory(plan, memory),
+        "energy": energy_document(plan.recipe),
         "predicted": schedule.to_dict(),
         "makespan_seconds": schedule.makespan,
         "cost_seconds": cost,
@@ -109,18 +108,8 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
     )
     yield from transfers_view(document["predicted"]["transfers"])
     yield ""
-    yield table(
-        "Memory, weights and activations at most",
-        ("device", ">held MB", ">has MB"),
-        (
-            (
-                row["device"],
-                scaled(row["held_nbytes"], 1e6, 3),
-                scaled(row["limit_nbytes"], 1e6, 0),
-            )
-            for row in document["memory"]
-        ),
-    )
+    yield from _memory_view(document["memory"])
+    yield from energy_view(document["energy"])
     yield from gantt_view(schedule, width)
     yield ""
     gap = document["gap"]
@@ -156,6 +145,47 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
                 for row in document["refusals"]
             ),
         )
+
+
+def _memory(plan: Plan, memory: Memory | None) -> list[Document]:
+    """What each device holds and has; `exact` where a compiled plan says so."""
+    limits = {device.name: device.memory_bytes for device in plan.system.devices}
+    if memory is None:
+        return [
+            {"device": name, "held_nbytes": held, "exact": False, "limit_nbytes": limits[name]}
+            for name, held in plan.memory_bytes().items()
+        ]
+    return [
+        {
+            "device": held.device,
+            "held_nbytes": held.nbytes,
+            "exact": held.exact,
+            "limit_nbytes": limits[held.device],
+            "weights_nbytes": held.weights_nbytes,
+            "tensors_nbytes": held.tensors_nbytes,
+            "workspace_nbytes": held.workspace_nbytes,
+        }
+        for held in memory.devices
+    ]
+
+
+def _memory_view(rows: Sequence[Document]) -> Iterator[RenderableType]:
+    keys = ("held_nbytes", "weights_nbytes", "tensors_nbytes", "workspace_nbytes")
+    compiled = all("weights_nbytes" in row for row in rows)
+    known = keys if compiled else keys[:1]
+    heads = (">held MB", ">weights MB", ">between parts MB", ">workspace MB")
+    yield table(
+        "Memory of one run, as compiled" if compiled else "Memory, by the graph without re-use",
+        ("device", *heads[: len(known)], ">has MB"),
+        (
+            (
+                row["device"],
+                *(scaled(row[key], 1e6, 3) for key in known),
+                scaled(row["limit_nbytes"], 1e6, 0),
+            )
+            for row in rows
+        ),
+    )
 
 
 def _split_document(item: Split, graph: Graph) -> Document:

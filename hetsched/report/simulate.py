@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 
 from hetsched.plan import Recipe
-from hetsched.report.tables import Document, gantt_view, scaled, table, transfers_view, what_of
+from hetsched.report.tables import (
+    Document,
+    energy_document,
+    energy_view,
+    gantt_view,
+    scaled,
+    table,
+    transfers_view,
+    what_of,
+)
 from hetsched.schedule import Schedule
 
 
@@ -26,6 +35,7 @@ def simulation_document(recipe: Recipe, planned: Schedule, schedule: Schedule) -
             }
             for name, device, members in recipe.parts
         ],
+        "energy": energy_document(recipe),
         "predicted": schedule.to_dict(),
     }
 
@@ -46,6 +56,7 @@ def simulation_view(document: Document, schedule: Schedule, width: int) -> Itera
         ),
     )
     yield from transfers_view(document["predicted"]["transfers"])
+    yield from energy_view(document["energy"])
     yield from gantt_view(schedule, width)
     yield ""
     yield (

@@ -10,6 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hetsched.device import Device
+from hetsched.energy import energy
+from hetsched.errors import DeviceError
+from hetsched.plan import Recipe
 from hetsched.schedule import Schedule, gantt
 
 Document = dict[str, Any]
@@ -129,3 +132,39 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def energy_document(recipe: Recipe) -> Document | None:
+    """Joules of each device and link with their source, or None where nobody has said watts."""
+    try:
+        found = energy(recipe)
+    except DeviceError:
+        return None
+    return {
+        "joules": found.joules,
+        "joule_seconds": found.delay_product,
+        "uses": [values_of(use) for use in found.uses],
+    }
+
+
+def energy_view(document: Document | None) -> Iterator[RenderableType]:
+    if document is None:
+        return
+    yield ""
+    yield table(
+        "Energy of one run, predicted",
+        ("device or link", ">mJ", ">of it idle mJ", "by"),
+        (
+            (
+                use["name"],
+                scaled(use["joules"], 1e-3, 3),
+                scaled(use["idle_joules"], 1e-3, 3),
+                use["source"],
+            )
+            for use in document["uses"]
+        ),
+    )
+    yield (
+        f"{scaled(document['joules'], 1e-3, 3)} mJ together, energy-delay product "
+        f"{scaled(document['joule_seconds'], 1e-6, 3)} uJ s"
+    )

@@ -128,28 +128,33 @@ class Pipeline:
         """From a result to that of `requests` later, the pipeline as full as `map` has it."""
         executable, inputs = self._executable, self._inputs
         waiting: deque[Request] = deque()
-        done = []
+        every: list[Request] = []
+
+        def submit() -> None:
+            every.append(executable.submit(inputs))
+            waiting.append(every[-1])
+
         for _ in range(executable.most_in_flight):
-            waiting.append(executable.submit(inputs))
+            submit()
         # Until the requests of all replicas are where they stay.
         for _ in range(executable.most_in_flight):
-            waiting.append(executable.submit(inputs))
+            submit()
             waiting.popleft().result()
         waiting.popleft().result()
         start = perf_counter()
         for _ in range(requests):
-            waiting.append(executable.submit(inputs))
-            done.append(waiting.popleft())
-            done[-1].result()
-        seconds = (perf_counter() - start) / requests
+            submit()
+            waiting.popleft().result()
+        finish = perf_counter()
         for request in waiting:
             request.result()
         busy: dict[str, float] = {}
-        for request in done:
+        for request in every:
             for slot in request.schedule().slots:
-                unit = self._unit[slot.device]
-                busy[unit] = busy.get(unit, 0.0) + slot.seconds / requests
-        return Round(seconds, busy)
+                unit, since = self._unit[slot.device], request.started
+                within = min(since + slot.finish, finish) - max(since + slot.start, start)
+                busy[unit] = busy.get(unit, 0.0) + max(0.0, within) / requests
+        return Round((finish - start) / requests, busy)
 
 
 def measured(

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from hetsched.calibration import calibrate
 from hetsched.compiler import compile_parts, culprits
-from hetsched.contest import median_latencies
+from hetsched.contest import median_latencies, median_paces
 from hetsched.cost import CostModel, Prices, price, refusals
 from hetsched.device import Device
 from hetsched.errors import (
@@ -516,11 +516,11 @@ def _fastest(
 ) -> Executable:
     """`executable`, one of the other plans or the best single device: what is measured fastest.
 
-    Leaves alone a plan of one device, for another objective than latency, or of devices that no
-    single one could replace.
+    Leaves alone a plan of one device, for another objective than latency or throughput, or of
+    devices that no single one could replace.
     """
     plan = executable.plan
-    if len(plan.devices) < 2 or plan.objective != "latency":
+    if len(plan.devices) < 2 or plan.objective not in ("latency", "throughput"):
         return executable
     try:
         chooser = load_plugin(Partitioner, "single")
@@ -537,7 +537,9 @@ def _fastest(
             if other is single:
                 return executable
     ways.insert(1, executable)
-    seconds, runs = median_latencies(ways, seeded_inputs(plan.original))
+    steady = plan.objective == "throughput"
+    compare = median_paces if steady else median_latencies
+    seconds, runs = compare(ways, seeded_inputs(plan.original))
     times = ", ".join(
         f"{way.plan.partitioner} {time * 1e3:.3f} ms"
         for way, time in zip(ways, seconds, strict=True)
@@ -549,7 +551,8 @@ def _fastest(
         notes = plan.notes
         told.append(f"hybrid does not pay: '{single.devices[0]}' alone ships")
     for way in ways:
-        told += calibrate(way.plan, [way.schedule], Store(default_path()))
+        if not steady:
+            told += calibrate(way.plan, [way.schedule], Store(default_path()))
         # The one that is returned starts again when it is first used.
         way.close()
     return Executable(replace(best.plan, notes=(*notes, *told)), best.parts)

@@ -1,6 +1,8 @@
 """Which of several executables is the fastest, measured side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from statistics import median
 from time import perf_counter
 
@@ -11,6 +13,8 @@ from hetsched.executable import Executable
 # Each runs at least so often, and until so much time is spent on all of them.
 LEAST_RUNS = 5
 SECONDS = 2.0
+# Runs of a pipeline in one turn: many more than fill it.
+REQUESTS = 64
 
 
 def median_latencies(
@@ -20,13 +24,34 @@ def median_latencies(
 
     What drifts meanwhile, the clock or other load, meets all of them alike.
     """
-    for executable in executables:
-        executable.run(inputs)
-    times: list[list[float]] = [[] for _ in executables]
+    return _in_turns([partial(executable.run, inputs) for executable in executables])
+
+
+def median_paces(
+    executables: Sequence[Executable], inputs: Mapping[str, np.ndarray]
+) -> tuple[list[float], int]:
+    """The same of a run among many: behind each other on one device, else several in flight."""
+
+    def all_runs(executable: Executable) -> None:
+        if len(executable.plan.devices) == 1:
+            for _ in range(REQUESTS):
+                executable.run(inputs)
+        else:
+            for _ in executable.map(repeat(inputs, REQUESTS)):
+                pass
+
+    seconds, rounds = _in_turns([partial(all_runs, executable) for executable in executables])
+    return [each / REQUESTS for each in seconds], rounds * REQUESTS
+
+
+def _in_turns(calls: Sequence[Callable[[], object]]) -> tuple[list[float], int]:
+    for call in calls:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
     begin = perf_counter()
     while len(times[0]) < LEAST_RUNS or perf_counter() - begin < SECONDS:
-        for executable, own in zip(executables, times, strict=True):
+        for call, own in zip(calls, times, strict=True):
             start = perf_counter()
-            executable.run(inputs)
+            call()
             own.append(perf_counter() - start)
     return [median(own) for own in times], len(times[0])

@@ -30,6 +30,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED) bench-peers
 	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
 	$(BIN)/python -m bench.overlap --json bench/results/overlap.json
+	$(BIN)/python -m bench.pipelines --json bench/results/pipelines.json
 	$(BIN)/python -m bench.compile --json bench/results/compile.json
 	$(BIN)/python -m bench.reference --json bench/results/reference.json
 	$(BIN)/python -m bench.schedulers --json bench/results/schedulers.json

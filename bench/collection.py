@@ -1,8 +1,9 @@
 """The kernels of the catalogue's networks, each measured twice, for the sets of `bench.costs`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -12,6 +13,8 @@ import hetsched
 from bench import models
 from bench.costing import HALVES, Options
 from hetsched.files import write_text
+from hetsched.graph import Graph
+from hetsched.learning.drawn import networks
 from hetsched.learning.model import rules_of
 from hetsched.learning.work import Work, work_of
 from hetsched.profiling import QUICK, Course, Key, measure
@@ -27,11 +30,11 @@ PASSES = ("first", "second")
 class Network:
     """A network by its kernels: the key of each group, in order, and of each the work.
 
-    Without groups that the device's target refuses.
+    Without groups that the device's target refuses. One that was drawn is in no `half`.
     """
 
     name: str
-    half: int
+    half: int | None
     keys: tuple[Key, ...]
     works: Mapping[Key, Work]
     kinds: Mapping[Key, str]
@@ -48,7 +51,7 @@ class Collection:
     passes: tuple[Mapping[Key, float], Mapping[Key, float]]
     profiling_seconds: float
 
-    def half(self, which: int) -> list[Network]:
+    def half(self, which: int | None) -> list[Network]:
         return [network for network in self.networks if network.half == which]
 
 
@@ -56,14 +59,14 @@ def collected(options: Options) -> Collection:
     """All kernels of the networks in both halves, from the folder or measured now."""
     options.folder.mkdir(parents=True, exist_ok=True)
     device = System.local(options.device).devices[0]
-    networks: list[Network] = []
+    measured_networks: list[Network] = []
     chosen = _chosen(options)
     spent = options.folder / "seconds.json"
     found: list[dict[Key, float]] = [{}, {}]
     for turn, label in enumerate(PASSES):
         store = Store(options.folder / f"{label}.sqlite")
-        for model in track(chosen, f"{label} pass", transient=True):
-            graph = hetsched.read_onnx(models.load(model, options.seed), shapes=model.shapes)
+        for name, read in track(list(chosen.items()), f"{label} pass", transient=True):
+            graph = read()
             begin = perf_counter()
             course = Course(graph, graph.groups, device)
             measured = measure([course], store, QUICK)
@@ -71,15 +74,31 @@ def collected(options: Options) -> Collection:
                 _add_seconds(spent, perf_counter() - begin)
             found[turn] |= {key: sample.seconds for key, sample in measured.samples.items()}
             if not turn:
-                networks.append(_network(model.name, course, measured.refused))
+                measured_networks.append(_network(name, course, measured.refused))
     seconds = json.loads(spent.read_text()) if spent.exists() else 0.0
-    return Collection(networks, (found[0], found[1]), seconds)
+    return Collection(measured_networks, (found[0], found[1]), seconds)
 
 
-def _chosen(options: Options) -> list[models.Model]:
+def _chosen(options: Options) -> dict[str, Callable[[], Graph]]:
+    """How to read each network, by its name: those of the halves, and those that are drawn."""
+
+    def read(model: models.Model) -> Graph:
+        return hetsched.read_onnx(models.load(model, options.seed), shapes=model.shapes)
+
     there = {model.name: model for model in models.models(options.models)}
-    wanted = [name for half in HALVES for name in half if name in there]
-    return [there[name] for name in wanted if not options.names or name in options.names]
+    found: dict[str, Callable[[], Graph]] = {
+        name: partial(read, there[name])
+        for half in HALVES
+        for name in half
+        if name in there and (not options.names or name in options.names)
+    }
+    for graph in networks(options.drawn, options.seed):
+        found[graph.name] = partial(_same, graph)
+    return found
+
+
+def _same(graph: Graph) -> Graph:
+    return graph
 
 
 def _network(name: str, course: Course, refused: Mapping[Key, str]) -> Network:
@@ -88,7 +107,8 @@ def _network(name: str, course: Course, refused: Mapping[Key, str]) -> Network:
     keys = {name: key for name, key in every.items() if key not in refused}
     works = {key: work_of(course.parts[name], rules, megabytes) for name, key in keys.items()}
     kinds = {keys[group.name]: group.kinds for group in course.groups if group.name in keys}
-    return Network(name, int(name in HALVES[1]), tuple(keys.values()), works, kinds)
+    half = next((which for which, names in enumerate(HALVES) if name in names), None)
+    return Network(name, half, tuple(keys.values()), works, kinds)
 
 
 def _add_seconds(path: Path, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Kernel groups of networks that the model has not seen: predicted beside measured.
 
-Networks are in two halves; from the kernels of one, at most so many samples are chosen, and the
-kernels of the other are predicted that are not in the first, and the other way round.
+Networks are in two halves. From the kernels of one, and of networks that are drawn, at most so many
+samples are chosen; kernels of the other are predicted that are not among them. Then the other way.
 """
 
 import statistics
@@ -33,9 +33,10 @@ ANCHORS = (
 
 @dataclass(frozen=True)
 class Split:
-    """Kernels to learn from, in the order in which they are chosen, and kernels to predict."""
+    """Kernels to learn from, those that are chosen of them, in order, and kernels to predict."""
 
     name: str
+    pool: Sequence[Key]
     known: Sequence[Key]
     asked: Sequence[Key]
     works: Mapping[Key, Work]
@@ -57,14 +58,15 @@ def measured(options: Options) -> Result:
     ]
     goal = next(row for row in rows if row["split"] == "both" and row["samples"] == COUNTS[0])
     few = next(row for row in rows if row["split"] == "both" and row["samples"] == COUNTS[-1])
+    kernels = len({key for network in found.networks for key in network.keys})
+    again = statistics.fmean(row["mean"] for row in repeated)
     text = (
-        f"{len(found.networks)} networks, {len({k for n in found.networks for k in n.keys})} "
-        f"kernels on {options.device}; all were measured and compiled in "
-        f"{found.profiling_seconds:.0f} s. Kernels of unseen networks, {COUNTS[0]} samples: mean "
-        f"error {goal['mean']:.1%} (goal {MEAN:.0%}), within 10 % {goal['near']:.1%} (goal "
-        f"{WITHIN:.0%}); {COUNTS[-1]} samples: {few['mean']:.1%} (goal {FEW_MEAN:.0%}). The same "
-        f"kernels measured again differ by {statistics.fmean(r['mean'] for r in repeated):.1%}. "
-        f"{ANCHORS}."
+        f"{len(found.networks)} networks, {len(found.half(None))} of them drawn, {kernels} kernels "
+        f"on {options.device}; to compile and measure all took {found.profiling_seconds:.0f} s. "
+        f"Kernels of unseen networks, {COUNTS[0]} samples: mean error {goal['mean']:.1%} (goal "
+        f"{MEAN:.0%}), within 10 % {goal['near']:.1%} (goal {WITHIN:.0%}); {COUNTS[-1]} samples: "
+        f"{few['mean']:.1%} (goal {FEW_MEAN:.0%}). The same kernels measured again differ by "
+        f"{again:.1%}. Elsewhere: {ANCHORS}."
     )
     heads = ["samples from", "how", "count", "kernels", "mean error", "median", "within 10 %",
              "mean, 20 us and more", "within 10 %", "by time"]  # fmt: skip
@@ -83,14 +85,14 @@ def splits(found: Collection, clock_hz: float, count: int) -> Iterator[Split]:
     for which in (0, 1):
         from_, to = found.half(which), found.half(1 - which)
         works = {key: work for network in found.networks for key, work in network.works.items()}
-        pool = list(dict.fromkeys(key for network in from_ for key in network.keys))
+        learnt = [*from_, *found.half(None)]
+        pool = list(dict.fromkeys(key for network in learnt for key in network.keys))
         asked = list(dict.fromkeys(key for network in to for key in network.keys))
         order = next_to_measure([works[key] for key in pool], Regression(clock_hz), count)
         known = [pool[index] for index in order]
         seen = {key[-1] for key in pool}
-        yield Split(
-            f"half {which + 1}", known, [key for key in asked if key[-1] not in seen], works, to
-        )
+        unseen = [key for key in asked if key[-1] not in seen]
+        yield Split(f"half {which + 1}", pool, known, unseen, works, to)
 
 
 def model(split: Split, found: Collection, clock_hz: float, keys: Sequence[Key]) -> Regression:
@@ -112,8 +114,8 @@ def _rows(split: Split, found: Collection, clock_hz: float) -> Iterator[dict[str
         for count in COUNTS:
             keys = list(split.known[:count])
             if kind == "drawn":
-                drawn = np.random.default_rng(0).permutation(len(split.known))[:count]
-                keys = [split.known[index] for index in drawn]
+                order = np.random.default_rng(0).permutation(len(split.pool))[:count]
+                keys = [split.pool[index] for index in order]
             estimates = model(split, found, clock_hz, keys).estimates(
                 [split.works[key] for key in split.asked]
             )

@@ -26,13 +26,17 @@ HALVES: tuple[tuple[str, ...], tuple[str, ...]] = (
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says. What is measured is kept in `folder`, and measured once."""
+    """What the command line says. What is measured is kept in `folder`, and measured once.
+
+    `drawn` networks that nobody uses may be learnt from too.
+    """
 
     device: str
     seed: int
     models: Path
     folder: Path
     names: tuple[str, ...] = ()
+    drawn: int = 16
 
 
 @dataclass(frozen=True)

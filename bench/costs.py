@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", type=Path, default=FOLDER, help="the folder of the models")
     parser.add_argument("--names", default="", help="only these models; none: all")
+    parser.add_argument("--drawn", type=int, default=16, help="networks to learn from besides")
     parser.add_argument(
         "--folder", type=Path, default=Path("costs"), help="where measurements are kept"
     )
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in there:
             parser.error(f"no set '{name}'; there are {', '.join(there)}")
     names = tuple(filter(None, given.names.split(",")))
-    options = Options(given.device, given.seed, given.models, given.folder, names)
+    options = Options(given.device, given.seed, given.models, given.folder, names, given.drawn)
     where = record(given.seed)
     content = where | {"sets": {}}
     if given.json.exists() and not given.fresh:

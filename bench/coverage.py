@@ -1,20 +1,25 @@
 """Every model through every partitioner, compiled, run and compared with ONNX Runtime.
 
     python -m bench.coverage --json FILE [--models a,b] [--largest-gmac X] [--devices cpu:0,cpu:1]
+                             [--add]
 
 Beside the partitioners named there is `random`, a cut that takes no account of time, so that models
 too small to be worth cutting are cut all the same. By default groups are priced by their roofline:
 what is tested is that any plan is right, and not that it is fast.
 
+The file is written after each model. With `--add` the rows that it has stay, and of all models only
+those that it lacks are run: so a run that was stopped goes on, and models can be run in slices.
+
 Exit status: 0 if all models pass, 3 if one fails.
 """
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
@@ -33,7 +38,7 @@ from bench.models import Model
 from bench.record import record, write
 from hetsched import oracle
 from hetsched.api import priced
-from hetsched.compiler import CompiledPart
+from hetsched.compiler import compile_parts
 from hetsched.cost import Prices
 from hetsched.dtype import tolerance
 from hetsched.errors import HetschedError, UnsupportedOperation, VerificationFailed
@@ -44,9 +49,10 @@ from hetsched.partitioner import Partitioner
 from hetsched.plan import Plan, make_plan
 from hetsched.plugin import load
 from hetsched.system import System
-from hetsched.target import Artifact, Target
 from hetsched.verify import WHOLE, deviation, verify
 
+# `auto` last: what it chooses has mostly been compiled for another.
+PARTITIONERS = ("single", "task", "layerwise", "mincut", "channel", "tile", "hybrid", "auto")
 RANDOM = "random"
 CUTS = 4
 REPEATS = 3
@@ -223,7 +229,7 @@ class Trial:
         self._inputs = inputs
         self._seed = seed
         self._report = report
-        self._artifacts: dict[tuple[str, str, str], Artifact] = {}
+        self._compiled: set[tuple[str, str, str]] = set()
         self._attempts: dict[object, Attempt] = {}
 
     def attempt(self, partitioner: str) -> Attempt:
@@ -236,7 +242,7 @@ class Trial:
                 for part in plan.parts
             )
             # Pieces of other bounds have the same names.
-            key = plan.splits, parts
+            key = plan.splits, parts, tuple(plan.replicas.items())
             if key in self._attempts:
                 earlier = self._attempts[key]
                 return replace(
@@ -272,18 +278,19 @@ class Trial:
 
     def _compile(self, plan: Plan) -> tuple[Executable, int]:
         """The plan's executable, and how many of its parts were new."""
-        new, compiled = 0, []
-        for part in plan.parts:
-            graph = plan.graph.part(part.ops, part.name)
-            key = (replace(graph, name="").digest, part.device.target, part.device.isa)
-            if key not in self._artifacts:
-                new += 1
-                what = f"{part.name} of {len(plan.parts)}, {part.label}, for {part.device.name}"
-                self._report(f"{plan.partitioner}: compile {what}")
-                target = load(Target, part.device.target)
-                self._artifacts[key] = target.compile(graph, part.device)
-            compiled.append(CompiledPart(part, graph, self._artifacts[key]))
-        return Executable(plan, compiled), new
+        found = compile_parts(
+            plan,
+            lambda what, index, of: self._report(
+                f"{plan.partitioner}: {what}, {index + 1} of {of}"
+            ),
+        )
+        keys = {
+            (replace(item.graph, name="").digest, item.part.device.target, item.part.device.isa)
+            for item in found
+        }
+        new = len(keys - self._compiled)
+        self._compiled |= keys
+        return Executable(plan, found), new
 
     def _checked(self, attempt: Attempt, executable: Executable) -> Attempt:
         seconds, found = _timed(lambda: verify(executable, self._inputs, self._seed))
@@ -414,16 +421,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models-dir", type=Path, default=models.FOLDER)
     parser.add_argument("--largest-gmac", type=float, default=float("inf"))
     parser.add_argument("--devices", default="cpu:0,cpu:1")
-    parser.add_argument("--partitioners", default="single,task,layerwise,auto")
+    parser.add_argument("--partitioners", default=",".join(PARTITIONERS))
     parser.add_argument("--cost-model", default="roofline")
+    parser.add_argument("--add", action="store_true", help="to the rows of the file")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     options = Options(given.devices, _names(given.partitioners), given.cost_model, given.seed)
     # Before anything is written, which would make the checkout differ.
     about = record(given.seed)
-    rows: list[Row] = []
+    rows: list[Row] = _earlier(given.json, options) if given.add else []
     try:
         selected = models.chosen(given.models_dir, _names(given.models), given.largest_gmac)
+        if not given.models:
+            there = {row.model for row in rows}
+            selected = [model for model in selected if model.name not in there]
+        named = {model.name for model in selected}
+        rows = [row for row in rows if row.model not in named]
         for index, model in enumerate(selected):
             print(f"[{index + 1}/{len(selected)}] {model.name}", file=sys.stderr, flush=True)
             rows.append(apart(model, options))
@@ -441,6 +454,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     passed = sum(row.passed for row in rows)
     console.print(f"{passed} of {len(rows)} models pass")
     return 0 if passed == len(rows) else FAILED
+
+
+def _earlier(path: Path, options: Options) -> list[Row]:
+    """The rows of a file of a run with the same options.
+
+    Raises
+    ------
+    HetschedError
+        Its options were others.
+    """
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["options"] != json.loads(json.dumps(asdict(options))):
+        raise HetschedError(f"'{path}' is of a run with other options: {content['options']}")
+    fields_of = {field.name for field in fields(Row)}
+    return [
+        Row(
+            **{name: value for name, value in row.items() if name in fields_of}
+            | {
+                "attempts": tuple(Attempt(**attempt) for attempt in row["attempts"]),
+                "notes": tuple(row["notes"]),
+            }
+        )
+        for row in content["rows"]
+    ]
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.overlap import tables as overlap_tables
 from bench.splits import tables as split_tables
 from hetsched.files import write_text
 
@@ -101,27 +102,42 @@ def coverage(result: Mapping[str, Any]) -> str:
 
 
 def overlap(result: Mapping[str, Any]) -> str:
-    """The ways to run a model of two independent branches."""
-    branches = result["branches"]
-    rows = [
-        [
-            row["name"].replace("'", "`"),
-            ", ".join(row["devices"]),
-            str(row["threads"]),
-            _ms(row["predicted_seconds"]),
-            f"{_ms(row['median_seconds'])} ± {_ms(row['spread_seconds'])}",
-        ]
-        for row in branches["rows"]
-    ]
+    """Networks on two devices at once, and what a hand-over takes."""
+    found = "".join(
+        f"{title[0].upper()}{title[1:]}:\n\n{_table(heads, cells)}\n\n"
+        for title, heads, cells in overlap_tables(result)
+    )
     return (
         "## Overlap\n\n"
-        "Two independent branches on two cores: by the recorded stamps both work at once for "
-        f"{_ms(branches['overlap_seconds'])} ms of a run, and the plan is "
-        f"{branches['speedup_over_best_single']:.2f} times as fast as the better core alone. "
-        f"Medians and half the distance of the quartiles of {result['repeats']} rounds in turns, "
-        f"milliseconds. {_where(result)}\n\n"
-        + _table(["way", "devices", "threads", "predicted ms", "measured ms"], rows)
-        + "\n"
+        "What `auto` ships for two devices beside each device alone, the same "
+        "code with two threads, and ONNX Runtime with two threads: medians of "
+        f"{result['repeats']} rounds in turns. By the recorded stamps both devices work at once "
+        "for so long; *possible* is the sum of the devices' rates over the better one. "
+        f"{_where(result)}\n\n{found}"
+    )
+
+
+def pipelines(result: Mapping[str, Any]) -> str:
+    """Throughput of stages on a device each, and of stages with replicas."""
+    rows = []
+    for row in result["rows"]:
+        cells = [row["model"], _ms(min(row["single_seconds"].values()))]
+        for name in ("stages", "replicas"):
+            own = row.get(name)
+            cells += (
+                [_ms(own["seconds"]), f"{own['share']:.1%}", f"{own['speedup']:.2f}"]
+                if own
+                else [""] * 3
+            )
+        rows.append([*cells, f"{row['possible']:.2f}"])
+    heads = ["model", "single ms", "stages ms", "of 1/bottleneck", "speed-up"]
+    heads += ["replicas ms", "of 1/bottleneck", "speed-up", "possible"]
+    return (
+        "## Pipelines\n\n"
+        "Milliseconds from result to result with many requests in flight, on two cores, each a "
+        "device: a stage on each, and whole networks or stages on both in turn; what the busiest "
+        "core computes for a request over that time, by the stamps of the same run; and the rate "
+        f"over that of the better core alone. {_where(result)}\n\n{_table(heads, rows)}\n"
     )
 
 
@@ -341,6 +357,7 @@ class Part:
 PARTS = {
     "coverage": Part(coverage_summary, coverage),
     "overlap": Part(overlap),
+    "pipelines": Part(pipelines),
     "peers": Part(peers_summary, peers),
     "peers2": Part(peers_summary, peers),
     "layers": Part(layers),

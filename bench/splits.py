@@ -24,7 +24,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter, sleep
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from rich.table import Table
 import hetsched
 from bench import engines, families, models
 from bench.chains import chain
+from bench.pipelines import Pipeline
 from bench.record import record, write
 from bench.timing import geometric_mean, seconds_of
 from hetsched.api import priced
@@ -109,8 +110,7 @@ MODELS = (
     "resnet18 light_vgg19 googlenet mobilenet_v2 squeezenet1_1 vit_b_16 bert_base_like unet "
     "resnet50 batch_of_4"
 ).split()
-IN_FLIGHT = 4
-REQUESTS = 24
+PIPELINE_SECONDS = 0.3
 # Between two ways, so that no thread of the one before spins on.
 PAUSE_SECONDS = 0.002
 GOALS = {"share": 0.97, "least": 0.99, "memory": 0.75, "models": 0.85, "threads": 0.95}
@@ -358,40 +358,23 @@ def _pipeline(
     inputs: Mapping[str, np.ndarray],
     rounds: int,
 ) -> dict[str, Any] | None:
-    """Requests a second with several in flight, beside what the busiest device allows."""
+    """The time from result to result with many in flight, beside what the busiest device needs."""
     try:
         plan = load(Partitioner, "layerwise:objective=throughput").partition(graph, system, prices)
     except InfeasiblePlan:
         return None
     with hetsched.compile(plan) as executable:
-        executable.run(inputs)
-        alone: list[float] = []
-        seconds: list[float] = []
+        pipeline = Pipeline(executable, inputs, PIPELINE_SECONDS)
         for _ in range(max(3, rounds // 4)):
-            executable.run(inputs)
-            schedule = executable.schedule
-            alone.append(max(schedule.busy_seconds(name) for name in plan.devices))
-            seconds.append(_in_flight(executable, inputs) / REQUESTS)
-    bottleneck, request = statistics.median(alone), statistics.median(seconds)
-    # The first requests fill the pipeline, and the last empty it.
-    filling = (REQUESTS + len(plan.parts) - 1) / REQUESTS
+            pipeline.go()
+        found = pipeline.result()
     return {
         "parts": len(plan.parts),
-        "bottleneck_seconds": bottleneck,
-        "request_seconds": request,
-        "of_bottleneck": bottleneck * filling / request,
+        "replicas": {name: list(ring) for name, ring in plan.replicas.items()},
+        "bottleneck_seconds": found.bottleneck_seconds,
+        "request_seconds": found.seconds,
+        "of_bottleneck": found.share,
     }
-
-
-def _in_flight(executable: Executable, inputs: Mapping[str, np.ndarray]) -> float:
-    start = perf_counter()
-    waiting = [executable.submit(inputs) for _ in range(IN_FLIGHT)]
-    for _ in range(REQUESTS - IN_FLIGHT):
-        waiting.pop(0).result()
-        waiting.append(executable.submit(inputs))
-    for request in waiting:
-        request.result()
-    return perf_counter() - start
 
 
 def _model(name: str, seed: int) -> tuple[Graph, Mapping[str, np.ndarray]]:

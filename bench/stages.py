@@ -1,47 +1,30 @@
-"""Pipelines and cuts against brute force and bounds; the throughput of a pipeline on this machine.
+"""Pipelines and cuts against brute force and bounds: a set of `python -m bench.schedulers`.
 
-    python -m bench.stages --json FILE [--devices cpu:0,cpu:1] [--requests 64]
-
-measures the throughput; `layerwise` is a set of `python -m bench.schedulers`. Graphs are made anew
-from the seed.
+Graphs are made anew from the seed.
 """
 
-import argparse
 import random
 import statistics
-import sys
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from math import inf
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
 
-import hetsched
 from bench import models
-from bench.overlap import Serial, layered, layers_for
-from bench.record import record, write
-from hetsched import HetschedError, read_onnx
-from hetsched.api import partition
+from hetsched import read_onnx
 from hetsched.cost import Prices, roofline_seconds
 from hetsched.device import Device, Link
 from hetsched.errors import InfeasiblePlan
-from hetsched.executable import Executable
 from hetsched.graph import Graph
-from hetsched.inputs import seeded_inputs
-from hetsched.objective import objective, seconds_a_request
+from hetsched.objective import seconds_a_request
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plan import group_tasks
 from hetsched.stages.pipeline import fastest
 from hetsched.stages.serial import cheapest, minimum_cut
 from hetsched.stages.traffic import Traffic
-from hetsched.store import Store
 from hetsched.system import System
 from hetsched.tasks import Edge, Task, TaskGraph, contract, replay
 
@@ -394,120 +377,3 @@ def large_cuts(seed: int, count: int = 1000, repeats: int = 15) -> dict[str, Any
         cheapest(traffic)
         seconds.append(perf_counter() - start)
     return {"tasks": count, "repeats": repeats, "median_seconds": statistics.median(seconds)}
-
-
-# Throughput on this machine.
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """A pipeline as it was measured: seconds a request, and of each part alone."""
-
-    name: str
-    requests: int
-    in_flight: int
-    seconds: tuple[float, ...]
-    part_seconds: Mapping[str, float]
-    bottleneck_seconds: float
-
-    @property
-    def share(self) -> float:
-        """The measured throughput, of one request in the time of the busiest device."""
-        return self.bottleneck_seconds / statistics.median(self.seconds)
-
-    def to_dict(self) -> dict[str, Any]:
-        return vars(self) | {"part_seconds": dict(self.part_seconds), "share": self.share}
-
-
-def throughput(
-    name: str,
-    executable: Executable,
-    requests: int = 64,
-    in_flight: int = 4,
-    repeats: int = 7,
-    seed: int = 0,
-) -> Throughput:
-    """Seconds a request of many, `in_flight` at once, beside those of the parts run alone.
-
-    Rounds of both take turns. The pipeline is full before the clock starts, so that filling and
-    emptying it do not count.
-    """
-    inputs = seeded_inputs(executable.plan.graph, seed)
-    device = {part.part.name: part.part.device.unit for part in executable.parts}
-    seconds, alone = [], []
-    with Serial(executable) as serial:
-        serial.run(inputs)
-        _steady(executable, inputs, in_flight * 2, in_flight)
-        for _ in range(repeats):
-            alone += [serial.run(inputs) for _ in range(5)]
-            seconds.append(_steady(executable, inputs, requests, in_flight))
-    parts = {part: statistics.median(run[part] for run in alone) for part in device}
-    load: dict[str, float] = {}
-    for part, unit in device.items():
-        load[unit] = load.get(unit, 0.0) + parts[part]
-    return Throughput(name, requests, in_flight, tuple(seconds), parts, max(load.values()))
-
-
-def _steady(
-    executable: Executable, inputs: Mapping[str, np.ndarray], requests: int, in_flight: int
-) -> float:
-    """Seconds a request, from a result to that of `requests` later, all the while as many fly."""
-    waiting = deque(executable.submit(inputs) for _ in range(in_flight))
-    waiting.popleft().result()
-    start = perf_counter()
-    for _ in range(requests):
-        waiting.append(executable.submit(inputs))
-        waiting.popleft().result()
-    seconds = (perf_counter() - start) / requests
-    for request in waiting:
-        request.result()
-    return seconds
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.stages", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, help="where the results go")
-    parser.add_argument("--devices", default="cpu:0,cpu:1")
-    parser.add_argument("--models", default="chain,mobilenet_v2,resnet18,googlenet")
-    parser.add_argument("--requests", type=int, default=64, help="requests of a round")
-    parser.add_argument("--in-flight", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    content = record(given.seed) | {"devices": given.devices, "rows": []}
-    try:
-        with TemporaryDirectory(prefix="hetsched-bench-") as folder:
-            store = Path(folder) / "profile.sqlite"
-            system = System.local(given.devices, Store(store))
-            for name in given.models.split(","):
-                if name == "chain":
-                    layers = layers_for(0.02, 512, system)
-                    graph = read_onnx(layered(["chain"], layers, 512, given.seed))
-                else:
-                    (model,) = models.chosen(models.FOLDER, [name], inf)
-                    graph = read_onnx(models.load(model), shapes=dict(model.shapes))
-                plan = partition(
-                    graph, system, "layerwise:objective=throughput", None, "profiled", store
-                )
-                with hetsched.compile(plan) as executable:
-                    measure = partial(throughput, requests=given.requests)
-                    row = measure(
-                        name, executable, in_flight=given.in_flight, repeats=given.repeats
-                    )
-                predicted = objective("throughput").value(plan)
-                content["rows"].append(row.to_dict() | {"predicted_seconds": predicted})
-                median = statistics.median(row.seconds)
-                print(
-                    f"{name:20} {median * 1e3:8.3f} ms a request, busiest device alone "
-                    f"{row.bottleneck_seconds * 1e3:8.3f} ms, predicted {predicted * 1e3:8.3f} ms: "
-                    f"{row.share * 100:.1f} % of 1/bottleneck"
-                )
-        write(given.json, content)
-    except HetschedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 from time import perf_counter
 
+from hetsched.calibration import calibrate
 from hetsched.compiler import compile_parts, culprits
 from hetsched.contest import median_latencies
 from hetsched.cost import CostModel, Prices, price, refusals
@@ -548,6 +549,7 @@ def _fastest(
         notes = plan.notes
         told.append(f"hybrid does not pay: '{single.devices[0]}' alone ships")
     for way in ways:
+        told += calibrate(way.plan, [way.schedule], Store(default_path()))
         # The one that is returned starts again when it is first used.
         way.close()
     return Executable(replace(best.plan, notes=(*notes, *told)), best.parts)

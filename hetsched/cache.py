@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -22,13 +22,14 @@ from hetsched.device import Device
 from hetsched.errors import CompileError, OutputFileError, PackageError
 from hetsched.graph import Graph, to_onnx
 from hetsched.store import default_path
-from hetsched.target import Artifact, Target
+from hetsched.target import Artifact, Footprint, Target
 
 NAME = "cache-entry"
 SUFFIX = ".hsc"
 OFF = "off"
 LIMIT_NBYTES = 4 << 30
 REFUSALS = "refusals.json"
+FOOTPRINT = "footprint.json"
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,34 @@ def compiled(target: Target, graph: Graph, device: Device) -> Artifact:
         artifact = target.compile(graph, device)
         found.keep(key, artifact)
     return artifact
+
+
+def footprint(target: Target, graph: Graph, device: Device) -> Footprint | None:
+    """What `graph` would hold on `device`, from the cache where it was asked or compiled before.
+
+    None where the target cannot tell.
+
+    Raises
+    ------
+    CompileError
+        The target refuses the graph.
+    """
+    found = default_cache()
+    settings = target.settings(device)
+    if settings is None or found.folder is None:
+        return target.footprint(graph, device)
+    key = _key(target, device, settings, "footprint", graph.digest)
+    kept = found.read(key)
+    if kept is not None and FOOTPRINT in kept.files:
+        content = json.loads(kept.files[FOOTPRINT])
+        if content is None:
+            return None
+        temporaries = tuple(map(tuple, content["temporaries"]))
+        return Footprint(content["weights"], content["own_nbytes"], temporaries)
+    made = target.footprint(graph, device)
+    told = None if made is None else asdict(made)
+    found.keep(key, Artifact({FOOTPRINT: json.dumps(told).encode()}))
+    return made
 
 
 def refusals(target: Target, parts: Sequence[Graph], device: Device) -> list[str | None]:

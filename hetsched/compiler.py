@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hetsched.cache import compiled
 from hetsched.errors import CompileError, DeviceError, RefusedPart
-from hetsched.forms import packed
 from hetsched.graph import Graph
 from hetsched.host import cores
 from hetsched.plan import Part, Plan
@@ -41,10 +40,10 @@ def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[Compile
         reason = load(Target, plan.system.device(device).target).unavailable()
         if reason is not None:
             raise DeviceError(f"'{device}' cannot be compiled for here: {reason}")
-    graph = replace(plan.graph, packed=packed_between(plan))
     done = []
     with ThreadPoolExecutor(len(cores())) as workers:
-        waiting = [workers.submit(_compiled, graph, part) for part in plan.copies]
+        todo = zip(plan.graphs, plan.copies, strict=True)
+        waiting = [workers.submit(_compiled, graph, part) for graph, part in todo]
         try:
             for index, (part, future) in enumerate(zip(plan.copies, waiting, strict=True)):
                 if progress:
@@ -73,35 +72,7 @@ def culprits(plan: Plan, refused: RefusedPart) -> tuple[str, ...]:
     return tuple(found) or tuple(group.name for group in part.groups)
 
 
-def packed_between(plan: Plan) -> dict[str, int]:
-    """The tensors that parts of `plan` hand over in blocks of channels, and their channels.
-
-    Those of `packed` whose makers and readers all are on devices of one target and block.
-    """
-    kinds = {}
-    for part in plan.copies:
-        target = part.device.target
-        kinds[part.device] = (target, load(Target, target).lanes(part.device))
-    found = {lanes: packed(plan.graph, lanes) for _, lanes in kinds.values() if lanes}
-    views = plan.graph.views
-    # What is joined without a copy has one form with its pieces.
-    whole = {piece.name: name for name, pieces in views.items() for piece in pieces}
-    users: dict[str, set[tuple[str, int | None]]] = {}
-    crossing: dict[str, None] = {}
-    for part in plan.copies:
-        for tensor in (*part.inputs, *part.outputs):
-            crossing[tensor.name] = None
-            users.setdefault(whole.get(tensor.name, tensor.name), set()).add(kinds[part.device])
-    chosen = {}
-    for name in crossing:
-        (_, lanes), *others = users[whole.get(name, name)]
-        if lanes and not others and name in found[lanes]:
-            chosen[name] = lanes
-    return chosen
-
-
-def _compiled(whole: Graph, part: Part) -> CompiledPart:
-    graph = whole.part(part.ops, part.name)
+def _compiled(graph: Graph, part: Part) -> CompiledPart:
     try:
         artifact = compiled(load(Target, part.device.target), graph, part.device)
     except CompileError as error:

@@ -77,6 +77,9 @@ MOST_ROUTES = 16
 CORE_WORDS = 16
 TELL = CFUNCTYPE(None, c_uint32, c_int32)
 
+# Shape and dtype.
+Kind = tuple[tuple[int, ...], np.dtype]
+
 
 class Crew:
     """The units of a plan whose steps have `codes`. `outputs` are the names that a run returns.
@@ -349,6 +352,87 @@ class CrewRequest(Request):
         return super().schedule()
 
 
+class Between:
+    """Where in a request's memory the tensors are that one step hands to another.
+
+    `kinds` are shape and dtype of what each step makes, by tensor, and `outputs` what a run
+    returns, which is in arrays of its own. What `views` put together lies in one piece. `charged`
+    is by device the memory that no other tensor had before.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        kinds: Mapping[str, Kind],
+        outputs: Sequence[str],
+        views: Mapping[str, View],
+    ) -> None:
+        # By tensor: the one whose memory it is in, and the bytes before it there.
+        self.within = {name: (name, 0) for name in kinds}
+        for whole, view in views.items():
+            self.within[whole] = whole, 0
+            start = 0
+            for piece in view.pieces:
+                self.within[piece] = whole, start
+                start += nbytes_of(kinds[piece])
+        self.kinds = {**kinds, **{n: (view.shape, view.dtype) for n, view in views.items()}}
+        # The steps that make each tensor, and those that make or read it.
+        self.made: dict[str, list[int]] = defaultdict(list)
+        for index, step in enumerate(steps):
+            for name in step.outputs:
+                self.made[name].append(index)
+        self.made |= {n: [self.made[p][0] for p in view.pieces] for n, view in views.items()}
+        self.results = {name: self.kinds[name] for name in outputs if name in self.made}
+        users: dict[str, list[int]] = defaultdict(list)
+        for index, step in enumerate(steps):
+            for tensor in (*step.inputs, *step.outputs):
+                name, _ = self.within.get(tensor, (tensor, 0))
+                if name in self.made and name not in self.results:
+                    users[name].append(index)
+        # The start of each.
+        self.places: dict[str, int] = {}
+        self.charged: dict[str, int] = defaultdict(int)
+        self._place(steps, users)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.charged.values())
+
+    def _place(self, steps: Sequence[Step], users: Mapping[str, Sequence[int]]) -> None:
+        """A tensor takes the smallest piece that is large enough and free, or a new one.
+
+        A piece is free, whatever the units do meanwhile, if its users have all run when the tensor
+        is made.
+        """
+        # By step, those that have all run when it begins.
+        before: list[int] = []
+        last: dict[str, int] = {}
+        for index, step in enumerate(steps):
+            known = 0
+            earlier = {maker for name in step.inputs for maker in self.made.get(name, ())}
+            earlier.update(last[unit] for unit in [step.device.unit] if unit in last)
+            for other in earlier:
+                known |= before[other] | 1 << other
+            before.append(known)
+            last[step.device.unit] = index
+        pieces: list[tuple[int, int, int]] = []  # size, start, users
+        total = 0
+        for name in sorted(users, key=lambda name: min(self.made[name])):
+            known = reduce(and_, (before[maker] for maker in self.made[name]))
+            size = -(-nbytes_of(self.kinds[name]) // ALIGNMENT) * ALIGNMENT
+            free = [p for p in pieces if p[0] >= size and not p[2] & ~known]
+            if free:
+                piece = min(free)
+                pieces.remove(piece)
+            else:
+                piece = (size, total, 0)
+                total += size
+                self.charged[steps[min(self.made[name])].device.name] += size
+            self.places[name] = piece[1]
+            used = sum(1 << user for user in set(users[name]))
+            pieces.append((piece[0], piece[1], used))
+
+
 class _Course:
     """What each request does, and where in its memory the tensors between the parts are."""
 
@@ -366,22 +450,9 @@ class _Course:
             for step, code in zip(steps, codes, strict=True)
             for name, kind in zip(step.outputs, code.results, strict=True)
         }
-        # By tensor: the one whose memory it is in, and the bytes before it there.
-        within = {name: (name, 0) for name in kinds}
-        for whole, view in views.items():
-            within[whole] = whole, 0
-            start = 0
-            for piece in view.pieces:
-                within[piece] = whole, start
-                start += _nbytes(kinds[piece])
-        kinds |= {name: (view.shape, view.dtype) for name, view in views.items()}
-        # The steps that make each tensor.
-        made: dict[str, list[int]] = defaultdict(list)
-        for index, step in enumerate(steps):
-            for name in step.outputs:
-                made[name].append(index)
-        made |= {name: [made[p][0] for p in view.pieces] for name, view in views.items()}
-        self.results = {name: kinds[name] for name in outputs if name in made}
+        between = Between(steps, kinds, outputs, views)
+        made = between.made
+        self.results, self.nbytes = between.results, between.nbytes
         # By step: the steps of other units that it waits for, and the units that wait for it.
         self.sources: list[list[int]] = []
         self.readers: list[list[str]] = [[] for _ in steps]
@@ -389,15 +460,16 @@ class _Course:
         self.transfers: list[list[tuple[str, int, str, str]]] = [[] for _ in steps]
         # By tensor, where its address stands: step and cell of its table, and the bytes before it.
         self.bound: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        between: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        users: dict[str, list[int]] = defaultdict(list)
+        # Step, cell, and the bytes before it in the memory.
+        self.fixed: list[tuple[int, int, int]] = []
         for index, (step, code) in enumerate(zip(steps, codes, strict=True)):
             cells = zip((*step.inputs, *step.outputs), (*code.inputs, *code.outputs), strict=True)
             for tensor, cell in cells:
-                name, start = within.get(tensor, (tensor, 0))
-                inside = name in made and name not in self.results
-                (between if inside else self.bound)[name].append((index, cell, start))
-                users[name].append(index)
+                name, start = between.within.get(tensor, (tensor, 0))
+                if name in between.places:
+                    self.fixed.append((index, cell, between.places[name] + start))
+                else:
+                    self.bound[name].append((index, cell, start))
             sources = sorted({i for name in step.inputs for i in made.get(name, ())})
             others = [i for i in sources if steps[i].device.unit != step.device.unit]
             self.sources.append(others)
@@ -414,58 +486,10 @@ class _Course:
                 (maker,) = made[name]
                 if steps[maker].device.name == step.device.name:
                     continue
-                move = (name, _nbytes(kinds[name]), steps[maker].device.name, step.device.name)
+                nbytes = nbytes_of(between.kinds[name])
+                move = (name, nbytes, steps[maker].device.name, step.device.name)
                 if move not in self.transfers[maker]:
                     self.transfers[maker].append(move)
-        places, self.nbytes = self._placed(
-            {name: _nbytes(kinds[name]) for name in between}, made, users
-        )
-        # Step, cell, and the bytes before it in the memory.
-        self.fixed = [
-            (index, cell, places[name] + start)
-            for name, found in between.items()
-            for index, cell, start in found
-        ]
-
-    def _placed(
-        self,
-        nbytes: Mapping[str, int],
-        made: Mapping[str, Sequence[int]],
-        users: Mapping[str, Sequence[int]],
-    ) -> tuple[dict[str, int], int]:
-        """The start of each tensor and the bytes of all together.
-
-        A tensor takes the smallest piece that is large enough and whose users have all run when it
-        is made, or the first part of it, whatever the units do meanwhile; else a new one.
-        """
-        # By step, those that have all run when it begins.
-        before: list[int] = []
-        last: dict[str, int] = {}
-        for index, step in enumerate(self.steps):
-            known = 0
-            earlier = {maker for name in step.inputs for maker in made.get(name, ())}
-            earlier.update(last[unit] for unit in [step.device.unit] if unit in last)
-            for other in earlier:
-                known |= before[other] | 1 << other
-            before.append(known)
-            last[step.device.unit] = index
-        pieces: list[tuple[int, int, int]] = []  # size, start, users
-        places: dict[str, int] = {}
-        total = 0
-        for name in sorted(nbytes, key=lambda name: min(made[name])):
-            known = reduce(and_, (before[maker] for maker in made[name]))
-            size = -(-nbytes[name] // ALIGNMENT) * ALIGNMENT
-            free = [p for p in pieces if p[0] >= size and not p[2] & ~known]
-            if free:
-                piece = min(free)
-                pieces.remove(piece)
-            else:
-                piece = (size, total, 0)
-                total += size
-            places[name] = piece[1]
-            used = sum(1 << user for user in set(users[name]))
-            pieces.append((piece[0], piece[1], used))
-        return places, total
 
 
 @dataclass(frozen=True, eq=False)
@@ -517,6 +541,6 @@ def _zeros(count: int, dtype: np.dtype) -> np.ndarray:
     return memory[start : start + count * dtype.itemsize].view(dtype)
 
 
-def _nbytes(kind: tuple[tuple[int, ...], np.dtype]) -> int:
+def nbytes_of(kind: Kind) -> int:
     shape, dtype = kind
     return prod(shape) * dtype.itemsize

@@ -12,9 +12,11 @@ class Device:
     host's cores that it occupies; devices with the same cores take turns. Devices of one
     `memory_space` hand tensors over without a copy. `fingerprint` says what measured times belong
     to: two devices with the same one are the same kind of hardware under the same settings. Watts
-    are 0 where nobody has said them. `cache_nbytes` and `cache_bytes_per_second` are those of the
-    caches, from the nearest; without the second, all data are as far as memory. To call a kernel
-    takes `call_seconds`, to start a part of several `launch_seconds`.
+    and joules are 0 where nobody has said them; those of a multiply-add and of a byte moved count
+    instead of the active watts. `energy_source` says where such figures come from. `cache_nbytes`
+    and `cache_bytes_per_second` are those of the caches, from the nearest; without the second, all
+    data are as far as memory. To call a kernel takes `call_seconds`, to start a part of several
+    `launch_seconds`.
     """
 
     name: str
@@ -34,6 +36,9 @@ class Device:
     call_seconds: float = 0.0
     idle_watts: float = 0.0
     active_watts: float = 0.0
+    joules_per_mac: float = 0.0
+    joules_per_byte: float = 0.0
+    energy_source: str = ""
     fingerprint: str = ""
     modelled: bool = False
 
@@ -56,6 +61,7 @@ class Link:
     seconds: float
     bytes_per_second: float
     joules_per_byte: float = 0.0
+    energy_source: str = ""
 
     def transfer_seconds(self, nbytes: int) -> float:
         """The time that `nbytes` need from device to device."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
@@ -14,12 +15,13 @@ from hetsched.compiler import CompiledPart
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import InputError
 from hetsched.executor import Executor
+from hetsched.footprint import Memory, compiled, memory, views_between
 from hetsched.graph import dtype_of
 from hetsched.objective import objective
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
-from hetsched.request import Request, Run, Step, View
+from hetsched.request import Request, Run, View
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 
@@ -134,6 +136,14 @@ class Executable:
             self._executor = self._start()
         return self._executor
 
+    @cached_property
+    def memory(self) -> Memory:
+        """What each device holds, by what was compiled for it; exact where the target can tell."""
+        parts = [compiled(item.part.step, item.graph, item.artifact) for item in self.parts]
+        outputs = [tensor.name for tensor in self.outputs]
+        # What hands over without Python was compiled into the parts.
+        return memory(parts, outputs, self._views, True, len(self.plan.parts))
+
     @property
     def schedule(self) -> Schedule:
         """The last run as it was measured.
@@ -189,17 +199,7 @@ class Executable:
         return {tensor.name: _fitting(tensor, inputs) for tensor in self.inputs}
 
     def _start(self) -> Executor:
-        steps = [
-            Step(
-                name=item.part.name,
-                device=item.part.device,
-                inputs=tuple(tensor.name for tensor in item.graph.inputs),
-                outputs=tuple(tensor.name for tensor in item.graph.outputs),
-                load=partial(_load_kernel, item),
-                label=item.part.label,
-            )
-            for item in self.parts
-        ]
+        steps = [replace(item.part.step, load=partial(_load_kernel, item)) for item in self.parts]
         number = {
             (item.part.name, item.part.device.name): index for index, item in enumerate(self.parts)
         }
@@ -209,26 +209,12 @@ class Executable:
         ]
         names = [tensor.name for tensor in self.outputs]
         constants = self.plan.original.constants
-        graph = self.plan.graph
-        # As the parts take them.
-        joined = {tensor.name: tensor for op in graph.ops for tensor in op.writes}
-        joined |= {t.name: item.graph.handed(t) for item in self.parts for t in item.graph.inputs}
-        views = {
-            name: View(
-                tuple(piece.name for piece in pieces),
-                joined[name].shape,
-                numpy_dtype(joined[name].dtype),
-            )
-            for name, pieces in graph.views.items()
-        }
-        return Executor(
-            steps,
-            names,
-            {name: constants[name] for name in names if name in constants},
-            views,
-            routes,
-            self.most_in_flight,
-        )
+        given = {name: constants[name] for name in names if name in constants}
+        return Executor(steps, names, given, self._views, routes, self.most_in_flight)
+
+    @property
+    def _views(self) -> Mapping[str, View]:
+        return views_between(self.plan.graph, [item.graph for item in self.parts])
 
 
 def load_executable(path: str | Path, whole: bool = False) -> Executable:

@@ -107,7 +107,9 @@ class Graph:
         for op in self.ops:
             if op.name not in self.joins or op.kind != "Concat":
                 continue
-            pieces, joined = op.reads, op.output()
+            # Not `reads`, where a tensor that stands there twice is once.
+            pieces = tuple(tensor for tensor in op.inputs if tensor is not None)
+            joined = op.output()
             apart = len({tensor.name for tensor in pieces}) == len(pieces)
             made = all(
                 tensor.name in self.producers

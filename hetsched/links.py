@@ -37,15 +37,15 @@ TYPICAL_NBYTES = 1 << 18
 HANDOVERS = 200
 # Hand-overs there and back in one request.
 ROUNDS = 10
-# Large enough to leave the nearest caches, small enough to be quick.
-HANDOVER_NBYTES = 1 << 21
+# As tensors mostly are: small ones come from the other's cache much faster, large ones slower.
+HANDOVER_NBYTES = 1 << 19
 
 
 @cache
 def runtime() -> str:
     """A digest of what hands over and of what measures it: with other code, links differ."""
     digest = sha256()
-    for name in ("crew.c", "crew.py", "executor.py", "links.py"):
+    for name in ("crew.c", "crew.py", "executor.py", "links.py", "overheads.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -157,7 +157,7 @@ def measure_link(source: Device, sink: Device) -> Link:
 
 def _crew_link(source: Device, sink: Device, library: bytes) -> Link:
     """The link between two units of a crew, from the stamps of copies that take turns in pairs."""
-    loaded = _loaded(library)
+    loaded = load_library(library)
     words = HANDOVER_NBYTES // 8
     kind = (words,), np.dtype(np.int64)
     function = cast(loaded.crew_copy, c_void_p).value or 0
@@ -202,7 +202,7 @@ def _crew_link(source: Device, sink: Device, library: bytes) -> Link:
     return Link(source.name, sink.name, statistics.median(waits), bandwidth)
 
 
-def _loaded(library: bytes) -> CDLL:
+def load_library(library: bytes) -> CDLL:
     """A library from memory, which leaves no file behind."""
     with TemporaryDirectory(prefix="hetsched-") as folder:
         path = Path(folder) / "crew.so"

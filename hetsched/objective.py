@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
-from hetsched.device import Device
-from hetsched.errors import DeviceError, PluginError
+from hetsched.energy import Energy, energy
+from hetsched.errors import PluginError
 from hetsched.plan import Plan
 from hetsched.schedule import Schedule
 from hetsched.system import System
@@ -57,46 +57,13 @@ def seconds_a_request(schedules: Sequence[Schedule], system: System) -> float:
     return max(load.values(), default=0.0) / len(schedules)
 
 
-def joules(schedule: Schedule, system: System) -> float:
-    """The energy of one run by the watts of the devices: active while they work, else idle.
-
-    All devices of the system count until the run ends; a link counts by its bytes.
-
-    Raises
-    ------
-    DeviceError
-        A device that works has no watts.
-    """
-    total = 0.0
-    for device in system.devices:
-        busy = schedule.busy_seconds(device.name)
-        if busy:
-            check_watts(device)
-        total += device.active_watts * busy
-        total += device.idle_watts * max(0.0, schedule.makespan - busy)
-    for move in schedule.transfers:
-        link = system.link(move.source, move.sink) if move.source and move.sink else None
-        total += link.joules_per_byte * move.nbytes if link else 0.0
-    return total
-
-
-def check_watts(device: Device) -> None:
-    """
-    Raises
-    ------
-    DeviceError
-        Nobody has said what the device draws while it works.
-    """
-    if not device.active_watts:
-        raise DeviceError(
-            f"'{device.name}' has no active_watts, so that energy is not known; "
-            "give it in a machine file"
-        )
-
-
 def held_bytes(plan: Plan) -> float:
     """What the fullest device holds, weights and activations."""
     return max(plan.memory_bytes().values(), default=0.0)
+
+
+def _energies(plan: Plan) -> list[Energy]:
+    return [energy(recipe) for recipe in plan.recipe.turns]
 
 
 def _turns(plan: Plan) -> list[Schedule]:
@@ -114,11 +81,9 @@ OBJECTIVES: Mapping[str, Objective] = {
             "ms a request",
             1e-3,
         ),
+        Objective("energy", lambda plan: fmean(use.joules for use in _energies(plan)), "mJ", 1e-3),
         Objective(
-            "energy",
-            lambda plan: fmean(joules(turn, plan.system) for turn in _turns(plan)),
-            "mJ",
-            1e-3,
+            "edp", lambda plan: fmean(use.delay_product for use in _energies(plan)), "uJ s", 1e-6
         ),
         Objective("memory", held_bytes, "MB", 1e6),
     )

@@ -13,15 +13,31 @@ from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
 from hetsched.document import NUMBER, check, parse
 from hetsched.errors import DeviceError, PlanError, SplitRefused
+from hetsched.footprint import (
+    Memory,
+    crew_is_here,
+    expected,
+    is_known,
+    memory,
+    views_between,
+)
+from hetsched.forms import packed
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import group_flops, group_nbytes
+from hetsched.plugin import load
+from hetsched.request import Step
 from hetsched.rewrite import split
-from hetsched.schedule import Schedule
+from hetsched.schedule import Schedule, Slot
 from hetsched.split import Split
 from hetsched.system import System
-from hetsched.tasks import Edge, Task, TaskGraph, check_memory, contract, memory_bytes, replay
+from hetsched.target import Target
+from hetsched.tasks import Edge, Task, TaskGraph, check_limit, contract, memory_bytes, replay
+
+# Weights that a target packs take several times their room: Winograd's 4 x, whole blocks up to 16 x
+# in single layers. Limits further away than this need no exact figure.
+MOST_GROWTH = 6.0
 
 FORMAT = "hetsched-plan"
 VERSION = 3
@@ -84,6 +100,17 @@ class Part:
     def activation_nbytes(self) -> int:
         """What the groups write, each tensor in a place of its own: an upper bound."""
         return sum(tensor.nbytes for group in self.groups for tensor in group.outputs)
+
+    @property
+    def step(self) -> Step:
+        """The part in a run, without its code."""
+        return Step(
+            name=self.name,
+            device=self.device,
+            inputs=tuple(tensor.name for tensor in self.inputs),
+            outputs=tuple(tensor.name for tensor in self.outputs),
+            label=self.label,
+        )
 
     @property
     def label(self) -> str:
@@ -215,9 +242,32 @@ class Plan:
         )
 
     def memory_bytes(self) -> dict[str, float]:
-        """Weights and activations that each device holds, an upper bound."""
+        """Weights as the model has them, and activations without re-use, by device.
+
+        It takes no time and needs no target; `memory` says what really is held.
+        """
         held = [memory_bytes(recipe.tasks, recipe.placement) for recipe in self.recipe.turns]
         return {name: max(row[name] for row in held) for name in held[0]}
+
+    @cached_property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graph of each of `copies`, with what it takes and gives in blocks of channels."""
+        graph = replace(self.graph, packed=packed_between(self))
+        return tuple(graph.part(part.ops, part.name) for part in self.copies)
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What each device holds, before anything is compiled.
+
+        Exact where the target can tell, which takes a part of the time of compiling; it is kept
+        with what is compiled.
+        """
+        graphs = zip(self.copies, self.graphs, strict=True)
+        parts = [expected(part.step, graph) for part, graph in graphs]
+        outputs = [tensor.name for tensor in self.original.outputs]
+        crew = crew_is_here([part.device for part in self.copies])
+        views = views_between(self.graph, self.graphs)
+        return memory(parts, outputs, views, crew, len(self.parts))
 
     def to_json(self) -> str:
         """The plan without its graph; the same text for the same plan."""
@@ -329,8 +379,18 @@ class Recipe:
         order = [names[0] for names in members]
         schedule = replay(whole, self.placement, order)
         named = {names[0]: name for name, _, names in self.parts}
-        slots = tuple(replace(slot, task=named[slot.task]) for slot in schedule.slots)
-        return Schedule(slots, schedule.transfers, schedule.clock, self.labels)
+        system = self.tasks.system
+        units = {system.device(device).unit for device in self.placement.values()}
+        start = system.call_seconds if len(units) == 1 else system.start_seconds
+        slots = tuple(
+            Slot(named[slot.task], slot.device, slot.start + start, slot.finish + start)
+            for slot in schedule.slots
+        )
+        transfers = tuple(
+            replace(move, start=move.start + start, finish=move.finish + start)
+            for move in schedule.transfers
+        )
+        return Schedule(slots, transfers, schedule.clock, self.labels)
 
     def on(self, system: System) -> "Recipe":
         """The same parts on a described machine with devices of the same names.
@@ -563,6 +623,34 @@ def simulate(plan: Plan) -> Schedule:
     return plan.recipe.simulate()
 
 
+def packed_between(plan: Plan) -> dict[str, int]:
+    """The tensors that parts of `plan` hand over in blocks of channels, and their channels.
+
+    Those of `packed` whose makers and readers all are on devices of one target and block.
+    """
+    kinds = {}
+    for part in plan.copies:
+        target = part.device.target
+        lanes = load(Target, target).lanes(part.device) if is_known(part.device) else None
+        kinds[part.device] = (target, lanes)
+    found = {lanes: packed(plan.graph, lanes) for _, lanes in kinds.values() if lanes}
+    views = plan.graph.views
+    # What is joined without a copy has one form with its pieces.
+    whole = {piece.name: name for name, pieces in views.items() for piece in pieces}
+    users: dict[str, set[tuple[str, int | None]]] = {}
+    crossing: dict[str, None] = {}
+    for part in plan.copies:
+        for tensor in (*part.inputs, *part.outputs):
+            crossing[tensor.name] = None
+            users.setdefault(whole.get(tensor.name, tensor.name), set()).add(kinds[part.device])
+    chosen = {}
+    for name in crossing:
+        (_, lanes), *others = users[whole.get(name, name)]
+        if lanes and not others and name in found[lanes]:
+            chosen[name] = lanes
+    return chosen
+
+
 def group_tasks(graph: Graph, system: System, costs: CostModel) -> TaskGraph:
     """The kernel groups as tasks: what a partitioner schedules."""
     prices = price(graph, system, costs)
@@ -630,7 +718,24 @@ def make_plan(
         unsplit=unsplit,
         replicas=dict(replicas or {}),
     )
+    check_plan_memory(plan)
     for recipe in plan.recipe.turns:
-        check_memory(recipe.tasks, recipe.placement)
         recipe.simulate()
     return plan
+
+
+def check_plan_memory(plan: Plan) -> None:
+    """
+    Raises
+    ------
+    InfeasiblePlan
+        A device would hold more than it has. What it would hold is exact where its target can tell,
+        and that is in question.
+    """
+    limits = {name: plan.system.device(name).memory_bytes for name in plan.devices}
+    rough = plan.memory_bytes()
+    if all(rough[name] * MOST_GROWTH <= limit for name, limit in limits.items()):
+        return
+    exact = {held.device: held for held in plan.memory.devices if held.exact}
+    for name, limit in limits.items():
+        check_limit(name, exact[name].nbytes if name in exact else rough[name], limit)

@@ -13,6 +13,10 @@ from hetsched.schedule import Schedule, Slot, Transfer
 from hetsched.target import Kernel
 
 
+def _not_compiled() -> Kernel:
+    raise NotImplementedError("this step has no code yet")
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """A part as the executor sees it; `load` makes its kernel, in the worker's thread."""
@@ -21,7 +25,7 @@ class Step:
     device: Device
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    load: Callable[[], Kernel]
+    load: Callable[[], Kernel] = _not_compiled
     label: str = ""
 
     def __str__(self) -> str:

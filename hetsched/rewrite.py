@@ -411,18 +411,25 @@ class _Rewriting:
             if tensor.name != output.name:
                 name = self._fresh(f"name {output.name}")
                 self.ops.append(Op(name, "Identity", (tensor,), (output,)))
-        read = {tensor.name for op in self.ops for tensor in op.reads}
-        read.update(output.name for output in self.graph.outputs)
+        read = {output.name for output in self.graph.outputs}
+        ops: list[Op] = []
+        whole = {op.name for op in self.graph.ops}
+        for op in reversed(self.ops):
+            # Of a tensor of which nobody reads a part, some pieces compute nothing.
+            if op.name in whole or any(tensor.name in read for tensor in op.writes):
+                ops.append(op)
+                read.update(tensor.name for tensor in op.reads)
         graph = Graph(
             self.graph.name,
-            tuple(self.ops),
+            tuple(reversed(ops)),
             self.graph.inputs,
             self.graph.outputs,
             {name: array for name, array in self.constants.items() if name in read},
             self.graph.opsets,
             self.graph.joins | self.joins,
         )
-        return Rewritten(graph, self.places)
+        kept = {op.name for op in ops}
+        return Rewritten(graph, {n: place for n, place in self.places.items() if n in kept})
 
     def _compute(
         self, step: _Step, boxes: Mapping[str, Sequence[tuple[Region, Tensor]]], place: Place

@@ -253,7 +253,10 @@ class Store:
                 "WHERE source = ? AND sink = ? AND runtime = ?",
                 (_end(source), _end(sink), runtime),
             ).fetchone()
-        return Link(source.name, sink.name, *map(self._number, row)) if row else None
+        if row is None:
+            return None
+        seconds, bytes_per_second = map(self._number, row)
+        return Link(source.name, sink.name, seconds, bytes_per_second)
 
     def link_bursts(
         self, source: Device, sink: Device, runtime: str

@@ -4,8 +4,9 @@ import json
 import platform
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hetsched.device import Link as Link
 from hetsched.document import plain, record
 from hetsched.errors import DeviceError
 from hetsched.links import link_between
+from hetsched.overheads import overheads
 from hetsched.plugin import load
 from hetsched.store import Store, default_path
 from hetsched.target import Target
@@ -23,7 +25,9 @@ from hetsched.target import Target
 class System:
     """Devices in order of preference, and links between them.
 
-    A pair without a link cannot exchange data.
+    A pair without a link cannot exchange data. A run takes `call_seconds` beside its parts, or
+    `start_seconds` where it needs several units. All devices in the host's memory together read at
+    most `bytes_per_second` of it.
 
     Raises
     ------
@@ -34,6 +38,9 @@ class System:
     name: str
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
+    call_seconds: float = 0.0
+    start_seconds: float = 0.0
+    bytes_per_second: float = inf
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -106,7 +113,8 @@ class System:
     def local(cls, devices: str | Iterable[str], store: Store | None = None) -> "System":
         """This machine, seen as `devices`, such as `cpu:0,cpu:1`.
 
-        Links are measured once and then taken from the `store`, by default the user's.
+        Links, and what a run costs beside its parts, are measured once and then taken from the
+        `store`, by default the user's.
 
         Raises
         ------
@@ -125,7 +133,15 @@ class System:
         # Checked before anything is measured.
         bare = cls(platform.node() or "machine", tuple(found), ())
         links = [link_between(a, b, store) for a in found for b in found if a != b]
-        return replace(bare, links=tuple(links))
+        costs = overheads(found, store)
+        return replace(
+            bare,
+            devices=tuple(replace(device, launch_seconds=costs.launch) for device in found),
+            links=tuple(links),
+            call_seconds=costs.call,
+            start_seconds=costs.start,
+            bytes_per_second=costs.memory,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "System":
@@ -151,13 +167,16 @@ class System:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "System":
         """The system that `to_dict` wrote, or that a machine file describes."""
-        unknown = set(content) - {"name", "device", "link"}
-        if unknown:
-            raise DeviceError(f"'{min(unknown)}' does not belong; there are name, device, link")
+        known = {"name", *NUMBERS, "device", "link"}
+        if unknown := set(content) - known:
+            there = "name, device, link, " + ", ".join(NUMBERS)
+            raise DeviceError(f"'{min(unknown)}' does not belong; there are {there}")
+        numbers = record(_Numbers, {name: content[name] for name in NUMBERS if name in content})
         return cls(
-            name=str(content.get("name", "machine")),
-            devices=tuple(record(Device, item) for item in _tables(content, "device")),
-            links=tuple(record(Link, item) for item in _tables(content, "link")),
+            str(content.get("name", "machine")),
+            tuple(record(Device, item) for item in _tables(content, "device")),
+            tuple(record(Link, item) for item in _tables(content, "link")),
+            **asdict(numbers),
         )
 
     def to_toml(self) -> str:
@@ -175,8 +194,9 @@ class System:
         <BLANKLINE>
         """
         content = self.to_dict()
-        lines = [f"name = {_toml(content['name'])}"]
-        for table in ("device", "link"):
+        tables = ("device", "link")
+        lines = [f"{key} = {_toml(content[key])}" for key in content if key not in tables]
+        for table in tables:
             for item in content[table]:
                 lines += ["", f"[[{table}]]"]
                 lines += [f"{key} = {_toml(value)}" for key, value in item.items()]
@@ -186,9 +206,22 @@ class System:
         """Plain values for JSON, without fields that have their default."""
         return {
             "name": self.name,
+            **plain(_Numbers(*(getattr(self, name) for name in NUMBERS))),
             "device": [plain(device) for device in self.devices],
             "link": [plain(link) for link in self.links],
         }
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The fields of a system that are numbers, as a record of a machine file."""
+
+    call_seconds: float = 0.0
+    start_seconds: float = 0.0
+    bytes_per_second: float = inf
+
+
+NUMBERS = tuple(field.name for field in fields(_Numbers))
 
 
 def parse_devices(text: str | Iterable[str]) -> list[str]:

@@ -31,6 +31,21 @@ class Artifact:
     requires: str = ""
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a loaded part holds beside its inputs and outputs.
+
+    `weights` are the bytes of each array that the code reads, by the array's name: parts of one
+    plan share those of one name. `own_nbytes`, small weights and the workspace, are held as long as
+    the part is loaded. `temporaries` are what functions of the part hold at once, for each call in
+    order: a pool of the thread keeps that for the next one.
+    """
+
+    weights: Mapping[str, int]
+    own_nbytes: int
+    temporaries: tuple[tuple[int, ...], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Code:
     """A loaded part as machine code on the host's memory, for threads that need no Python.
@@ -164,6 +179,22 @@ class Target(Plugin):
         CompileError
             The compiler refuses it.
         """
+
+    def footprint(self, graph: Graph, device: Device) -> Footprint | None:
+        """What `graph` would hold on `device`, exactly, before it is compiled.
+
+        None, the default, where the target cannot tell.
+
+        Raises
+        ------
+        CompileError
+            The compiler refuses it.
+        """
+        return None
+
+    def held(self, artifact: Artifact) -> Footprint | None:
+        """What a compiled part holds when it is loaded; None where the target cannot tell."""
+        return None
 
     def crew(self, device: Device) -> bytes | None:
         """The shared library of `crew.c` for `device`, if parts hand over there without Python."""

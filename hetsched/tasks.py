@@ -202,9 +202,18 @@ def check_memory(tasks: TaskGraph, placement: Mapping[str, str]) -> None:
         A device would hold more than it has; the message has demand, limit and what would do.
     """
     for name, held in memory_bytes(tasks, placement).items():
-        limit = tasks.system.device(name).memory_bytes
-        if held > limit:
-            raise InfeasiblePlan(
-                f"'{name}' would hold {held / 2**20:.1f} MiB of weights and activations and has "
-                f"{limit / 2**20:.1f} MiB; add a device, or raise its memory_bytes"
-            )
+        check_limit(name, held, tasks.system.device(name).memory_bytes)
+
+
+def check_limit(device: str, held: float, limit: float) -> None:
+    """
+    Raises
+    ------
+    InfeasiblePlan
+        `device` would hold more bytes than it has; the message has demand, limit and what would do.
+    """
+    if held > limit:
+        raise InfeasiblePlan(
+            f"'{device}' would hold {held / 2**20:.1f} MiB of weights and activations and has "
+            f"{limit / 2**20:.1f} MiB; add a device, or raise its memory_bytes"
+        )

@@ -73,7 +73,8 @@ class Auto(Partitioner):
                 continue
             # What is meant for another objective can serve this one too; but nobody may have said
             # the watts that energy needs.
-            served = {name for name in chosen.objectives if name != "energy"} | {goal.name}
+            watts = {"energy", "edp"}
+            served = {*chosen.objectives} - (set() if goal.name in watts else watts) | {goal.name}
             for variant in dict.fromkeys(serving(chosen, name) for name in sorted(served)):
                 for plan in _plans(variant, graph, system, prices):
                     yield plan.partitioner if isinstance(plan, Plan) else name, plan

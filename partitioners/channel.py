@@ -28,5 +28,5 @@ class Channel(Shares):
     candidates: int = 8
     grain: int = 16
 
-    def ways(self) -> tuple[Way, ...]:
-        return channels(self.grain)
+    def menus(self) -> tuple[tuple[Way, ...], ...]:
+        return (channels(self.grain),)

@@ -18,5 +18,5 @@ class Hybrid(Shares):
 
     grain: int = 16
 
-    def ways(self) -> tuple[Way, ...]:
-        return TILES + channels(self.grain)
+    def menus(self) -> tuple[tuple[Way, ...], ...]:
+        return channels(self.grain), TILES

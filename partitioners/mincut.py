@@ -1,13 +1,15 @@
 """Where groups run so that work and transfers, one after the other, take least: a minimum cut."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hetsched.cost import CostModel
+from hetsched.energy import active_joules
 from hetsched.errors import PluginError
 from hetsched.graph import Graph
-from hetsched.objective import check_watts
+from hetsched.operation import group_flops, group_nbytes
 from hetsched.partitioner import Partitioner, check_objective
 from hetsched.plan import Plan, group_tasks, make_plan
 from hetsched.stages.serial import Serial, cheapest, in_runs
@@ -45,7 +47,8 @@ class Mincut(Partitioner):
         traffic = Traffic.of(tasks)
         energy = self.objective == "energy"
         if energy:
-            traffic = in_joules(traffic)
+            work = {group.name: (group_flops(group), group_nbytes(group)) for group in graph.groups}
+            traffic = in_joules(traffic, work)
         found = Serial(np.zeros(0, np.int64), 0.0, 0.0)
         if traffic.count:
             found = cheapest(traffic, self.back)
@@ -67,8 +70,10 @@ class Mincut(Partitioner):
         return replace(plan, objective=self.objective, notes=notes)
 
 
-def in_joules(traffic: Traffic) -> Traffic:
+def in_joules(traffic: Traffic, work: Mapping[str, tuple[int, int]]) -> Traffic:
     """The same with joules for seconds, when one thing is done at a time and the rest idles.
+
+    `work` are FLOPs and bytes of each task.
 
     Raises
     ------
@@ -77,16 +82,19 @@ def in_joules(traffic: Traffic) -> Traffic:
     """
     system = traffic.tasks.system
     names = [device.name for device in system.devices]
-    for device in system.devices:
-        check_watts(device)
     idle = sum(device.idle_watts for device in system.devices)
-    watts = np.array([d.active_watts - d.idle_watts + idle for d in system.devices])
+    joules = _times(traffic.seconds, idle)
+    for row, task in zip(joules, traffic.tasks.tasks, strict=True):
+        for column, device in enumerate(system.devices):
+            seconds = task.seconds.get(device.name, np.inf)
+            beyond = active_joules(device, seconds, *work[task.name])
+            row[column] += beyond if np.isfinite(row[column]) else 0.0
     of_bytes = np.zeros_like(traffic.per_byte)
     for link in system.links:
         of_bytes[names.index(link.source), names.index(link.sink)] = link.joules_per_byte
     return replace(
         traffic,
-        seconds=traffic.seconds * watts,
+        seconds=joules,
         latency=_times(traffic.latency, idle),
         per_byte=traffic.per_byte * idle + of_bytes,
         entry=_times(traffic.entry, idle),

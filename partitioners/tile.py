@@ -41,8 +41,8 @@ class Tile(Shares):
     tiles: str = ""
     extra: float = 0.05
 
-    def ways(self) -> tuple[Way, ...]:
-        return TILES
+    def menus(self) -> tuple[tuple[Way, ...], ...]:
+        return (TILES,)
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
         if self.tiles:

@@ -6,7 +6,7 @@ import platform
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -29,7 +29,7 @@ from hetsched.op import Tensor
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
-from hetsched.target import Artifact, Code, Kernel, Target
+from hetsched.target import Artifact, Code, Footprint, Kernel, Target
 from hetsched.trial import Step, Trial, choices
 
 # From one step of a crew to the next on a core, stamps and all.
@@ -181,7 +181,7 @@ class Cpu(Target):
         return None if linker is None or self.interpreted else _crew(linker, "-shared")
 
     def compile(self, graph: Graph, device: Device) -> Artifact:
-        from hetsched.lowering.relax import compile_part
+        from hetsched.lowering.relax import compile_part, part_temporaries
 
         isa = _isa(device)
         linker = _linker(isa)
@@ -191,6 +191,7 @@ class Cpu(Target):
         weights: dict[str, np.ndarray] = {}
         workspace = None
         threads = 1
+        temporaries: tuple[tuple[int, ...], ...] = ()
         if computed_outputs(graph):
             files[CODE], part = compile_part(
                 graph,
@@ -204,6 +205,7 @@ class Cpu(Target):
             workspace = part.workspace_nbytes
             if device.threads > 1 and part.is_parallel:
                 threads = device.threads
+            temporaries = part_temporaries(part, llvm(isa), threads)
         constants = [tensor.name for tensor in graph.outputs if tensor.name in graph.constants]
         layout = {
             "tvm": _tvm_version(),
@@ -212,12 +214,42 @@ class Cpu(Target):
             "outputs": constants,
             "constants_nbytes": len(files.get(CONSTANTS, b"")),
             "workspace_nbytes": workspace,
+            "temporaries": temporaries,
             "threads": threads,
             "packed": dict(graph.packed),
         }
         files[LAYOUT] = json.dumps(layout).encode()
         weights.update((name, graph.constants[name]) for name in constants)
         return Artifact(files, weights, requires=isa)
+
+    def footprint(self, graph: Graph, device: Device) -> Footprint | None:
+        from hetsched.lowering.relax import part_of, part_temporaries
+
+        given = {t.name for t in graph.outputs if t.name in graph.constants}
+        weights = {name: graph.constants[name].nbytes for name in given}
+        if not computed_outputs(graph):
+            return Footprint(weights, 0)
+        if self.interpreted:
+            return None
+        part = part_of(graph, self._rules(device))
+        if part.workspace_nbytes is None:
+            return None
+        threads = device.threads if device.threads > 1 and part.is_parallel else 1
+        return Footprint(
+            weights | {name: array.nbytes for name, array in part.weights.items()},
+            len(part.constants) + part.workspace_nbytes,
+            part_temporaries(part, llvm(_isa(device)), threads),
+        )
+
+    def held(self, artifact: Artifact) -> Footprint | None:
+        layout = _layout(artifact)
+        if layout.workspace_nbytes is None and CODE in artifact.files:
+            return None
+        return Footprint(
+            {name: array.nbytes for name, array in artifact.weights.items()},
+            len(artifact.files.get(CONSTANTS, b"")) + (layout.workspace_nbytes or 0),
+            layout.temporaries,
+        )
 
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
         here = cpu_device(self.name, self.name).isa
@@ -238,8 +270,18 @@ class CpuKernel(Kernel):
 
         self._tvm = tvm_runtime
         self._name = graph.name
-        weights, self._constants, workspace_nbytes, used = _weights(artifact, graph)
-        self._threads = min(threads, used)
+        try:
+            layout = _layout(artifact)
+        except PackageError as error:
+            raise PackageError(f"part '{graph.name}': {error}") from None
+        if layout.packed != graph.packed:
+            raise PackageError(
+                f"part '{graph.name}' is damaged: its code has {layout.packed or 'nothing'} in "
+                f"blocks of channels, not {dict(graph.packed) or 'nothing'}"
+            )
+        weights = [artifact.weights[name] for name in layout.weights]
+        self._constants = {name: artifact.weights[name] for name in layout.outputs}
+        self._threads = min(threads, layout.threads)
         # TVM's workers stay on the cores of the thread that first asked for them.
         self.any_thread = self._threads == 1
         computed = computed_outputs(graph)
@@ -251,12 +293,12 @@ class CpuKernel(Kernel):
         self._compute: Callable[[Sequence[Any]], list[np.ndarray]] | None = None
         if computed:
             module, library = _module(artifact.files.get(CODE, b""), graph.name)
-            if workspace_nbytes is None:
+            if layout.workspace_nbytes is None:
                 self._compute = _Program(module, graph, weights)
             else:
                 # Small weights are together in one file.
                 weights.append(np.frombuffer(artifact.files.get(CONSTANTS, b""), np.uint8))
-                self._compute = _Function(module, library, graph, weights, workspace_nbytes)
+                self._compute = _Function(module, library, graph, weights, layout.workspace_nbytes)
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         if not self._computed:
@@ -425,40 +467,55 @@ def computed_outputs(graph: Graph) -> tuple[Tensor, ...]:
     return tuple(t for t in dict.fromkeys(graph.outputs) if t.name in graph.producers)
 
 
-def _weights(
-    artifact: Artifact, graph: Graph
-) -> tuple[list[np.ndarray], dict[str, np.ndarray], int | None, int]:
-    """The weights in the order of the code's parameters, and the outputs that are constants.
-
-    And the bytes of workspace, or None where TVM's virtual machine has its own, and how many
-    threads the code has use for.
+@dataclass(frozen=True)
+class _Layout:
+    """What is beside the code of a part: names of the weights that it reads, in order, and of the
+    outputs that are constants; the bytes of its workspace, or None where TVM's virtual machine has
+    its own; what its functions hold beside; how many threads it has use for; and which tensors it
+    takes and gives in blocks of how many channels.
     """
-    there = artifact.weights
+
+    weights: tuple[str, ...]
+    outputs: tuple[str, ...]
+    workspace_nbytes: int | None
+    temporaries: tuple[tuple[int, ...], ...]
+    threads: int
+    packed: Mapping[str, int]
+
+
+def _layout(artifact: Artifact) -> _Layout:
+    """
+    Raises
+    ------
+    PackageError
+        The artifact is damaged, or another TVM has made it.
+    """
     try:
         layout = json.loads(artifact.files[LAYOUT])
         compiler = layout["tvm"]
-        weights = [there[name] for name in layout["weights"]]
-        constants = {name: there[name] for name in layout["outputs"]}
-        whole = len(artifact.files.get(CONSTANTS, b"")) == layout["constants_nbytes"]
         workspace = layout["workspace_nbytes"]
-        workspace_nbytes = None if workspace is None else int(workspace)
-        threads = int(layout["threads"])
-        packed = dict(layout["packed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise PackageError(f"part '{graph.name}' is damaged: {LAYOUT}: {error!r}") from None
-    if not whole:
-        raise PackageError(f"part '{graph.name}' is damaged: {CONSTANTS} is cut short")
-    if packed != graph.packed:
-        raise PackageError(
-            f"part '{graph.name}' is damaged: its code has {packed or 'nothing'} in blocks of "
-            f"channels, not {dict(graph.packed) or 'nothing'}"
+        found = _Layout(
+            weights=tuple(map(str, layout["weights"])),
+            outputs=tuple(map(str, layout["outputs"])),
+            workspace_nbytes=None if workspace is None else int(workspace),
+            temporaries=tuple(tuple(map(int, sizes)) for sizes in layout["temporaries"]),
+            threads=int(layout["threads"]),
+            packed=dict(layout["packed"]),
         )
+        lacking = sorted({*found.weights, *found.outputs} - artifact.weights.keys())
+        whole = len(artifact.files.get(CONSTANTS, b"")) == layout["constants_nbytes"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"it is damaged: {LAYOUT}: {error!r}") from None
+    if lacking:
+        raise PackageError(f"it is damaged: {LAYOUT}: there is no weight '{lacking[0]}'")
+    if not whole:
+        raise PackageError(f"it is damaged: {CONSTANTS} is cut short")
     if compiler != _tvm_version():
         raise PackageError(
-            f"part '{graph.name}' was compiled by TVM {compiler}, and this is {_tvm_version()}: "
+            f"it was compiled by TVM {compiler}, and this is {_tvm_version()}: "
             "compile the model again"
         )
-    return weights, constants, workspace_nbytes, threads
+    return found
 
 
 def _module(code: bytes, name: str) -> tuple[Any, CDLL]:

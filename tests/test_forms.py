@@ -17,7 +17,6 @@ from test_plan import check_plan
 import hetsched
 from hetsched import forms, oracle
 from hetsched.cache import compiled
-from hetsched.compiler import packed_between
 from hetsched.cost import Prices, signature
 from hetsched.device import Link
 from hetsched.dtype import tolerance
@@ -26,7 +25,7 @@ from hetsched.executable import load_executable
 from hetsched.graph import Graph, from_onnx, to_onnx
 from hetsched.inputs import seeded_inputs
 from hetsched.op import Tensor
-from hetsched.plan import Plan, make_plan
+from hetsched.plan import Plan, make_plan, packed_between
 from hetsched.plugin import load
 from hetsched.rewrite import split
 from hetsched.schedules.rules import Rules

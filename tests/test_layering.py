@@ -13,21 +13,23 @@ ROOT = Path(__file__).parents[1]
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
 errors  device  schedule  trial  split  region  confidence
-plugin  dtype  files  host  document
+plugin  dtype  files  host  meters  document
 store  op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms
 crew
-links
+executor  links  footprint
+overheads
 system
 tasks  cost
 problem  instance  sequence
 learning
 scheduler  plan  bounds  profiling
+energy
 objective
-partitioner  compiler  executor  explain  stream
+partitioner  compiler  explain  calibration  stream
 sharing  stages
 package
 executable
@@ -49,7 +51,8 @@ LOADERS = (
         ["hetsched.tvm_runtime"]
         + [
             f"hetsched.lowering.{name}"
-            for name in "entry integer metaschedule recurrent relax stack trials".split()
+            for name in "entry integer metaschedule recurrent relax stack temporaries "
+            "trials".split()
         ]
     )
     | {

@@ -1,13 +1,15 @@
 """What plans are chosen for, worked out by hand."""
 
 import random
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from hetsched.device import Device, Link
+from hetsched.energy import UNNAMED, used
 from hetsched.errors import DeviceError, PluginError
-from hetsched.objective import OBJECTIVES, front, joules, objective, seconds_a_request
+from hetsched.objective import OBJECTIVES, front, objective, seconds_a_request
 from hetsched.schedule import Schedule, Slot, Transfer
 from hetsched.system import System
 
@@ -29,12 +31,27 @@ SCHEDULE = Schedule(
 
 def test_energy_by_hand() -> None:
     # a works 2.5 s and waits 1.5 s, b works 1 s and waits 3 s, and 8 bytes cross.
-    assert joules(SCHEDULE, SYSTEM) == pytest.approx(3 * 2.5 + 1 * 1.5 + 10 * 1 + 0.5 * 3 + 8 / 4)
+    found = used(SCHEDULE, SYSTEM)
+    assert found.joules == pytest.approx(3 * 2.5 + 1 * 1.5 + 10 * 1 + 0.5 * 3 + 8 / 4)
+    assert found.delay_product == pytest.approx(found.joules * 4)
+    assert {use.name: use.source for use in found.uses}["a to b"] == UNNAMED
+
+
+def test_energy_of_multiply_adds_and_bytes() -> None:
+    """They count instead of the active watts, beside what is drawn anyway; each with its source."""
+    device = replace(
+        SYSTEM.devices[0], joules_per_mac=2.0, joules_per_byte=0.5, energy_source="a data sheet"
+    )
+    system = replace(SYSTEM, devices=(device, *SYSTEM.devices[1:]))
+    first, second, *_ = used(SCHEDULE, system, {"a": (6, 10)}).uses
+    assert (first.joules, first.idle_joules) == (3 * 2 + 10 * 0.5 + 4 * 1, 4)
+    assert first.source == "a data sheet"
+    assert second.joules == pytest.approx(10 * 1 + 0.5 * 3)
 
 
 def test_energy_needs_watts() -> None:
     with pytest.raises(DeviceError, match="'c' has no active_watts"):
-        joules(Schedule((Slot("x", "c", 0.0, 1.0),)), SYSTEM)
+        used(Schedule((Slot("x", "c", 0.0, 1.0),)), SYSTEM)
 
 
 def test_the_busiest_sets_the_pace() -> None:

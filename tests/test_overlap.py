@@ -1,18 +1,23 @@
 """Two devices work at the same time, by the stamps that the run recorded."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
 
 import hetsched
-from bench.overlap import Serial, handovers, ideal_makespan, layered
+from bench.overlap import handovers, layered
 from hetsched import Executable, Slot, System
 from hetsched.api import priced
+from hetsched.compiler import CompiledPart
 from hetsched.executor import Executor
-from hetsched.host import cores
+from hetsched.host import cores, pinned
 from hetsched.inputs import seeded_inputs
 from hetsched.links import measure_link
 from hetsched.plan import make_plan
@@ -20,7 +25,7 @@ from hetsched.plugin import load
 from hetsched.request import Request
 from hetsched.schedule import Schedule
 from hetsched.store import Store
-from hetsched.target import Target
+from hetsched.target import Kernel, Target
 from hetsched.verify import verify
 
 SIZE, LAYERS = 512, 8
@@ -45,6 +50,72 @@ def cut(
     inputs = seeded_inputs(graph)
     verify(executable, inputs).check()
     return executable, inputs
+
+
+class Serial:
+    """The parts of an executable one after the other, each alone on its device. A context."""
+
+    def __init__(self, executable: Executable) -> None:
+        self._parts = executable.parts
+        self._outputs = [tensor.name for tensor in executable.outputs]
+        devices = {item.part.device.name: item.part.device for item in self._parts}
+        self._workers = {name: ThreadPoolExecutor(1) for name in devices}
+        self._kernels = [self._on(item, partial(_kernel, item)) for item in self._parts]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The seconds of each part, by name."""
+        values = dict(inputs)
+        seconds = {}
+        for item, kernel in zip(self._parts, self._kernels, strict=True):
+            given = [values[tensor.name] for tensor in item.graph.inputs]
+            took, found = self._on(item, partial(_one, kernel, given))
+            seconds[item.part.name] = took
+            values.update(zip([t.name for t in item.graph.outputs], found, strict=True))
+        return seconds
+
+    def __enter__(self) -> "Serial":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for item, kernel in zip(self._parts, self._kernels, strict=True):
+            self._on(item, kernel.close)
+        for worker in self._workers.values():
+            worker.shutdown()
+
+    def _on(self, item: CompiledPart, work: Callable[[], Any]) -> Any:
+        device = item.part.device
+
+        def held() -> Any:
+            with pinned(device.cores):
+                return work()
+
+        return self._workers[device.name].submit(held).result()
+
+
+def ideal_makespan(parts: Sequence[CompiledPart], seconds: Mapping[str, float]) -> float:
+    """When the parts are done if nothing but their own work takes time, each on its device."""
+    free: dict[str, float] = {}
+    ready: dict[str, float] = {}
+    for item in parts:
+        device = item.part.device.name
+        arrivals = [ready.get(tensor.name, 0.0) for tensor in item.graph.inputs]
+        finish = max([free.get(device, 0.0), *arrivals]) + seconds[item.part.name]
+        free[device] = finish
+        ready.update((tensor.name, finish) for tensor in item.graph.outputs)
+    return max(free.values())
+
+
+def _kernel(item: CompiledPart) -> Kernel:
+    target = load(Target, item.part.device.target)
+    return target.load(item.artifact, item.graph, item.part.device)
+
+
+def _one(kernel: Kernel, arrays: Sequence[np.ndarray]) -> tuple[float, list[np.ndarray]]:
+    values = [kernel.receive(array) for array in arrays]
+    start = perf_counter()
+    results = kernel.run(values)
+    seconds = perf_counter() - start
+    return seconds, [kernel.send(result) for result in results]
 
 
 @pytest.fixture(scope="module")

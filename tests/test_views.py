@@ -1,5 +1,6 @@
 """Pieces that lie one behind the other: what is a view, and that plans with views compute right."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,23 @@ def test_a_concatenation_of_pieces_is_a_view_of_all() -> None:
     assert views(split(graph, (rows,))) == {}
 
 
+def test_what_is_concatenated_twice_is_copied() -> None:
+    """A piece has one place. The second tensor has the pieces of the first among its own."""
+    build = Builder()
+    x = build.input("x", 1, 16, 8, 8)
+    y = build.op("Relu", x, name="relu")
+    z = build.op("Concat", y, x, name="near", axis=1, shape=(1, 32, 8, 8))
+    graph = build.graph(build.op("Concat", y, z, name="far", axis=1, shape=(1, 48, 8, 8)))
+    splits = (
+        Split(("relu",), (Exit("relu.y", ((1, (0, 8, 16)),)),)),
+        Split(("near",), (Exit("near.y", ((1, (0, 8, 32)),)),)),
+    )
+    new = split(graph, splits)
+    far = next(op for op in new.ops if op.name == "far")
+    assert [tensor.name for tensor in far.inputs if tensor].count("relu.y#0") == 2
+    assert views(new) == {}
+
+
 def test_pieces_along_the_first_long_axis_are_a_view() -> None:
     graph, splits = CASES["channels"]
     new = split(graph, splits)
@@ -146,6 +164,15 @@ def test_a_concatenation_of_the_model_is_a_kernel() -> None:
     graph = build.graph(build.op("Concat", *pieces, shape=(1, 32, 8, 8), axis=1))
     assert not graph.views
     assert [group.ops[0].kind for group in graph.groups] == ["Relu", "Neg", "Concat"]
+
+
+def test_a_tensor_twice_is_copied() -> None:
+    build = Builder()
+    half = build.op("Relu", build.input("x", 1, 16, 8, 8))
+    graph = build.graph(build.op("Concat", half, half, shape=(1, 32, 8, 8), axis=1, name="both"))
+    graph = replace(graph, joins=frozenset(("both",)))
+    assert not graph.views
+    assert [group.name for group in graph.groups] == ["relu0", "both"]
 
 
 def test_readers_wait_for_all_pieces() -> None:

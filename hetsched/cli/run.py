@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import hetsched
+from hetsched.calibration import calibrate
 from hetsched.cli.given import check_writable, inputs_of
 from hetsched.cli.options import Inputs, Json, Seed, Verbose
 from hetsched.cli.progress import Steps
@@ -18,6 +19,7 @@ from hetsched.inputs import write_outputs
 from hetsched.plan import simulate
 from hetsched.report.run import median_run, run_document, run_view
 from hetsched.schedule import Schedule
+from hetsched.store import Store, default_path
 from hetsched.trace import write_trace
 
 
@@ -79,12 +81,15 @@ def run(
         write_outputs(output, outputs)
     if trace:
         write_trace(trace, [predicted, median_run(measured)])
+    # Runs that overlap wait for each other.
+    drifts = calibrate(executable.plan, measured, Store(default_path())) if overlap == 1 else ()
     document = {
         "inputs": str(inputs) if inputs else None,
         "seed": None if inputs else seed,
         "warmup": warmup,
         "in_flight": overlap,
         **run_document(predicted, measured, latencies, wall_seconds),
+        "drift": list(drifts),
     }
     shown = median_run(measured)
     show(document, json_, run_view(document, predicted, shown, terminal_width()))

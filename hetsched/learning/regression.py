@@ -9,11 +9,12 @@ from hetsched.learning.work import Work
 
 # Cycles that each unit of `Work.cycles` takes, before anything is measured.
 CYCLES: Mapping[str, float] = {
-    "launch": 600, "called": 50, "cold": 4000, "busy": 0.7, "started": 1, "tiles": 20,
-    "filters": 0.03, "filters_cold": 0.03, "filters_again": 0.02, "moved": 0.03,
-    "moved_cold": 0.01, "far": 0.03, "blocked": 1, "unblocked": 1, "padded": 0.4,
-    "transforms": 0.4, "cheap": 0.5, "dear": 8, "turned": 1, "plain": 1, "scalar": 1, "chosen": 3,
-    "serial": 2, "loads": 0.5, "waits": 3, "recurrence": 1, "interleaved": 1, "ragged": 1,
+    "launch": 60, "called": 10, "cold": 300, "busy": 0.6, "started": 0.5, "streamed": 0.4, "tiles": 9,
+    "filters": 0.01, "filters_cold": 0.04, "filters_again": 0.02, "moved": 0.012,
+    "moved_cold": 0.012, "far": 0.015, "blocked": 1, "unblocked": 1, "padded": 0.3,
+    "transforms": 0.3, "cheap": 0.3, "dear": 8, "turned": 0.7, "plain": 0.5, "scalar": 0.6,
+    "chosen": 1, "serial": 2, "loads": 0.4, "waits": 0.4, "recurrence": 1, "interleaved": 1,
+    "ragged": 1,
 }  # fmt: skip
 TERMS = tuple(CYCLES)
 SIZES = (
@@ -30,7 +31,7 @@ REACH = 10.0
 # Of what the sum misses, the share that families have in common.
 SHARED = 0.3
 # A clock's grain.
-GRAIN_SECONDS = 3e-8
+GRAIN_SECONDS = 1e-8
 ROUNDS = 12
 # Of a normal variable's distance from its mean, in deviations.
 MEDIAN_OF_NORMAL = 0.6745
@@ -106,6 +107,8 @@ class Regression:
 
         O(n**3) in the samples.
         """
+        if not works:
+            return self
         table = Table.of(works, self.clock_hz)
         measured = np.asarray(seconds, float)
         noise = NOISE**2 + (GRAIN_SECONDS / measured) ** 2

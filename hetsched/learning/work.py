@@ -13,6 +13,7 @@ from typing import Any
 
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
+from hetsched.operation import operation_of
 from hetsched.schedules.cycles import (
     FLOAT_NBYTES,
     TRANSFORM_CYCLES,
@@ -26,12 +27,13 @@ from hetsched.schedules.cycles import (
 from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import STARTED, Tile, busy_cycles
 
-# Functions that take a core ten instructions and more for each vector.
-DEAR = frozenset(
-    "Exp Sigmoid Tanh Erf Gelu Swish Softplus Elu Celu Selu Mish Log Pow Sqrt Sin Cos Div "
-    "Reciprocal Softsign".split()
-)
-HEADS = frozenset(["DequantizeLinear"])
+# What an operation on a vector takes beside an addition: functions by polynomials, and chains.
+DEAR = {
+    "Exp": 0.7, "Sigmoid": 1.0, "Tanh": 1.0, "Erf": 1.0, "Gelu": 1.5, "Swish": 1.0, "Softplus": 1.5,
+    "Elu": 1.0, "Celu": 1.0, "Selu": 1.0, "Mish": 2.0, "Log": 1.0, "Pow": 0.2, "Sin": 1.5,
+    "Cos": 1.5, "Sqrt": 0.3, "Div": 0.3, "Reciprocal": 0.3, "Softsign": 0.4,
+}  # fmt: skip
+CHEAP = {"Clip": 2, "HardSwish": 4, "HardSigmoid": 3, "LeakyRelu": 2, "Where": 2}
 ENDS = frozenset(["QuantizeLinear", "DequantizeLinear"])
 # They ask of each element which input it comes from.
 CHOOSING = frozenset(["Concat", "Pad"])
@@ -41,6 +43,8 @@ VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dr
 TOGETHER = 4
 # Of what a kernel touches, that the second cache still has when the next one reads it.
 KEPT_NBYTES = 1 << 20
+# Of the weights of a tile, that the first cache holds beside what passes through.
+NEAREST_NBYTES = 1 << 15
 # Logarithms of the megabytes between two runs that leave all in the near caches, and nothing.
 WARM, COLD = 2.0, 5.0
 # More channels than these in a group of a grouped convolution are not worth zeros between groups.
@@ -76,6 +80,9 @@ def work_of(part: Graph, rules: Rules, megabytes: float) -> Work:
     if count is None or not count(found, part, anchor, rules, integer):
         _passes(found, part, rules)
     _borders(found, part, anchor, rules)
+    made = max(tensor.size for tensor in anchor.writes)
+    if any(tensor.size > made for tensor in part.outputs) and "busy" in found.cycles:
+        found.family = "gate"
     if integer:
         found.family = f"integer {found.family}"
     cold = min(1.0, max(0.0, (log2(megabytes) - WARM) / (COLD - WARM)))
@@ -98,12 +105,14 @@ def _passes(found: Work, part: Graph, rules: Rules) -> None:
         found.family = "local normalisation"
     if all(op.kind in VIEWS for op in part.ops):
         found.family = "view"
+    if all(op.kind in VIEWS | ENDS for op in part.ops) and part.ops[0].kind in ENDS:
+        found.family = "quantisation"
     # The chain is one pass, over the largest of its results.
     op, tensor = max(
         ((op, tensor) for op in part.ops for tensor in op.writes), key=lambda pair: pair[1].size
     )
     even = _run(found, part, op, tensor) % rules.vectors.lanes == 0
-    if even or found.family == "view":
+    if even:
         found.add(plain=_vectors(tensor, rules))
     elif any(op.kind in CHOOSING for op in part.ops):
         found.add(chosen=float(tensor.size))
@@ -127,14 +136,20 @@ def _vectors(tensor: Tensor, rules: Rules) -> float:
 
 def _borders(found: Work, part: Graph, anchor: Op, rules: Rules) -> None:
     """What is read and written, and the operations behind the anchor."""
-    weights = {t.name: t for op in part.ops for t in op.reads if t.name in part.constants}
-    read, written = (float(sum(t.nbytes for t in side)) for side in (part.inputs, part.outputs))
+    taken: dict[str, float] = {}
+    for op in part.ops:
+        for tensor in op.reads:
+            nbytes = operation_of(op).read_nbytes(op, tensor)
+            taken[tensor.name] = max(float(nbytes), taken.get(tensor.name, 0.0))
+    read = sum(taken.get(tensor.name, 0.0) for tensor in part.inputs)
+    weights = sum(nbytes for name, nbytes in taken.items() if name in part.constants)
+    written = float(sum(tensor.nbytes for tensor in part.outputs))
     held = read + written + found.cycles.get("padded", 0.0) * FLOAT_NBYTES
     beyond = min(1.0, max(0.0, held / KEPT_NBYTES - 0.5))
     found.add(moved=read + written, far=(read + written) * beyond)
     if "filters" not in found.cycles:
-        found.add(filters=float(sum(t.nbytes for t in weights.values())))
-    found.add(launch=1.0, called=float(len(part.inputs) + len(part.outputs) + len(weights)))
+        found.add(filters=weights)
+    found.add(launch=1.0, called=float(len(taken)))
     behind = False
     for op in part.ops:
         if op is anchor:
@@ -145,11 +160,11 @@ def _borders(found: Work, part: Graph, anchor: Op, rules: Rules) -> None:
             continue
         size = sum(_vectors(t, rules) for t in op.writes)
         if op.kind in DEAR:
-            found.add(dear=size)
+            found.add(dear=size * DEAR[op.kind])
         elif op.kind == "Transpose":
             found.add(turned=size * rules.vectors.lanes)
         elif behind:
-            found.add(cheap=size)
+            found.add(cheap=size * CHEAP.get(op.kind, 1))
     found.sizes["outputs"] = float(sum(t.size for t in part.outputs))
     found.sizes["inputs"] = float(sum(t.size for t in part.inputs))
     found.sizes["ops"] = float(len(part.ops))
@@ -196,16 +211,18 @@ def _conversions(found: Work, part: Graph, *, skip: Tensor | None = None) -> Non
             found.add(unblocked=float(tensor.size))
 
 
-def _steps(found: Work, steps: float, tile: Tile, lanes: int, *, streamed: bool) -> None:
-    """Cycles of `steps` multiply-adds of a whole tile."""
-    busy = busy_cycles(tile.broadcasts, tile.vectors)
-    started = STARTED
-    if streamed:
-        started = 1.0
-        nbytes = tile.vectors * lanes * FLOAT_NBYTES
-        loads = tile.broadcasts + tile.vectors
-        busy = max(busy, nbytes / 32, loads / 1.7)
-    found.add(busy=steps * busy, started=steps * started)
+def _steps(found: Work, steps: float, tile: Tile, lanes: int, *, depth: float = 0.0) -> None:
+    """Cycles of `steps` multiply-adds of a whole tile, each tile of `depth` of them.
+
+    Weights of a tile that the first cache does not hold come from the second for each tile.
+    """
+    panel = depth * tile.vectors * lanes * FLOAT_NBYTES
+    streamed = min(1.0, max(0.0, panel / NEAREST_NBYTES - 0.5))
+    found.add(
+        busy=steps * busy_cycles(tile.broadcasts, tile.vectors),
+        started=steps * STARTED,
+        streamed=steps * tile.vectors * streamed,
+    )
     found.sizes["broadcasts"] = tile.broadcasts
     found.sizes["vectors"] = tile.vectors
 
@@ -269,7 +286,7 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
     if channels < lanes and not plain:
         depth = channels * prod(window.kernel)
     count = batch * rows * columns * blocks / (chosen.broadcasts * chosen.vectors)
-    _steps(found, count * depth, chosen, lanes, streamed=True)
+    _steps(found, count * depth, chosen, lanes, depth=depth)
     found.add(tiles=count)
     found.sizes["depth"] = depth
     found.add(filters=float(blocks * depth * lanes * FLOAT_NBYTES))
@@ -287,7 +304,7 @@ def _winograd(
     chunks = batch * -(-down // form.rows)
     steps = places * form.tile.covering(per_chunk) * outputs * inputs * lanes
     steps //= form.tile.broadcasts * form.tile.vectors
-    _steps(found, float(chunks * steps), form.tile, lanes, streamed=False)
+    _steps(found, float(chunks * steps), form.tile, lanes)
     nbytes = places * inputs * outputs * lanes**2 * FLOAT_NBYTES
     between = places * per_chunk * (inputs + form.group) * lanes * FLOAT_NBYTES
     found.add(
@@ -316,7 +333,7 @@ def _integer_convolution(
     tile = rules.vectors.tiles(width, max(1, blocks // groups), exact=True)[0]
     count = batch * height * -(-width // tile.broadcasts) * blocks / tile.vectors
     steps = depth * inner // TOGETHER * prod(window.kernel)
-    _steps(found, count * steps, tile, lanes, streamed=False)
+    _steps(found, count * steps, tile, lanes)
     found.add(tiles=count, filters=float(blocks * lanes * depth * inner * prod(window.kernel)))
     if not window.is_pointwise:
         reach = window.reach(width)
@@ -334,7 +351,7 @@ def _depthwise(
     tile = tiles(window, rules.vectors)[0]
     columns = tile.covering(window.result[1])
     count = blocks * window.result[0] * columns / tile.broadcasts
-    _steps(found, count * prod(window.kernel), tile, lanes, streamed=False)
+    _steps(found, count * prod(window.kernel), tile, lanes)
     found.add(tiles=count, loads=count * prod(window.kernel) * tile.broadcasts)
     if not integer:
         _conversions(found, part)
@@ -367,7 +384,7 @@ def _transposed(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -
     rows, columns = small.result[0], tile.covering(small.result[1])
     depth = blocks_in * lanes * prod(small.kernel)
     count = batch * rows * columns * blocks / (tile.broadcasts * tile.vectors)
-    _steps(found, count * depth, tile, lanes, streamed=True)
+    _steps(found, count * depth, tile, lanes, depth=depth)
     found.add(
         tiles=count,
         filters=float(blocks * depth * lanes * FLOAT_NBYTES),
@@ -405,7 +422,7 @@ def _product(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> b
     together = TOGETHER if integer else 1
     tiles_ = batch * tile.covering(count) * wide / (tile.broadcasts * tile.vectors)
     steps = tiles_ * -(-depth // together)
-    _steps(found, steps, tile, lanes, streamed=False)
+    _steps(found, steps, tile, lanes, depth=depth / together)
     nbytes = batch * wide * lanes * depth * (1 if integer else FLOAT_NBYTES)
     found.add(tiles=tiles_, filters=float(nbytes))
     if not constant and columns % (tile.vectors * lanes):

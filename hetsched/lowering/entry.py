@@ -42,12 +42,14 @@ class Direct:
 
     Its one argument is the address of a table with an address for each input, each weight,
     `constants`, each output and the workspace, in this order; it returns 0, or what a function that
-    failed gave. The workspace means nothing before and after a call.
+    failed gave. The workspace means nothing before and after a call. `calls` are the functions that
+    it calls, in order.
     """
 
     module: Any
     constants: bytes
     workspace_nbytes: int
+    calls: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -90,7 +92,8 @@ def direct(module: Any) -> Direct | None:
         if isinstance(function, tirx.PrimFunc)
     }
     functions[tvm.ir.GlobalVar("main")] = _main(walk.calls)
-    return Direct(tvm.IRModule(functions), constants, nbytes)
+    calls = tuple(name for name, _ in walk.calls)
+    return Direct(tvm.IRModule(functions), constants, nbytes, calls)
 
 
 class _Walk:

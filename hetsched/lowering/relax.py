@@ -34,6 +34,7 @@ from hetsched.lowering.for_tvm import for_tvm, refusal
 from hetsched.lowering.integer import Integers
 from hetsched.lowering.quantized import INTEGER, quantized
 from hetsched.lowering.stack import ON_STACK
+from hetsched.lowering.temporaries import temporaries
 from hetsched.schedules import polynomials  # noqa: F401
 from hetsched.schedules.apply import scheduled
 from hetsched.schedules.layout import blocked
@@ -97,6 +98,7 @@ class RelaxPart:
     weights: Mapping[str, np.ndarray]
     constants: bytes = b""
     workspace_nbytes: int | None = None
+    calls: tuple[str, ...] = ()
 
     @property
     def is_parallel(self) -> bool:
@@ -135,12 +137,8 @@ def compile_part(
 
     def attempt(part: Graph) -> tuple[Any, RelaxPart]:
         with _passes:
-            fused = fuse(lowered(part, rules))
-            fused = replace(fused, module=scheduled(fused.module, rules))
-            lifted = lift_constants(fused, part)
-            if not interpreted:
-                lifted = _direct(lifted)
-        return build(lifted.module), lifted
+            made = _made(part, rules, interpreted)
+        return build(made.module), made
 
     with quiet():
         try:
@@ -149,6 +147,37 @@ def compile_part(
             why = _culprit(graph, error, attempt)
     # Outside, so that TVM's half-made functions do not live on, and complain, with the error.
     raise CompileError(f"part '{graph.name}': {why}")
+
+
+def part_of(graph: Graph, rules: Rules) -> RelaxPart:
+    """The part that `compile_part` makes code of; no code is made.
+
+    Raises
+    ------
+    CompileError
+        TVM refuses the part.
+    """
+    with quiet(), _passes:
+        try:
+            return _made(graph, rules)
+        except REFUSALS as error:
+            why = _said(error)
+    raise CompileError(f"part '{graph.name}': {why}")
+
+
+def part_temporaries(
+    part: RelaxPart, llvm: Mapping[str, Any], threads: int
+) -> tuple[tuple[int, ...], ...]:
+    """The bytes that each function which `part` calls holds at once, beside the workspace."""
+    with quiet(), _passes:
+        return temporaries(part.module, part.calls, llvm, threads)
+
+
+def _made(graph: Graph, rules: Rules, interpreted: bool = False) -> RelaxPart:
+    fused = fuse(lowered(graph, rules))
+    fused = replace(fused, module=scheduled(fused.module, rules))
+    lifted = lift_constants(fused, graph)
+    return lifted if interpreted else _direct(lifted)
 
 
 def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
@@ -204,7 +233,9 @@ def _direct(part: RelaxPart) -> RelaxPart:
     found = direct(part.module)
     if found is None:
         return part
-    return RelaxPart(found.module, part.weights, found.constants, found.workspace_nbytes)
+    return RelaxPart(
+        found.module, part.weights, found.constants, found.workspace_nbytes, found.calls
+    )
 
 
 def build(module: Any, llvm: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ def _on_stack(function: Any, _: Any, __: Any) -> Any:
 def _annotated(statement: Any) -> Any:
     """`statement` with the annotation on each small buffer of the scope of registers."""
     match statement:
-        case tirx.AllocBuffer() if _is_tile(statement.buffer):
+        case tirx.AllocBuffer() if is_tile(statement.buffer):
             return tirx.AllocBuffer(
                 statement.buffer,
                 {**statement.annotations, AS_IT_IS: tirx.IntImm("bool", 1)},
@@ -55,7 +55,8 @@ def _annotated(statement: Any) -> Any:
     return statement
 
 
-def _is_tile(buffer: Any) -> bool:
+def is_tile(buffer: Any) -> bool:
+    """Whether a buffer goes on the stack, as registers."""
     if buffer.scope() != "local" or not all(isinstance(d, tirx.IntImm) for d in buffer.shape):
         return False
     itemsize: int = tvm.DataType(str(buffer.dtype)).itemsize

@@ -90,6 +90,8 @@ def run_view(
     for schedule in (predicted, measured):
         span = max(predicted.makespan, measured.makespan)
         yield Text(bars(schedule, chart_columns(schedule, width), span))
+    for line in document["drift"]:
+        yield Text(line, "yellow")
 
 
 def median_run(measured: Sequence[Schedule]) -> Schedule:

@@ -170,6 +170,8 @@ class Walk:
         way, rank = self._way, len(tensor.shape)
         if way.sum or (way.rank and rank != way.rank) or max(way.axes) >= rank:
             raise SplitRefused(f"{tensor} is not cut so")
+        if way.axes == (3,) and tensor.shape[3] <= tensor.shape[2]:
+            raise SplitRefused(f"{tensor} has as many rows as columns, and those lie together")
         # Of channels in blocks, a part of a block is no piece that others can read without a copy.
         lanes = self._layout.packed.get(tensor.name, 1)
         axes = tuple(

@@ -36,7 +36,7 @@ def channels(grain: int) -> tuple[Way, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Looks for the plan of least makespan that shares runs of `graph` in some of `ways`.
+    """Looks for the plan of least makespan that shares runs of `graph` in ways of `menus`.
 
     At most `candidates` are priced. A plan with splits is preferred if it saves the share `gain`,
     and no run is shared whose pieces take less than `least_seconds`.
@@ -45,7 +45,7 @@ class Search:
     graph: Graph
     system: System
     prices: Prices
-    ways: tuple[Way, ...]
+    menus: tuple[tuple[Way, ...], ...]
     spec: str
     candidates: int = 8
     gain: float = 0.02
@@ -75,27 +75,32 @@ class Search:
         layout = Layout(self.graph, blocks(self.graph, devices))
         known: dict[tuple[str, Way], tuple[float, ...]] = {}
         best: tuple[float, Plan, list[Run]] | None = None
-        for _ in range(ROUNDS):
+        # Each kind of way by itself, so that all are known by their prices when they compete.
+        menus = [menu for menu in self.menus if len(self.menus) > 1]
+        every = tuple(way for menu in self.menus for way in menu)
+        for ways in (*menus, *(every for _ in range(ROUNDS))):
             sharing = Sharing(
                 layout,
                 self.system,
                 self.prices,
                 devices,
-                self.ways,
+                ways,
                 Corrections(known),
                 self.least_seconds,
             )
             runs, estimate = sharing.cheapest()
             splits = tuple(run.split for run in runs)
-            if not splits or splits in seen or len(seen) >= self.candidates:
+            if len(seen) >= self.candidates:
                 break
-            if best is not None and estimate >= best[0] * (1 - self.gain):
+            if ways == every and best is not None and estimate >= best[0] * (1 - self.gain):
                 # Corrected by the prices, nothing else looks better.
                 break
+            if not splits or splits in seen:
+                continue
             seen.append(splits)
             found = self._planned(splits, devices)
             if found is None:
-                break
+                continue
             plan, rewritten = found
             yield plan
             seconds = simulate(plan).makespan
@@ -158,15 +163,15 @@ class Shares(Partitioner):
     least_seconds: float = 5e-6
 
     @abstractmethod
-    def ways(self) -> tuple[Way, ...]:
-        """How runs may be cut."""
+    def menus(self) -> tuple[tuple[Way, ...], ...]:
+        """How runs may be cut: the ways of each kind."""
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
         return Search(
             graph,
             system,
             price(graph, system, costs),
-            self.ways(),
+            self.menus(),
             self.name,
             self.candidates,
             self.gain,

@@ -1,45 +1,44 @@
 """Plans as predicted and as measured: every partitioner on every model, on two devices.
 
-    python -m bench.plans --json FILE [--models NAMES] [--devices cpu:0,cpu:1] [--store FILE]
-
 Kernels are measured first, each group of the model and of the pieces that a plan has. Then all
-plans of a model run in turns, in one process; what counts is the median latency of a call. A row
-for each plan; rows that the file has already are not measured again.
-
-Figures: the error of the predicted latency, how well prediction ranks the plans of a model
-(Kendall's tau), and how much slower than the best measured the plan is that prediction puts first.
+plans of a model run in turns, in one process; what counts is the median latency of a call. The
+figures are the error of the predicted latency, how well prediction ranks the plans of a model
+(Kendall's tau), and how much slower than the best measured that plan is which prediction puts
+first. What is measured of a model is kept, and not measured again.
 """
 
-import argparse
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import combinations
-from pathlib import Path
+from math import inf
 from time import perf_counter
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.progress import track
 
 import hetsched
 from bench import models
-from bench.record import record, write
+from bench.costing import Options, Result
 from bench.timing import seconds_of
 from hetsched.api import priced
-from hetsched.errors import HetschedError, InfeasiblePlan
+from hetsched.errors import InfeasiblePlan
+from hetsched.files import write_text
 from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner, serving
 from hetsched.plan import Plan, simulate
 from hetsched.plugin import load, names
+from hetsched.store import Store
 from hetsched.system import System
 
 MODELS = (
     "digits_cnn mobilenet_v2 squeezenet1_1 light_bvlc_alexnet googlenet resnet18 light_resnet50 "
     "light_vgg19 bert_base_like lstm_text mobilenet_v3_small"
 ).split()
+DEVICES = "cpu:0,cpu:1"
+PARTITIONERS = tuple(name for name in names(Partitioner) if name != "single")
 # Of each plan of a model: rounds until both are reached, or the longest time.
 LEAST_ROUNDS = 15
 SECONDS = 8.0
@@ -47,11 +46,57 @@ SECONDS = 8.0
 TIE = 0.01
 
 
-def plans(graph: Graph, system: System, store: str) -> Iterator[tuple[str, Plan]]:
+HEADS = ("model", "partitioner", "parts", "predicted ms", "measured ms", "error %")
+
+
+def measured(options: Options) -> Result:
+    """Each partitioner on two devices."""
+    found = rows(options, "plans", MODELS, DEVICES, PARTITIONERS)
+    figures = summary(found)
+    text = (
+        f"{figures['plans']} plans of {figures['models']} models on {DEVICES}: error of the "
+        f"prediction {figures['median_error']:.1%} (median), {figures['p90_error']:.1%} (p90); "
+        f"Kendall's tau {figures['tau_mean'] or 0:.2f} (mean over the models); the plan predicted "
+        f"best takes {figures['worst_regret']:.3f} x the best measured at the most"
+    )
+    passed = (
+        figures["median_error"] <= 0.04
+        and figures["p90_error"] <= 0.10
+        and (figures["tau_mean"] or 1.0) >= 0.9
+        and figures["worst_regret"] <= 1.02
+    )
+    return Result(text, HEADS, cells(found), figures | {"rows": found}, passed)
+
+
+def rows(
+    options: Options,
+    kept: str,
+    default: Sequence[str],
+    devices: str,
+    partitioners: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The rows of the models that are asked for, from the folder where they are there."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    store = options.folder / "prices.sqlite"
+    system = System.local(devices, Store(store))
+    found: list[dict[str, Any]] = []
+    chosen = models.chosen(options.models, options.names or default, inf)
+    for model in track(chosen, description=kept):
+        path = options.folder / f"{kept} {model.name}.json"
+        if not path.is_file():
+            own = of_model(model, system, str(store), options.seed, partitioners)
+            write_text(path, json.dumps(own))
+        found += json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def plans(
+    graph: Graph, system: System, store: str, partitioners: Sequence[str] = ()
+) -> Iterator[tuple[str, Plan]]:
     """The plan of each partitioner for latency, by its name; each device alone comes first."""
     prices = priced(graph, system, None, store or None)
     alone = [f"single:device={device.name}" for device in system.devices]
-    for name in (*alone, *(name for name in names(Partitioner) if name != "single")):
+    for name in (*alone, *partitioners):
         partitioner = load(Partitioner, name)
         if "latency" not in partitioner.objectives:
             continue
@@ -61,11 +106,13 @@ def plans(graph: Graph, system: System, store: str) -> Iterator[tuple[str, Plan]
             continue
 
 
-def measured(model: models.Model, system: System, store: str, seed: int) -> list[dict[str, Any]]:
+def of_model(
+    model: models.Model, system: System, store: str, seed: int, partitioners: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row for each partitioner; plans that do the same are measured as one."""
     graph = hetsched.read_onnx(models.load(model, seed), shapes=model.shapes)
     begin = perf_counter()
-    found = list(plans(graph, system, store))
+    found = list(plans(graph, system, store, partitioners))
     planning = perf_counter() - begin
     distinct: dict[object, Plan] = {}
     for _, plan in found:
@@ -79,7 +126,7 @@ def measured(model: models.Model, system: System, store: str, seed: int) -> list
         begin = perf_counter()
         while len(times[_does(found[0][1])]) < LEAST_ROUNDS or perf_counter() - begin < SECONDS:
             for key, way in ways.items():
-                times[key].append(seconds_of(lambda way=way: way.run(inputs)))
+                times[key].append(seconds_of(partial(way.run, inputs)))
     return [
         {
             "model": model.name,
@@ -155,50 +202,16 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    shown = Table("model", "partitioner", "parts", "predicted ms", "measured ms", "error %")
-    for row in rows:
-        same = row["same_as"] != row["partitioner"]
-        shown.add_row(
+def cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
             row["model"],
-            row["partitioner"] + (f" = {row['same_as']}" if same else ""),
+            row["partitioner"]
+            + (f" = {row['same_as']}" if row["same_as"] != row["partitioner"] else ""),
             str(row["parts"]),
             f"{row['predicted'] * 1e3:.3f}",
             f"{row['measured'] * 1e3:.3f}",
             f"{(row['predicted'] / row['measured'] - 1) * 100:+.1f}",
         )
-    return shown
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", help="write all figures to this file, after each model")
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--devices", default="cpu:0,cpu:1")
-    parser.add_argument("--store", default="", help="profile store, by default the user's")
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
-    console = Console(width=110)
-    rows: list[dict[str, Any]] = []
-    if chosen.json and Path(chosen.json).is_file():
-        rows = json.loads(Path(chosen.json).read_text())["rows"]
-    system = System.local(chosen.devices)
-    for model in models.chosen(models.FOLDER, chosen.models.split(","), float("inf")):
-        if any(row["model"] == model.name for row in rows):
-            continue
-        own = measured(model, system, chosen.store, chosen.seed)
-        console.print(table(own))
-        rows += own
-        if chosen.json:
-            about = record(chosen.seed) | {"devices": chosen.devices}
-            write(chosen.json, about | {"summary": summary(rows), "rows": rows})
-    console.print_json(data=summary(rows))
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except HetschedError as error_:
-        sys.exit(f"bench.plans: {error_}")
+        for row in rows
+    ]

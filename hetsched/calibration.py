@@ -1,0 +1,79 @@
+"""Predictions beside what was measured, run by run, and whether a device has changed since."""
+
+import statistics
+from collections.abc import Sequence
+
+from hetsched.errors import OutputFileError
+from hetsched.plan import Plan, simulate
+from hetsched.schedule import Schedule
+from hetsched.store import Residual, Store
+
+# Fewer earlier runs tell no band; older ones than the last so many do not count.
+LEAST_EARLIER, MOST_EARLIER = 5, 50
+# The band is so many deviations wide to each side, and at least such a share.
+DEVIATIONS = 4.0
+LEAST_SHARE = 0.1
+# Of a normal distribution: its standard deviation by its median absolute one.
+NORMAL = 1.4826
+
+
+def calibrate(plan: Plan, measured: Sequence[Schedule], store: Store) -> tuple[str, ...]:
+    """Keeps what was predicted and measured of a plan's runs; a line for each device that drifts.
+
+    A device drifts if what its parts take, by what was predicted, leaves the band of the runs
+    before. Devices without a clock of their own are left out. A store that cannot be written to is
+    no reason to fail: then nothing is kept, and nothing is told.
+    """
+    predicted = simulate(plan)
+    # By subject, and the device that is told of.
+    seconds = {
+        f"run of {plan.original.digest[:12]} by {', '.join(plan.devices)}": (
+            "",
+            predicted.makespan,
+            statistics.median(run.makespan for run in measured),
+        )
+    }
+    for name in plan.devices:
+        device = plan.system.device(name)
+        if not device.modelled:
+            seconds[f"parts on {device.fingerprint} {name}"] = (
+                name,
+                predicted.busy_seconds(name),
+                statistics.median(run.busy_seconds(name) for run in measured),
+            )
+    told = []
+    try:
+        for subject, (device_name, before, now) in seconds.items():
+            if not before > 0:
+                continue
+            earlier = [r.measured / r.predicted for r in store.residuals(subject) if r.predicted]
+            store.add_residual(Residual(subject, before, now, len(measured)))
+            found = drift(earlier[-MOST_EARLIER:], now / before)
+            if device_name and found:
+                told.append(f"'{device_name}' drifts: its parts take {found}; measure it again")
+    except OutputFileError:
+        return ()
+    return tuple(told)
+
+
+def drift(earlier: Sequence[float], ratio: float) -> str:
+    """How far a ratio of measured to predicted time is from those of `earlier` runs, in words.
+
+    Empty where it is within their band, or they are too few to have one.
+
+    Examples
+    --------
+    >>> drift([1.0, 1.02, 0.98, 1.0, 1.01], 1.05)
+    ''
+    >>> drift([1.0, 1.02, 0.98, 1.0, 1.01], 1.5)
+    '1.50 x the prediction, in earlier runs 0.90 to 1.10'
+    """
+    if len(earlier) < LEAST_EARLIER:
+        return ""
+    middle = statistics.median(earlier)
+    deviation = NORMAL * statistics.median(abs(one - middle) for one in earlier)
+    reach = max(DEVIATIONS * deviation, LEAST_SHARE * middle)
+    if abs(ratio - middle) <= reach:
+        return ""
+    band = f"{max(0.0, middle - reach):.2f} to {middle + reach:.2f}"
+    return f"{ratio:.2f} x the prediction, in earlier runs {band}"

@@ -1,0 +1,246 @@
+"""What a plan holds in memory on each device: weights as the code stores them, tensors, workspaces.
+
+What the caller of a run gives it is the caller's and does not count; what the run returns does. One
+request is in flight; each further one needs its tensors again.
+"""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hetsched.cache import footprint
+from hetsched.crew import Between, nbytes_of
+from hetsched.device import Device
+from hetsched.dtype import numpy_dtype
+from hetsched.errors import CompileError
+from hetsched.graph import Graph
+from hetsched.liveness import peak_nbytes
+from hetsched.plugin import load, names
+from hetsched.request import Step, View
+from hetsched.target import Artifact, Footprint, Target
+
+# TVM's pool of temporary memory gives whole pages.
+PAGE_NBYTES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A part on its device, with what it holds; None where its target cannot tell."""
+
+    step: Step
+    graph: Graph
+    footprint: Footprint | None
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Bytes that a device holds while a plan runs.
+
+    `tensors_nbytes` are what its parts hand over and return, `workspace_nbytes` what lies within
+    them, small weights among it. If not `exact`, it holds as much at most, by the graph alone.
+    """
+
+    device: str
+    weights_nbytes: int
+    tensors_nbytes: int
+    workspace_nbytes: int
+    exact: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights_nbytes + self.tensors_nbytes + self.workspace_nbytes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What each device holds; `shared_nbytes` of weights are counted for several and there once."""
+
+    devices: tuple[Holding, ...]
+    shared_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(held.nbytes for held in self.devices) - self.shared_nbytes
+
+    @property
+    def exact(self) -> bool:
+        return all(held.exact for held in self.devices)
+
+
+def expected(step: Step, graph: Graph) -> Loaded:
+    """What a part will hold, before it is compiled."""
+    device = step.device
+    if not is_known(device):
+        return Loaded(step, graph, None)
+    target = load(Target, device.target)
+    if target.unavailable():
+        return Loaded(step, graph, None)
+    try:
+        return Loaded(step, graph, footprint(target, graph, device))
+    except CompileError:
+        # Who compiles it will say so, and ask for another plan.
+        return Loaded(step, graph, None)
+
+
+def compiled(step: Step, graph: Graph, artifact: Artifact) -> Loaded:
+    """What a part holds, once it is compiled."""
+    return Loaded(step, graph, load(Target, step.device.target).held(artifact))
+
+
+def memory(
+    parts: Sequence[Loaded],
+    outputs: Sequence[str],
+    views: Mapping[str, View],
+    crew: bool,
+    first: int,
+) -> Memory:
+    """What the devices of `parts`, in the order of the plan, hold in a run that returns `outputs`.
+
+    `views` are joined of what several parts make. `crew` says that parts on several units hand over
+    without Python, as far as they are all functions of addresses. The `first` so many are one
+    request's; behind them are their replicas, of which nothing is exact.
+    """
+    weights: dict[str, dict[str, int]] = defaultdict(dict)
+    workspace: dict[str, int] = defaultdict(int)
+    exact = dict.fromkeys((part.step.device.name for part in parts), True)
+    pools: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    device_of = {part.step.device.unit: part.step.device.name for part in parts}
+    for part in parts:
+        device = part.step.device
+        found = part.footprint
+        if found is None:
+            exact[device.name] = False
+            weights[device.name] |= {n: array.nbytes for n, array in part.graph.constants.items()}
+            workspace[device.name] += peak_nbytes(part.graph)
+            continue
+        weights[device.name] |= found.weights
+        workspace[device.name] += found.own_nbytes
+        pools[device.unit] += found.temporaries
+    for unit, calls in pools.items():
+        workspace[device_of[unit]] += pool_nbytes(calls)
+    tensors, known = _tensors(parts[:first], outputs, views, crew)
+    known = known and len(parts) == first
+    for part in parts[first:]:
+        made = (part.graph.handed(tensor).nbytes for tensor in part.graph.outputs)
+        tensors[part.step.device.name] = tensors.get(part.step.device.name, 0) + sum(made)
+    held = tuple(
+        Holding(
+            name,
+            sum(weights[name].values()),
+            tensors.get(name, 0),
+            workspace[name],
+            exact[name] and known,
+        )
+        for name in exact
+    )
+    spaces = {part.step.device.name: part.step.device.memory_space for part in parts}
+    once = {(spaces[name], weight): n for name, own in weights.items() for weight, n in own.items()}
+    return Memory(held, sum(item.weights_nbytes for item in held) - sum(once.values()))
+
+
+def _tensors(
+    parts: Sequence[Loaded], outputs: Sequence[str], views: Mapping[str, View], crew: bool
+) -> tuple[dict[str, int], bool]:
+    """The bytes of what parts hand over and return, by device, and whether they are exact."""
+    steps = [part.step for part in parts]
+    kinds = {
+        tensor.name: (part.graph.handed(tensor).shape, numpy_dtype(tensor.dtype))
+        for part in parts
+        for tensor in part.graph.outputs
+    }
+    units = {step.device.unit for step in steps}
+    if len(units) > 1 and crew and all(_is_code(part) for part in parts):
+        between = Between(steps, kinds, outputs, views)
+        found = dict(between.charged)
+        for name, kind in between.results.items():
+            maker = steps[min(between.made[name])].device.name
+            found[maker] = found.get(maker, 0) + nbytes_of(kind)
+        return found, True
+    return _by_python(steps, {n: nbytes_of(kind) for n, kind in kinds.items()}, outputs, views)
+
+
+def _is_code(part: Loaded) -> bool:
+    made = [t.name for t in part.graph.outputs if t.name in part.graph.producers]
+    return part.footprint is not None and len(set(made)) == len(part.graph.outputs)
+
+
+def _by_python(
+    steps: Sequence[Step],
+    nbytes: Mapping[str, int],
+    outputs: Sequence[str],
+    views: Mapping[str, View],
+) -> tuple[dict[str, int], bool]:
+    """The same where Python hands over: on one device everything stays to the end of the run."""
+    found: dict[str, int] = defaultdict(int)
+    for step in steps:
+        found[step.device.name] += sum(nbytes[name] for name in step.outputs)
+    # A copy for each reader, while it runs, and one for the caller.
+    whole = {name: sum(nbytes[piece] for piece in view.pieces) for name, view in views.items()}
+    copies: dict[str, int] = defaultdict(int)
+    for step in steps:
+        read = sum(whole.get(name, 0) for name in step.inputs)
+        copies[step.device.name] = max(copies[step.device.name], read)
+    for device, most in copies.items():
+        found[device] += most
+    found[steps[-1].device.name] += sum(whole.get(name, 0) for name in outputs)
+    devices = {step.device for step in steps}
+    return found, len(steps) == 1 or (len(devices) == 1 and steps[0].device.threads == 1)
+
+
+def pool_nbytes(calls: Sequence[Sequence[int]]) -> int:
+    """What TVM's pool of a thread holds after calls that each take so many bytes at once.
+
+    The pool keeps every piece that it once gave. A call gets the smallest that is large enough;
+    where none is, the largest is replaced by one that is.
+
+    Examples
+    --------
+    >>> pool_nbytes([(4096, 8192), (8000,)])
+    12288
+    """
+    free: list[int] = []
+    # From the second run on, nothing is new.
+    for sizes in (*calls, *calls):
+        taken = []
+        for nbytes in sizes:
+            needed = -(-nbytes // PAGE_NBYTES) * PAGE_NBYTES
+            fits = bisect_left(free, needed)
+            if fits < len(free):
+                taken.append(free.pop(fits))
+            else:
+                if free:
+                    free.pop()
+                taken.append(needed)
+        for piece in taken:
+            insort(free, piece)
+    return sum(free)
+
+
+def is_known(device: Device) -> bool:
+    """Whether its target is one of ours: a device of an instance need have none."""
+    return device.target.partition(":")[0] in names(Target)
+
+
+def crew_is_here(devices: Sequence[Device]) -> bool:
+    """Whether parts on these devices can hand over without Python, if they are code."""
+    return all(
+        is_known(device)
+        and not (target := load(Target, device.target)).unavailable()
+        and target.crew(device) is not None
+        for device in devices
+    )
+
+
+def views_between(graph: Graph, parts: Iterable[Graph]) -> dict[str, View]:
+    """What is joined in `graph` without a copy, as its `parts` make and read it."""
+    joined = {tensor.name: tensor for op in graph.ops for tensor in op.writes}
+    joined |= {tensor.name: part.handed(tensor) for part in parts for tensor in part.inputs}
+    return {
+        name: View(
+            tuple(piece.name for piece in pieces),
+            joined[name].shape,
+            numpy_dtype(joined[name].dtype),
+        )
+        for name, pieces in graph.views.items()
+    }

@@ -1,0 +1,77 @@
+"""What a run costs beside its parts: measured once, written down, and counted in predictions."""
+
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+import pytest
+from graphs import Builder
+
+from hetsched import overheads as module
+from hetsched.cost import Prices
+from hetsched.device import Device, Link
+from hetsched.errors import DeviceError
+from hetsched.graph import Graph
+from hetsched.overheads import overheads
+from hetsched.plan import make_plan, read_recipe, simulate
+from hetsched.plugin import load
+from hetsched.store import Store
+from hetsched.system import System
+from hetsched.target import Target
+
+
+def here(*names: str) -> list[Device]:
+    return [load(Target, name.partition(":")[0]).device(name) for name in names]
+
+
+@pytest.mark.parametrize("names", [("cpu:0",), ("reference",), ("reference", "cpu:0")])
+def test_overheads_are_measured_once(
+    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "profile.sqlite")
+    first = overheads(here(*names), store)
+    assert first.call > 0
+    assert first.launch >= 0
+    assert (first.start > 0) == (len({device.unit for device in here(*names)}) > 1)
+    monkeypatch.setattr(module, "_measured", None)
+    assert overheads(here(*names), store) == first
+
+
+def system() -> System:
+    devices = (Device("p", "none", launch_seconds=1.0), Device("q", "none", launch_seconds=1.0))
+    links = (Link("p", "q", 0.5, inf), Link("q", "p", 0.5, inf))
+    return System("small", devices, links, 10.0, 20.0, 1e9)
+
+
+def chain() -> Graph:
+    build = Builder()
+    x = build.op("Relu", build.input("x", 4), name="first")
+    return build.graph(build.op("Softmax", x, name="second"))
+
+
+def test_a_prediction_begins_when_the_devices_do() -> None:
+    graph = chain()
+    seconds = {group.name: {"p": 2.0, "q": 3.0} for group in graph.groups}
+    costs = Prices("by hand", seconds, {group.name: {} for group in graph.groups})
+    names = [group.name for group in graph.groups]
+
+    def plan(*places: str):  # type: ignore[no-untyped-def]
+        return make_plan(graph, system(), costs, dict(zip(names, places, strict=True)), names, "")
+
+    alone = simulate(plan("p", "p"))
+    # The call, one launch and both kernels.
+    assert (alone.slots[0].start, alone.makespan) == (10.0, 10 + 1 + 2 + 2)
+    both = simulate(plan("p", "q"))
+    assert (both.slots[0].start, both.makespan) == (20.0, 20 + (1 + 2) + 0.5 + (1 + 3))
+    assert both.transfers[0].start == 23.0
+    assert read_recipe(plan("p", "q").to_json()).simulate() == both
+
+
+def test_a_machine_file_has_the_overheads(tmp_path: Path) -> None:
+    path = tmp_path / "machine.toml"
+    path.write_text(system().to_toml())
+    assert System.load(path) == system()
+    assert "call_seconds" not in replace(system(), call_seconds=0.0).to_toml()
+    path.write_text("start_seconds = -1\n" + system().to_toml().replace("start_seconds = 20.0", ""))
+    with pytest.raises(DeviceError, match="'start_seconds' is -1; it must not be negative"):
+        System.load(path)

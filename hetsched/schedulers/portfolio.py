@@ -26,15 +26,17 @@ from hetsched.schedulers._search import climb, padded, seeded, sweep
 LISTS = ("heft", "cpop", "peft", "lookahead", "ippts")
 # Tasks up to which the whole is annealed.
 WHOLE = 400
-# Where each round of annealing ends, as a share of all, and how hot it begins, in mean seconds
-# of a task and half a transfer.
-ROUNDS = ((0.1, 1.0), (0.4, 1.0), (0.7, 0.5), (1.0, 0.25))
+# How hot annealing begins, in mean seconds of a task and half a transfer; and where links contend,
+# by rounds.
+HEAT, CONTENTION_HEATS = 0.4, (0.1, 1.0)
+# Into how many slices it is divided at least.
+SLICES = 8
 # Tasks in a window, in turns, its temperature, and steps for each of its tasks.
 WINDOWS = (100, 200, 400)
 WINDOW_HEAT = 0.1
 WINDOW_STEPS = 20
-# The share of a makespan above all work up to which prices count; twice that and they do not.
-SLACK = 0.1
+# The share of a makespan above all work up to which its prices count, in rounds of annealing.
+SLACKS = (0.1, 0.3)
 # Iterations between two looks at the clock: some hundredths of a second.
 SLICE = 200
 # What an iteration is: a step of annealing looks at all tasks, and costs as much as these besides.
@@ -266,20 +268,21 @@ def run_again(problem: Problem, local: Local, solver: str) -> Solution:
 
 
 def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
-    """Rounds that begin with the best, hot, and end cold."""
-    tasks, best = search.problem.tasks, local.best
-    nothing = np.zeros(int(search.problem.unit.max()) + 1)
-    move = partial(climb, padded(search.problem), nothing, nothing)
-    if search.problem.contention:
-        move = partial(shake, search.problem.arrays)
+    """Rounds from the best on, ever colder, in each of which the price of work counts more."""
+    tasks, best, since = search.problem.tasks, local.best, search.spent()
+    heat = HEAT * local.scale
     limit = search.limit(until)
-    slices = min(SLICE, min(limit.seconds, limit.work) / WORK / len(ROUNDS))
-    count, since = steps(slices, tasks), search.spent()
-    for end_of_round, heat in ROUNDS:
+    count = steps(min(SLICE, min(limit.seconds, limit.work) / WORK / SLICES), tasks)
+    for index, slack in enumerate(SLACKS):
+        price = counting_price(search.problem, best, slack)
+        move = partial(climb, padded(search.problem), price, np.zeros(len(price)))
+        if search.problem.contention:
+            move = partial(shake, search.problem.arrays)
+            heat = CONTENTION_HEATS[index] * local.scale
         order, device = local.order.copy(), local.device.copy()
-        begin, last = search.spent(), since + end_of_round * (until - since)
+        begin, last = search.spent(), since + (index + 1) / len(SLACKS) * (until - since)
         while (spent := search.spent()) < last:
-            hot = heat * local.scale * (last - spent) / (last - begin)
+            hot = heat * (last - spent) / (last - begin)
             best = move(
                 order,
                 device,
@@ -296,13 +299,20 @@ def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
             yield best
 
 
+def counting_price(problem: Problem, makespan: float, slack: float) -> np.ndarray:
+    """(units) of a second of work, in full if no more than `slack` of a makespan is above it.
+
+    From twice as much on it is nothing.
+    """
+    least, price = priced_area(problem)
+    return price * min(1.0, max(0.0, 2 - (1 - least / makespan) / slack))
+
+
 def windows(search: Search, local: Local, until: float) -> Iterator[float]:
     """As annealing, where a small part of the order is annealed at a time."""
     a, tasks = padded(search.problem), search.problem.tasks
     borders = np.random.default_rng(search.seed)
-    least, price = priced_area(search.problem)
-    # Work counts where there is little more to a makespan.
-    price *= min(1.0, max(0.0, 2 - (1 - least / local.best) / SLACK))
+    price = counting_price(search.problem, local.best, SLACKS[0])
     for size in cycle(WINDOWS):
         count = WINDOW_STEPS * size
         some = max(1, steps(SLICE, size) // count)
@@ -354,7 +364,7 @@ def windowed(search: Search, until: float) -> None:
 # Up to how many tasks what is tried in turn, and the share of the budget that is spent behind it.
 PLANS: tuple[tuple[float, tuple[tuple[Step, float], ...]], ...] = (
     (40, ((annealed, 0.05), (refute, 0.1), (proved, 0.6), (annealed, 1.0))),
-    (100, ((annealed, 0.2), (refute, 0.4), (annealed, 1.0))),
-    (WHOLE, ((annealed, 0.6), (windowed, 1.0))),
+    (100, ((annealed, 0.85), (refute, 1.0))),
+    (WHOLE, ((annealed, 1.0),)),
     (inf, ((windowed, 1.0),)),
 )

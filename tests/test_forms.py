@@ -359,7 +359,7 @@ def test_packages_know_what_is_packed(tmp_path: Path, monkeypatch: pytest.Monkey
     graph, path = packaged(tmp_path)
     # Another version may have another rule.
     monkeypatch.setattr(forms, "packed", lambda *_: frozenset())
-    monkeypatch.setattr("hetsched.compiler.packed", lambda *_: frozenset())
+    monkeypatch.setattr("hetsched.plan.packed", lambda *_: frozenset())
     inputs = seeded_inputs(graph)
     with load_executable(path) as executable:
         assert any(item.graph.packed for item in executable.parts)

@@ -537,7 +537,8 @@ def _fastest(
             if other is single:
                 return executable
     ways.insert(1, executable)
-    seconds, runs = median_latencies(ways, seeded_inputs(plan.original))
+    inputs = seeded_inputs(plan.original)
+    seconds, runs = median_latencies(ways, inputs)
     times = ", ".join(
         f"{way.plan.partitioner} {time * 1e3:.3f} ms"
         for way, time in zip(ways, seconds, strict=True)
@@ -549,6 +550,7 @@ def _fastest(
         notes = plan.notes
         told.append(f"hybrid does not pay: '{single.devices[0]}' alone ships")
     for way in ways:
+        way.run(inputs)
         told += calibrate(way.plan, [way.schedule], Store(default_path()))
         # The one that is returned starts again when it is first used.
         way.close()

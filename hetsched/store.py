@@ -448,10 +448,17 @@ class Store:
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         """Makes the tables, or brings those of an older version to this one."""
-        if self._version(database) == VERSION:
+        database.isolation_level = None
+        # What is read of the version belongs together, whatever another process writes meanwhile.
+        database.execute("BEGIN")
+        try:
+            version = self._version(database)
+        finally:
+            database.execute("ROLLBACK")
+        if version == VERSION:
+            database.isolation_level = "DEFERRED"
             return
         # All at once, and asked again: another process may be doing the same.
-        database.isolation_level = None
         database.execute("BEGIN IMMEDIATE")
         try:
             version = self._version(database)

@@ -138,9 +138,8 @@ def test_an_instance_is_scheduled(scheduler: str, makespan: float) -> None:
     keys = ["makespan", "lower_bound", "optimal", "slots", "solver", "wall_seconds", "history"]
     assert list(found) == keys
     assert found["makespan"] == makespan
-    assert [last["makespan"] for last in found["history"][-1:]] == [makespan] * (
-        scheduler == "portfolio"
-    )
+    known = [last["makespan"] for last in found["history"][-1:]]
+    assert known == [pytest.approx(makespan)] * (scheduler == "portfolio")
     assert found["lower_bound"] <= makespan
     assert found["optimal"] == (found["lower_bound"] == makespan)
     assert all(list(slot) == ["task", "device", "start", "finish"] for slot in found["slots"])
@@ -352,7 +351,7 @@ def test_several_models_are_profiled_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ((), "give a model, --show or --merge"),
+        ((), "give a model, --show, --report or --merge"),
         (("--show", BRANCH), "give no model"),
         ((BRANCH, "--kind", "Conv"), "--kind is for --show"),
         (("--merge", BRANCH), "damaged or no profile store"),
@@ -455,7 +454,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert process.returncode == 141
 
 
-@pytest.mark.parametrize("step", ["pricing: Conv+Relu (2 of 6)", "compiling: part0"])
+@pytest.mark.parametrize("step", ["pricing: compiling Conv (3 of 6)", "compiling: part0"])
 def test_an_interrupt_leaves_nothing_behind(step: str, tmp_path: Path) -> None:
     environment = os.environ | {"HETSCHED_STORE": str(tmp_path / "store" / "p.sqlite")}
     work = tmp_path / "work"

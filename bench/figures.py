@@ -299,11 +299,7 @@ def schedulers_summary(result: Mapping[str, Any]) -> str:
 
 def schedulers(result: Mapping[str, Any]) -> str:
     """The words and the table of each set."""
-    sets = "".join(
-        f"### {name}\n\n{found['text']}\n\n{_table(found['heads'], found['cells'])}\n"
-        for name, found in result["sets"].items()
-    )
-    return f"## Schedules beside the shortest known\n\n{_where(result)}\n\n{sets}"
+    return _sets("Schedules beside the shortest known", result)
 
 
 def splits_summary(result: Mapping[str, Any]) -> str:
@@ -346,6 +342,17 @@ def splits(result: Mapping[str, Any]) -> str:
     return f"## Operations in pieces\n\n{_where(result)}\n\n{found}"
 
 
+def costs_summary(result: Mapping[str, Any]) -> str:
+    """The words of each set."""
+    words = "\n".join(f"- {name}: {found['text']}" for name, found in result["sets"].items())
+    return f"## Prices beside what was measured\n\n{_where(result)}\n\n{words}\n"
+
+
+def costs(result: Mapping[str, Any]) -> str:
+    """The words and the table of each set."""
+    return _sets("Prices beside what was measured", result)
+
+
 @dataclass(frozen=True)
 class Part:
     """What the documents say of a result."""
@@ -365,6 +372,7 @@ PARTS = {
     "reference": Part(reference_summary, reference),
     "schedulers": Part(schedulers_summary, schedulers),
     "splits": Part(splits_summary, splits),
+    "costs": Part(costs_summary, costs),
 }
 
 
@@ -390,6 +398,14 @@ def _where(result: Mapping[str, Any]) -> str:
         f"`{result['command']}`, {machine['cpu']}, {machine['cores']} cores, "
         f"commit {result['commit'][:7]}."
     )
+
+
+def _sets(title: str, result: Mapping[str, Any]) -> str:
+    sets = "".join(
+        f"### {name}\n\n{found['text']}\n\n{_table(found['heads'], found['cells'])}\n"
+        for name, found in result["sets"].items()
+    )
+    return f"## {title}\n\n{_where(result)}\n\n{sets}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

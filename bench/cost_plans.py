@@ -21,6 +21,7 @@ from rich.progress import track
 
 import hetsched
 from bench import models
+from bench.cores import Probe
 from bench.costing import Options, Result
 from bench.timing import seconds_of
 from hetsched.api import priced
@@ -125,11 +126,13 @@ def of_model(
         ways = {key: stack.enter_context(hetsched.compile(plan)) for key, plan in distinct.items()}
         for way in ways.values():
             way.run(inputs)
+        probe = stack.enter_context(Probe.of(system))
         begin = perf_counter()
         while (
             len(times[_does(found[0][1])]) < LEAST_ROUNDS * BURST
             or perf_counter() - begin < SECONDS
         ):
+            probe.settle()
             for key, way in ways.items():
                 for _ in range(WARM):
                     way.run(inputs)

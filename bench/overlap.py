@@ -35,6 +35,7 @@ from rich.table import Table
 
 import hetsched
 from bench import engines, families, models
+from bench.cores import Probe
 from bench.record import record, write
 from bench.timing import seconds_of
 from hetsched.api import partition, plans, priced
@@ -195,7 +196,9 @@ def together(
         calls["onnxruntime"] = peer.run
         times: dict[str, list[float]] = {name: [] for name in calls}
         overlaps, shares, waits = [], [], []
+        probe = stack.enter_context(Probe.of(system))
         for _ in range(rounds):
+            probe.settle()
             for name, call in calls.items():
                 call()
                 times[name].append(seconds_of(call))
@@ -212,6 +215,7 @@ def together(
         "partitioner": plan.partitioner,
         "parts": len(plan.parts),
         "splits": len(plan.splits),
+        "cores": probe.told(),
         "rounds": times,
         "seconds": medians,
         "predicted_seconds": simulate(plan).makespan,

@@ -30,6 +30,7 @@ from rich.table import Table
 
 import hetsched
 from bench import models
+from bench.cores import Probe
 from bench.overlap import layered, layers_for
 from bench.record import record, write
 from bench.timing import seconds_of
@@ -185,7 +186,9 @@ def measured(
             verify(executable, inputs, seed).check()
             pipelines[name] = Pipeline(executable, inputs, seconds)
         times: dict[str, list[float]] = {name: [] for name in alone}
+        probe = stack.enter_context(Probe.of(system))
         for _ in range(rounds):
+            probe.settle()
             for name, executable in alone.items():
                 executable.run(inputs)
                 runs = max(1, round(seconds / 4 / seconds_of(partial(executable.run, inputs))))
@@ -197,6 +200,7 @@ def measured(
     best = min(single.values())
     return {
         "single_seconds": single,
+        "cores": probe.told(),
         "possible": best * sum(1 / value for value in single.values()),
         **{
             name: asdict(found) | {"speedup": best / found.seconds}

@@ -35,6 +35,7 @@ from rich.table import Table
 import hetsched
 from bench import engines, families, models
 from bench.chains import chain
+from bench.cores import Probe
 from bench.pipelines import Pipeline
 from bench.record import record, write
 from bench.timing import geometric_mean, seconds_of
@@ -154,12 +155,14 @@ def chains(options: Options) -> dict[str, Any]:
 def layers(options: Options) -> dict[str, Any]:
     """Each layer alone, by the chosen share, and by every share of two devices there is."""
     system = System.local(options.devices, Store(options.store))
-    rows = [
-        layer(kind, sizes, system, options)
-        for kind, sizes in track(LAYERS[: options.layers], "layers", transient=True)
-    ]
+    with Probe.of(system) as probe:
+        rows = [
+            layer(kind, sizes, system, options, probe)
+            for kind, sizes in track(LAYERS[: options.layers], "layers", transient=True)
+        ]
     return {
         "devices": options.devices,
+        "cores": probe.told(),
         "rows": rows,
         "mean_share": geometric_mean(row["share"] for row in rows),
         "mean_planned_share": geometric_mean(row["planned_share"] for row in rows),
@@ -169,7 +172,9 @@ def layers(options: Options) -> dict[str, Any]:
     }
 
 
-def layer(kind: str, sizes: Sequence[int], system: System, options: Options) -> dict[str, Any]:
+def layer(
+    kind: str, sizes: Sequence[int], system: System, options: Options, probe: Probe
+) -> dict[str, Any]:
     """The times of one layer: each device alone, the chosen share, and all aligned shares."""
     graph = layer_graph(kind, sizes)
     width = sizes[2]
@@ -198,11 +203,11 @@ def layer(kind: str, sizes: Sequence[int], system: System, options: Options) -> 
         ways["planned"] = stack.enter_context(hetsched.compile(chosen))
         # As `hetsched compile --measure` ships it.
         ways["chosen"] = stack.enter_context(hetsched.compile(chosen, measure=True))
-        first = _turns(ways, inputs, max(3, options.rounds // 4))
+        first = _turns(ways, inputs, max(3, options.rounds // 4), probe)
         # Once more with the best alone: the least of many noisy medians is too little.
         order = sorted(plans, key=lambda name: statistics.median(first[name]))
         final = dict.fromkeys(["chosen", "planned", *singles, *order[:4]])
-        times = _turns({name: ways[name] for name in final}, inputs, options.rounds)
+        times = _turns({name: ways[name] for name in final}, inputs, options.rounds, probe)
     medians = {name: statistics.median(found) for name, found in times.items()}
     single = min(medians[name] for name in singles)
     best = min((name for name in medians if name in plans), key=medians.__getitem__)
@@ -294,11 +299,13 @@ def networks(options: Options) -> dict[str, Any]:
     """Whole networks on two devices, beside other ways to use both."""
     system = System.local(options.devices, Store(options.store))
     rows = []
-    for name in track(options.models, "models", transient=True):
-        graph, inputs = _model(name, options.seed)
-        rows.append({"model": name, **network(graph, inputs, system, options)})
+    with Probe.of(system) as probe:
+        for name in track(options.models, "models", transient=True):
+            graph, inputs = _model(name, options.seed)
+            rows.append({"model": name, **network(graph, inputs, system, options, probe)})
     return {
         "devices": options.devices,
+        "cores": probe.told(),
         "rows": rows,
         "mean_speedup": geometric_mean(row["speedup"] for row in rows),
         "mean_of_possible": geometric_mean(row["of_possible"] for row in rows),
@@ -310,7 +317,11 @@ def networks(options: Options) -> dict[str, Any]:
 
 
 def network(
-    graph: Graph, inputs: Mapping[str, np.ndarray], system: System, options: Options
+    graph: Graph,
+    inputs: Mapping[str, np.ndarray],
+    system: System,
+    options: Options,
+    probe: Probe,
 ) -> dict[str, Any]:
     prices = priced(graph, system, "profiled", options.store)
     names = [device.name for device in system.devices]
@@ -330,12 +341,12 @@ def network(
         stack.callback(peer.close)
         calls = {name: partial(way.run, inputs) for name, way in ways.items()}
         calls["onnxruntime"] = peer.run
-        times = _calls(calls, options.rounds)
+        times = _calls(calls, options.rounds, probe)
         overlaps = []
         for _ in range(options.rounds):
             shared.run(inputs)
             overlaps.append(shared.schedule.overlap_seconds())
-        piped = _pipeline(graph, system, prices, inputs, options.rounds)
+        piped = _pipeline(graph, system, prices, inputs, options.rounds, probe)
     medians = {name: statistics.median(found) for name, found in times.items()}
     alone = [medians[name] for name in names]
     speedup = min(alone) / medians["shared"]
@@ -361,6 +372,7 @@ def _pipeline(
     prices: Prices,
     inputs: Mapping[str, np.ndarray],
     rounds: int,
+    probe: Probe,
 ) -> dict[str, Any] | None:
     """The time from result to result with many in flight, beside what the busiest device needs."""
     try:
@@ -370,6 +382,7 @@ def _pipeline(
     with hetsched.compile(plan) as executable:
         pipeline = Pipeline(executable, inputs, PIPELINE_SECONDS)
         for _ in range(max(3, rounds // 4)):
+            probe.settle()
             pipeline.go()
         found = pipeline.result()
     return {
@@ -403,15 +416,22 @@ def _possible(seconds: Sequence[float]) -> float:
 
 
 def _turns(
-    ways: Mapping[str, Executable], inputs: Mapping[str, np.ndarray], rounds: int
+    ways: Mapping[str, Executable],
+    inputs: Mapping[str, np.ndarray],
+    rounds: int,
+    probe: Probe | None = None,
 ) -> dict[str, list[float]]:
-    return _calls({name: partial(way.run, inputs) for name, way in ways.items()}, rounds)
+    return _calls({name: partial(way.run, inputs) for name, way in ways.items()}, rounds, probe)
 
 
-def _calls(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def _calls(
+    calls: Mapping[str, Callable[[], object]], rounds: int, probe: Probe | None = None
+) -> dict[str, list[float]]:
     """Seconds of each call, in turns: one to warm up, and one that counts."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
+        if probe:
+            probe.settle()
         for name, call in calls.items():
             sleep(PAUSE_SECONDS)
             call()

@@ -323,7 +323,9 @@ def splits_summary(result: Mapping[str, Any]) -> str:
             f"{networks['mean_speedup']:.2f} times as fast as on the better one "
             f"({networks['mean_of_possible']:.2f} of what is possible), "
             f"{networks['mean_of_threads']:.2f} times the same code with two threads; pipelines "
-            f"reach {networks['mean_pipeline']:.2f} of the rate of their longest stage."
+            f"reach {networks['mean_pipeline']:.2f} of the rate of their longest stage. In "
+            f"{networks['cores']['disturbed_rounds']} rounds the host gave less than two whole "
+            "cores."
         )
     if layers := result.get("layers"):
         text.append(

@@ -462,13 +462,20 @@ Shown = tuple[str, Sequence[str], list[list[str]]]
 
 def tables(content: Mapping[str, Any]) -> list[Shown]:
     """Title, heads and cells of a table for each set."""
-    found: list[Shown] = []
+    return [
+        (f"{title}, commit {content[name].get('commit', content['commit'])[:7]}", heads, cells)
+        for name, (title, heads, cells) in _tables(content).items()
+    ]
+
+
+def _tables(content: Mapping[str, Any]) -> dict[str, Shown]:
+    found: dict[str, Shown] = {}
     if "chains" in content:
         cells = [
             [row["arithmetic"], str(row["chains"]), f"{row['worst']:.1e}"]
             for row in content["chains"]["rows"]
         ]
-        found.append(("random chains", ("arithmetic", "chains", "worst"), cells))
+        found["chains"] = ("random chains", ("arithmetic", "chains", "worst"), cells)
     if "layers" in content:
         heads = (
             "layer", "alone ms", "planned ms", "chosen", "ms", "best", "ms", "speed-up", "of best",
@@ -488,7 +495,7 @@ def tables(content: Mapping[str, Any]) -> list[Shown]:
             ]
             for row in content["layers"]["rows"]
         ]
-        found.append(("single layers", heads, cells))
+        found["layers"] = ("single layers", heads, cells)
     if "tiles" in content:
         heads = ("grid", "peak MB", "saved", "workspace MB", "saved", "more FLOPs", "ms")
         cells = [
@@ -503,7 +510,7 @@ def tables(content: Mapping[str, Any]) -> list[Shown]:
             ]
             for row in content["tiles"]["rows"]
         ]
-        found.append((f"tiles of {content['tiles']['model']}", heads, cells))
+        found["tiles"] = (f"tiles of {content['tiles']['model']}", heads, cells)
     if "models" in content:
         heads = (
             "model",
@@ -532,7 +539,7 @@ def tables(content: Mapping[str, Any]) -> list[Shown]:
             ]
             for row in content["models"]["rows"]
         ]
-        found.append(("whole networks", heads, cells))
+        found["models"] = ("whole networks", heads, cells)
     return found
 
 
@@ -562,12 +569,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="*", default=MODELS, help="whole networks")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of all ways")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--add", action="store_true", help="keep the other sets that the file has from before"
+    )
     given = parser.parse_args(arguments)
     wanted = given.sets.split(",")
     for name in wanted:
         if name not in RUNS:
             parser.error(f"no set '{name}'; there are {', '.join(RUNS)}")
     content: dict[str, Any] = {**record(given.seed), "rounds": given.rounds, "goals": GOALS}
+    if given.add and given.json.exists():
+        old = json.loads(given.json.read_text(encoding="utf-8"))
+        content |= {name: {"commit": old["commit"]} | old[name] for name in RUNS if name in old}
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         with TemporaryDirectory(prefix="hetsched-bench-") as folder:
@@ -582,7 +595,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 Path(folder) / "profile.sqlite",
             )
             for name in wanted:
-                content[name] = RUNS[name](options)
+                content[name] = RUNS[name](options) | {"commit": content["commit"]}
                 # After each set, so that a long run that breaks off has told something.
                 write(given.json, content)
     except HetschedError as error:

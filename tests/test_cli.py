@@ -141,7 +141,7 @@ def test_an_instance_is_scheduled(scheduler: str, makespan: float) -> None:
     known = [last["makespan"] for last in found["history"][-1:]]
     assert known == [pytest.approx(makespan)] * (scheduler == "portfolio")
     assert found["lower_bound"] <= makespan
-    assert found["optimal"] == (found["lower_bound"] == makespan)
+    assert found["optimal"] == (found["lower_bound"] == pytest.approx(makespan))
     assert all(list(slot) == ["task", "device", "start", "finish"] for slot in found["slots"])
     assert sorted(slot["task"] for slot in found["slots"]) == sorted(f"n{i + 1}" for i in range(10))
     text = hetsched_(*options).stdout

@@ -7,20 +7,16 @@ off goes on where it was, and a set that is asked again measures nothing.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
 
-from rich.console import Console
-from rich.table import Table
-
-from bench.costing import Options, Result
+from bench.costing import Options
 from bench.models import FOLDER
-from bench.record import record, write
-from hetsched.errors import HetschedError
+from bench.record import record
+from bench.sets import run
 
 HERE = Path(__file__).parent
 
@@ -50,37 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"no set '{name}'; there are {', '.join(there)}")
     names = tuple(filter(None, given.names.split(",")))
     options = Options(given.device, given.seed, given.models, given.folder, names)
-    where = record(given.seed)
-    content = where | {"sets": {}}
-    if given.json.exists() and not given.fresh:
-        content["sets"] = json.loads(given.json.read_text(encoding="utf-8"))["sets"]
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
-        for name in wanted:
-            start = perf_counter()
-            result: Result = import_module(f"bench.cost_{name}").measured(options)
-            content["sets"][name] = vars(result) | {
-                "seconds": perf_counter() - start,
-                "commit": where["commit"],
-                "dirty": where["dirty"],
-            }
-            # After each set, so that a long run that breaks off has told something.
-            write(given.json, content)
-            show(console, name, result)
-    except HetschedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
-
-
-def show(console: Console, name: str, result: Result) -> None:
-    table = Table(title=name)
-    for index, head in enumerate(result.heads):
-        table.add_column(head, justify="right" if index else "left")
-    for cells in result.cells:
-        table.add_row(*cells)
-    console.print(result.text)
-    console.print(table)
+    found = {
+        name: partial(import_module(f"bench.cost_{name}").measured, options) for name in wanted
+    }
+    return run(given.json, record(given.seed), found, keep=not given.fresh, width=140)
 
 
 if __name__ == "__main__":

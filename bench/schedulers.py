@@ -22,17 +22,16 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from bench import models
 from bench.attack import attack
 from bench.instances import families, instance, layered, odd, planted
 from bench.record import record, write
 from bench.scaling import scaling
+from bench.sets import run
 from bench.stages import layerwise
-from hetsched import HetschedError, read_onnx
+from hetsched import read_onnx
 from hetsched.cost import Prices, roofline_seconds
 from hetsched.device import Device, Link
 from hetsched.errors import InfeasiblePlan
@@ -541,37 +540,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.jobs,
         given.references,
     )
-    where = record(given.seed)
-    content = where | {"options": vars(given) | {"json": None, "references": None}, "sets": {}}
-    if given.add and given.json.exists():
-        content["sets"] = json.loads(given.json.read_text(encoding="utf-8"))["sets"]
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
-        for name in wanted:
-            start = perf_counter()
-            result = SETS[name](options)
-            content["sets"][name] = vars(result) | {
-                "seconds": perf_counter() - start,
-                "commit": where["commit"],
-                "dirty": where["dirty"],
-            }
-            # After each set, so that a long run that breaks off has told something.
-            write(given.json, content)
-            _print(console, name, result)
-    except HetschedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
-
-
-def _print(console: Console, name: str, result: Result) -> None:
-    table = Table(title=name)
-    for index, head in enumerate(result.heads):
-        table.add_column(head, justify="right" if index else "left")
-    for cells in result.cells:
-        table.add_row(*cells)
-    console.print(result.text)
-    console.print(table)
+    asked = vars(given) | {"json": None, "references": None}
+    found = {name: partial(SETS[name], options) for name in wanted}
+    content = record(given.seed) | {"options": asked}
+    return run(given.json, content, found, keep=given.add, width=120)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ results are always new arrays. Where parts are on several devices, requests take
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import CFUNCTYPE, c_int32, c_int64, c_uint32, c_void_p, cast
+from ctypes import CDLL, CFUNCTYPE, c_int32, c_int64, c_uint32, c_void_p, cast
 from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
@@ -75,6 +75,8 @@ NUMBERS = 64
 MOST_IN_FLIGHT = 32
 MOST_ROUTES = 16
 CORE_WORDS = 16
+# What `crew_copy` counts in.
+WORD_NBYTES = 8
 TELL = CFUNCTYPE(None, c_uint32, c_int32)
 
 # Shape and dtype.
@@ -528,6 +530,23 @@ class _Memory:
     def bind(self, places: Sequence[tuple[int, int, int]], value: int) -> None:
         for index, cell, offset in places:
             self._tables[index][cell] = value + offset
+
+
+def copying(library: CDLL, kind: Kind) -> Code:
+    """Code, from `crew.c`, of a step that reads one array and writes another: to measure by.
+
+    What it writes differs a little from what it read, so that nothing can leave it out.
+    """
+    return Code(
+        function=cast(library.crew_copy, c_void_p).value or 0,
+        table=np.array([nbytes_of(kind) // WORD_NBYTES, 0, 0], np.uint64),
+        inputs=(1,),
+        outputs=(2,),
+        results=(kind,),
+        threads=1,
+        enter=lambda: None,
+        module=library,
+    )
 
 
 def address(array: np.ndarray) -> int:

@@ -15,13 +15,13 @@ from hetsched.compiler import CompiledPart
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import InputError
 from hetsched.executor import Executor
-from hetsched.footprint import Memory, compiled, memory, views_between
+from hetsched.footprint import Memory, compiled, memory
 from hetsched.graph import dtype_of
 from hetsched.objective import objective
 from hetsched.op import Tensor
 from hetsched.plan import Plan
 from hetsched.plugin import load
-from hetsched.request import Request, Run, View
+from hetsched.request import Request, Run, View, views_between
 from hetsched.schedule import Schedule
 from hetsched.target import Kernel, Target
 

@@ -6,7 +6,7 @@ request is in flight; each further one needs its tensors again.
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hetsched.cache import footprint
@@ -230,17 +230,3 @@ def crew_is_here(devices: Sequence[Device]) -> bool:
         and target.crew(device) is not None
         for device in devices
     )
-
-
-def views_between(graph: Graph, parts: Iterable[Graph]) -> dict[str, View]:
-    """What is joined in `graph` without a copy, as its `parts` make and read it."""
-    joined = {tensor.name: tensor for op in graph.ops for tensor in op.writes}
-    joined |= {tensor.name: part.handed(tensor) for part in parts for tensor in part.inputs}
-    return {
-        name: View(
-            tuple(piece.name for piece in pieces),
-            joined[name].shape,
-            numpy_dtype(joined[name].dtype),
-        )
-        for name, pieces in graph.views.items()
-    }

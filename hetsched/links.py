@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from ctypes import CDLL, c_void_p, cast
+from ctypes import CDLL
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -16,14 +16,14 @@ from time import perf_counter
 import numpy as np
 
 from hetsched.confidence import margin
-from hetsched.crew import Crew
+from hetsched.crew import WORD_NBYTES, Crew, copying
 from hetsched.device import Device, Link
 from hetsched.errors import DeviceError
 from hetsched.host import pinned
 from hetsched.plugin import load
 from hetsched.request import Step
 from hetsched.store import Store
-from hetsched.target import Code, Kernel, Target
+from hetsched.target import Target
 
 Progress = Callable[[str, int, int], None]
 
@@ -158,15 +158,13 @@ def measure_link(source: Device, sink: Device) -> Link:
 def _crew_link(source: Device, sink: Device, library: bytes) -> Link:
     """The link between two units of a crew, from the stamps of copies that take turns in pairs."""
     loaded = load_library(library)
-    words = HANDOVER_NBYTES // 8
+    words = HANDOVER_NBYTES // WORD_NBYTES
     kind = (words,), np.dtype(np.int64)
-    function = cast(loaded.crew_copy, c_void_p).value or 0
-    table = np.array([words, 0, 0], np.uint64)
-    code = Code(function, table, (1,), (2,), (kind,), 1, lambda: None, loaded)
+    code = copying(loaded, kind)
     # Of two copies on one unit the first reads what the other unit has written.
     devices = [(source, sink)[index // 2 % 2] for index in range(4 * ROUNDS)]
     steps = [
-        Step(f"copy{index}", device, (f"t{index}",), (f"t{index + 1}",), _no_kernel)
+        Step(f"copy{index}", device, (f"t{index}",), (f"t{index + 1}",))
         for index, device in enumerate(devices)
     ]
     crew = Crew(steps, [code] * len(steps), (f"t{len(steps)}",), {})
@@ -208,10 +206,6 @@ def load_library(library: bytes) -> CDLL:
         path = Path(folder) / "crew.so"
         path.write_bytes(library)
         return CDLL(str(path))
-
-
-def _no_kernel() -> Kernel:
-    raise NotImplementedError("a copy has code alone")
 
 
 def _round_trip(source: Device, sink: Device, data: np.ndarray | None) -> float:

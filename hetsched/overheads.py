@@ -7,7 +7,7 @@ plans.
 
 import statistics
 from collections.abc import Sequence
-from ctypes import CDLL, c_int32, c_void_p, cast
+from ctypes import CDLL, c_int32, c_void_p
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.confidence import margin
-from hetsched.crew import address
+from hetsched.crew import address, copying
 from hetsched.device import Device
 from hetsched.dtype import empty
 from hetsched.executor import Executor
@@ -154,16 +154,7 @@ class _Nearly(Kernel):
     def code(self) -> Code | None:
         if self._library is None:
             return None
-        return Code(
-            function=cast(self._library.crew_copy, c_void_p).value or 0,
-            table=np.array([WORDS, 0, 0], np.uint64),
-            inputs=(1,),
-            outputs=(2,),
-            results=(((WORDS,), np.dtype(np.int64)),),
-            threads=1,
-            enter=lambda: None,
-            module=self._library,
-        )
+        return copying(self._library, ((WORDS,), np.dtype(np.int64)))
 
     def close(self) -> None:
         self._library = None

@@ -19,7 +19,6 @@ from hetsched.footprint import (
     expected,
     is_known,
     memory,
-    views_between,
 )
 from hetsched.forms import packed
 from hetsched.fusion import Group
@@ -27,7 +26,7 @@ from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plugin import load
-from hetsched.request import Step
+from hetsched.request import Step, views_between
 from hetsched.rewrite import split
 from hetsched.schedule import Schedule, Slot
 from hetsched.split import Split

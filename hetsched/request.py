@@ -1,31 +1,37 @@
 """A step of a run, and a run: in flight, or over and measured."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
 from hetsched.device import Device
+from hetsched.dtype import numpy_dtype
 from hetsched.errors import PartError
+from hetsched.graph import Graph
+from hetsched.op import in_blocks
 from hetsched.schedule import Schedule, Slot, Transfer
 from hetsched.target import Kernel
 
 
-def _not_compiled() -> Kernel:
-    raise NotImplementedError("this step has no code yet")
+def _no_kernel() -> Kernel:
+    raise NotImplementedError("a step of a plan, or one of code alone, has no kernel to load")
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A part as the executor sees it; `load` makes its kernel, in the worker's thread."""
+    """A part as the executor sees it; `load` makes its kernel, in the worker's thread.
+
+    A step that only says what is read and written, or that is run by its code, has none.
+    """
 
     name: str
     device: Device
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    load: Callable[[], Kernel] = _not_compiled
+    load: Callable[[], Kernel] = _no_kernel
     label: str = ""
 
     def __str__(self) -> str:
@@ -43,6 +49,17 @@ class View:
     def copied(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
         """The whole, of pieces that lie elsewhere."""
         return np.concatenate([piece.reshape(-1) for piece in pieces]).reshape(self.shape)
+
+
+def views_between(graph: Graph, parts: Iterable[Graph]) -> dict[str, View]:
+    """What is joined in `graph` without a copy, as its `parts` make and read it."""
+    packed = {name: lanes for part in parts for name, lanes in part.packed.items()}
+    found = {}
+    for name, pieces in graph.views.items():
+        whole = graph.producers[name].output()
+        shape = in_blocks(whole.shape, packed[name]) if name in packed else whole.shape
+        found[name] = View(tuple(piece.name for piece in pieces), shape, numpy_dtype(whole.dtype))
+    return found
 
 
 class Run:

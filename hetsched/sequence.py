@@ -8,7 +8,6 @@ has left, and each occurrence has weights of its own, as in a run of the graph.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil, inf, log2
@@ -22,7 +21,7 @@ import numpy as np
 
 from hetsched.cache import compiled
 from hetsched.cost import Progress, signature
-from hetsched.crew import Crew, CrewRequest
+from hetsched.crew import Crew, CrewRequest, copying
 from hetsched.device import Device
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import CompileError, DeviceError
@@ -33,7 +32,7 @@ from hetsched.host import cores, pinned
 from hetsched.inputs import seeded
 from hetsched.op import Tensor
 from hetsched.plugin import load
-from hetsched.request import Step, View
+from hetsched.request import Step, views_between
 from hetsched.target import Artifact, Code, Kernel, Target
 
 # Changes with how the samples of a burst are taken: others are no substitute for them.
@@ -46,7 +45,6 @@ LEAST_PASSES = 2
 MOST_PASSES = 2000
 # Shorter than any kernel: what is left of one when the timer's own time is taken off.
 LEAST_SECONDS = 1e-9
-WORD_NBYTES = 8
 # The step that does nothing, by whose time the timer's own is known.
 EMPTY = "(nothing)"
 
@@ -258,20 +256,14 @@ class _InCode:
     ) -> None:
         codes = [member.code for member in members if member.code is not None]
         own = {tensor.name for member in members for tensor in member.outputs}
-        views = {
-            name: View(
-                tuple(piece.name for piece in pieces),
-                graph.handed(graph.producers[name].output()).shape,
-                numpy_dtype(graph.producers[name].output().dtype),
-            )
-            for name, pieces in graph.views.items()
-            if own.issuperset(piece.name for piece in pieces)
-        }
+        views = views_between(graph, [graph])
+        views = {name: view for name, view in views.items() if own.issuperset(view.pieces)}
         there = own | views.keys() | made | {tensor.name for tensor in graph.inputs}
         library = codes[0].module
         self._given: dict[str, np.ndarray] = {}
-        steps = [Step(EMPTY, device, (), (), _no_kernel)]
-        chosen = [_copy(library, (0,), np.dtype(np.int64), inner=False)]
+        steps = [Step(EMPTY, device, (), ())]
+        nothing = copying(library, ((0,), np.dtype(np.int64)))
+        chosen = [replace(nothing, inputs=(), outputs=(), results=())]
         for member, code in zip(members, codes, strict=True):
             for tensor in member.inputs:
                 kind = numpy_dtype(tensor.dtype)
@@ -286,10 +278,10 @@ class _InCode:
                     continue
                 source = f"{tensor.name} (given)"
                 self._given[source] = seeded(tensor, seed=0)
-                steps.append(Step(source, device, (source,), (tensor.name,), _no_kernel))
-                chosen.append(_copy(library, tensor.shape, kind))
+                steps.append(Step(source, device, (source,), (tensor.name,)))
+                chosen.append(copying(library, (tensor.shape, kind)))
             read, written = tuple(_names(member.inputs)), tuple(_names(member.outputs))
-            steps.append(Step(member.group, device, read, written, _no_kernel))
+            steps.append(Step(member.group, device, read, written))
             chosen.append(code)
         self._read = sorted(name for m in members for name in _names(m.inputs) if name in made)
         self._names = [member.group for member in members]
@@ -413,25 +405,6 @@ def _compiled(
             # An interruption does not wait for what has not begun.
             workers.shutdown(wait=False, cancel_futures=True)
     return {part.name: found[keys[part.name]] for part in parts}
-
-
-def _copy(library: CDLL, shape: tuple[int, ...], kind: np.dtype, inner: bool = True) -> Code:
-    """A step that writes what it reads, nearly: see `crew_copy`; without `inner`, of nothing."""
-    nbytes = int(np.prod(shape)) * kind.itemsize
-    return Code(
-        function=cast(library.crew_copy, c_void_p).value or 0,
-        table=np.array([nbytes // WORD_NBYTES, 0, 0], np.uint64),
-        inputs=(1,) if inner else (),
-        outputs=(2,) if inner else (),
-        results=((shape, kind),) if inner else (),
-        threads=1,
-        enter=lambda: None,
-        module=library,
-    )
-
-
-def _no_kernel() -> Kernel:
-    raise NotImplementedError("a step of code alone")
 
 
 def _names(tensors: Iterable[Tensor]) -> Iterable[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hetsched import lowering, schedules
 from hetsched.device import Device
-from hetsched.errors import PackageError, PartError
+from hetsched.errors import PackageError
 from hetsched.graph import Graph, to_onnx
 from hetsched.launches import Program
 from hetsched.opencl_devices import VENDORS, VENDORS_VARIABLE, device, survey
@@ -123,15 +123,12 @@ class OpenclKernel(Kernel):
     Buffers are arrays where the device computes in the host's memory, and else `Resident` ones.
     """
 
-    # What it begins goes on while the caller does something else.
-    asynchronous = True
-
     def __init__(self, artifact: Artifact, graph: Graph, device: Device) -> None:
         # Late, because it loads pyopencl and starts drivers.
         from hetsched import opencl
 
         self._opencl = opencl
-        self._name = graph.name
+        self._name, self._device = graph.name, device.name
         self._shares_memory = device.memory_space == "host"
         # By the thread that calls, or by the driver's own.
         self.any_thread = self._shares_memory
@@ -145,8 +142,10 @@ class OpenclKernel(Kernel):
             self.loaded = opencl.Loaded(program, artifact.weights, device, graph.name)
             constants = {name: self.receive(artifact.weights[name]) for name in given}
         except opencl.Failed as error:
-            raise PartError(f"part '{graph.name}' does not load: {error}") from error
+            raise error.of(f"part '{graph.name}' does not load", device.name) from error
         self._results = Results(graph, constants)
+        # Whether what it begins goes on while the caller does something else.
+        self.asynchronous = not self.loaded.opened.on_caller
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         begun = self.begin(inputs)
@@ -161,7 +160,7 @@ class OpenclKernel(Kernel):
 
         Raises
         ------
-        PartError
+        PartError, DeviceError
             A launch failed.
         """
         with self.failing():
@@ -188,11 +187,11 @@ class OpenclKernel(Kernel):
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Raises a `PartError` with the part's name for whatever OpenCL answers with."""
+        """Raises an error with the part and its device for whatever OpenCL answers with."""
         try:
             yield
         except self._opencl.Failed as error:
-            raise PartError(f"part '{self._name}' failed: {error}") from error
+            raise error.of(f"part '{self._name}' failed", self._device) from error
 
 
 class OpenclRun:

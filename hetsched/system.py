@@ -3,7 +3,7 @@
 import json
 import platform
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from math import inf
@@ -113,6 +113,7 @@ class System:
     def local(cls, devices: str | Iterable[str], store: Store | None = None) -> "System":
         """This machine, seen as `devices`, such as `cpu:0,cpu:1`.
 
+        A device that computes on the processor, but names no core, has those that no other names.
         Links, and what a run costs beside its parts, are measured once and then taken from the
         `store`, by default the user's.
 
@@ -124,19 +125,16 @@ class System:
             A device string names no target.
         """
         store = store or Store(default_path())
-        found = []
-        for name in parse_devices(devices):
-            target = load(Target, name.partition(":")[0])
-            if reason := target.unavailable():
-                raise DeviceError(f"'{name}' is not available: {reason}")
-            found.append(target.device(name))
+        found = _found(parse_devices(devices))
         # Checked before anything is measured.
         bare = cls(platform.node() or "machine", tuple(found), ())
         links = [link_between(a, b, store) for a in found for b in found if a != b]
         costs = overheads(found, store)
         return replace(
             bare,
-            devices=tuple(replace(device, launch_seconds=costs.launch) for device in found),
+            devices=tuple(
+                replace(device, launch_seconds=costs.launch[device.name]) for device in found
+            ),
             links=tuple(links),
             run_seconds=costs.call,
             start_seconds=costs.start,
@@ -237,6 +235,20 @@ def parse_devices(text: str | Iterable[str]) -> list[str]:
     if not found:
         raise DeviceError("no device is named; give for example cpu:0,cpu:1")
     return found
+
+
+def _found(names: Sequence[str]) -> list[Device]:
+    """The devices of these strings; those that pick their cores keep off those that others name."""
+    targets = {}
+    for name in names:
+        targets[name] = load(Target, name.partition(":")[0])
+        if reason := targets[name].unavailable():
+            raise DeviceError(f"'{name}' is not available: {reason}")
+    picking = [name for name in names if targets[name].picks_cores(name)]
+    found = {name: targets[name].device(name) for name in names if name not in picking}
+    taken = sorted({core for device in found.values() for core in device.cores})
+    found |= {name: targets[name].beside(name, taken) for name in picking}
+    return [found[name] for name in names]
 
 
 def _tables(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -66,6 +66,10 @@ CREW = np.dtype(
     align=True,
 )
 
+# A value as code takes it, and the number of the kind that is an address.
+VALUE = np.dtype([("kind", "i4"), ("unused", "i4"), ("content", "i8")])
+ADDRESS = 4
+
 NANOSECOND = 1e-9
 # A wait in C ends so often to see whether Python was interrupted.
 LONGEST_WAIT_SECONDS = 0.05

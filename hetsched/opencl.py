@@ -128,15 +128,6 @@ def _call(function: Any, *kinds: Any) -> Callable[..., int]:
 driver = Driver()
 
 
-class Failed(HetschedError):
-    """What OpenCL answers with, in words."""
-
-    def __init__(self, status: int, what: str) -> None:
-        name = cl.status_code.to_string(status, "status %d")
-        meaning = MEANINGS.get(name, name.lower().replace("_", " "))
-        super().__init__(f"{what}: {meaning} ({name})")
-
-
 def checked(status: int, what: str) -> None:
     """
     Raises
@@ -180,7 +171,7 @@ class Opened:
 
     def __post_init__(self) -> None:
         # Weights by the memory that they lie in: parts that read the same ones share them.
-        self.weights: WeakValueDictionary[tuple[int, int], cl.Buffer] = WeakValueDictionary()
+        self.weights: WeakValueDictionary[tuple[int, int], Weight] = WeakValueDictionary()
         # Outputs of runs that have not ended, by their address.
         self.pending: dict[int, cl.Buffer] = {}
         self._staging: Staging | None = None
@@ -193,7 +184,7 @@ class Opened:
                 self._staging = Staging(self.context, self.copies)
             return self._staging
 
-    def weight(self, array: np.ndarray) -> cl.Buffer:
+    def weight(self, array: np.ndarray) -> Weight:
         """A buffer with the values of a contiguous array, in its memory if that is shared."""
         key = array.ctypes.data, array.nbytes
         with self._lock:
@@ -201,9 +192,8 @@ class Opened:
             if found is None:
                 where = "USE_HOST_PTR" if self.shares_memory else "COPY_HOST_PTR"
                 flags = cl.mem_flags.READ_ONLY | getattr(cl.mem_flags, where)
-                found = self.weights[key] = Held(self.context, flags, hostbuf=array)
-                # Its address is not another's as long as the buffer is there.
-                found.array = array
+                found = Weight(cl.Buffer(self.context, flags, hostbuf=array), array)
+                self.weights[key] = found
         return found
 
     def receive(self, array: np.ndarray) -> "Resident":
@@ -241,10 +231,12 @@ class Resident:
     dtype: np.dtype
 
 
-class Held(cl.Buffer):
-    """A buffer with what has to live as long as it."""
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A buffer with the values of an array, whose address is no other's as long as it is there."""
 
-    array: np.ndarray | None = None
+    buffer: cl.Buffer
+    array: np.ndarray
 
 
 class Staging:
@@ -504,8 +496,11 @@ class Loaded:
     def _regions(self, weights: Mapping[str, np.ndarray]) -> dict[tuple[str, int | str], cl.Buffer]:
         there, program = self.opened, self.program
         found: dict[tuple[str, int | str], cl.Buffer] = {}
-        for name in program.weights:
-            found[WEIGHT, name] = there.weight(np.ascontiguousarray(weights[name]))
+        self.weights = {
+            name: there.weight(np.ascontiguousarray(weights[name])) for name in program.weights
+        }
+        for name, weight in self.weights.items():
+            found[WEIGHT, name] = weight.buffer
         if program.constants:
             flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
             found[CONSTANT, 0] = cl.Buffer(there.context, flags, hostbuf=program.constants)
@@ -562,7 +557,7 @@ class Loaded:
     def close(self) -> None:
         """Frees kernels and buffers."""
         self.kernels, self._calls, self.free = [], [], []
-        self.buffers, self._parts, self.programs = {}, {}, {}
+        self.buffers, self.weights, self._parts, self.programs = {}, {}, {}, {}
 
     def start(self, inputs: Sequence[Any], stamped: bool = False) -> "Started":
         """Enqueues all launches, for inputs that are arrays, or buffers of the device's memory.

@@ -681,18 +681,17 @@ def simulate(plan: Plan) -> Schedule:
 def packed_between(plan: Plan) -> dict[str, int]:
     """The tensors that parts of `plan` hand over in blocks of channels, and their channels.
 
-    Those of `packed` whose makers and readers all are on devices of one target and block.
+    Those of `packed` whose makers and readers all are on devices of equal blocks.
     """
     kinds = {}
     for part in plan.copies:
-        target = part.device.target
-        lanes = load(Target, target).lanes(part.device) if is_known(part.device) else None
-        kinds[part.device] = (target, lanes)
-    found = {lanes: packed(plan.graph, lanes) for _, lanes in kinds.values() if lanes}
+        device = part.device
+        kinds[device] = load(Target, device.target).lanes(device) if is_known(device) else None
+    found = {lanes: packed(plan.graph, lanes) for lanes in kinds.values() if lanes}
     views = plan.graph.views
     # What is joined without a copy has one form with its pieces.
     whole = {piece.name: name for name, pieces in views.items() for piece in pieces}
-    users: dict[str, set[tuple[str, int | None]]] = {}
+    users: dict[str, set[int | None]] = {}
     crossing: dict[str, None] = {}
     for part in plan.copies:
         for tensor in (*part.inputs, *part.outputs):
@@ -700,7 +699,7 @@ def packed_between(plan: Plan) -> dict[str, int]:
             users.setdefault(whole.get(tensor.name, tensor.name), set()).add(kinds[part.device])
     chosen = {}
     for name in crossing:
-        (_, lanes), *others = users[whole.get(name, name)]
+        lanes, *others = users[whole.get(name, name)]
         if lanes and not others and name in found[lanes]:
             chosen[name] = lanes
     return chosen

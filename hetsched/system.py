@@ -3,7 +3,7 @@
 import json
 import platform
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from math import inf
@@ -130,6 +130,7 @@ class System:
     ) -> "System":
         """This machine, seen as `devices`, such as `cpu:0,cpu:1`.
 
+        A device that computes on the processor, but names no core, has those that no other names.
         Links, and what a run costs beside its parts, are measured once and then taken from the
         `store`, by default the user's. With a `fallback` a device that is not here is left out,
         if others are, and `fallback` is told so in one line.
@@ -142,25 +143,16 @@ class System:
             A device string names no target.
         """
         store = store or Store(default_path())
-        found = []
-        names = parse_devices(devices)
-        for name in names:
-            target = load(Target, name.partition(":")[0])
-            try:
-                if reason := target.unavailable():
-                    raise DeviceError(f"'{name}' is not available: {reason}", name)
-                found.append(target.device(name))
-            except DeviceError as error:
-                if fallback is None or (not found and name == names[-1]):
-                    raise
-                fallback(f"{error.of(name)}; it is left out")
+        found = _found(parse_devices(devices), fallback)
         # Checked before anything is measured.
         bare = cls(platform.node() or "machine", tuple(found), ())
         links = [link_between(a, b, store) for a in found for b in found if a != b]
         costs = overheads(found, store)
         return replace(
             bare,
-            devices=tuple(replace(device, launch_seconds=costs.launch) for device in found),
+            devices=tuple(
+                replace(device, launch_seconds=costs.launch[device.name]) for device in found
+            ),
             links=tuple(links),
             run_seconds=costs.call,
             start_seconds=costs.start,
@@ -261,6 +253,34 @@ def parse_devices(text: str | Iterable[str]) -> list[str]:
     if not found:
         raise DeviceError("no device is named; give for example cpu:0,cpu:1")
     return found
+
+
+def _found(names: Sequence[str], fallback: Callable[[str], None] | None) -> list[Device]:
+    """The devices of these strings; those that pick their cores keep off those that others name."""
+    targets = {name: load(Target, name.partition(":")[0]) for name in names}
+    picking = {name: target.picks_cores(name) for name, target in targets.items()}
+    found: dict[str, Device] = {}
+    missing = {}
+    # Who picks comes last.
+    for name in sorted(names, key=picking.__getitem__):
+        target = targets[name]
+        taken = {core for other in found if not picking[other] for core in found[other].cores}
+        try:
+            if reason := target.unavailable():
+                raise DeviceError(f"'{name}' is not available: {reason}", name)
+            device = target.beside(name, sorted(taken)) if picking[name] else target.device(name)
+        except DeviceError as error:
+            if fallback is None:
+                raise
+            missing[name] = error.of(name)
+        else:
+            found[name] = device
+    if not found:
+        raise missing.popitem()[1]
+    if fallback is not None:
+        for lost in missing.values():
+            fallback(f"{lost}; it is left out")
+    return [found[name] for name in names if name in found]
 
 
 def _tables(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -100,6 +101,38 @@ class Results:
         return [there[i] if i < self.computed else copied(there[i]) for i in self._picks]
 
 
+class Begun(ABC):
+    """A call of a kernel that has been handed to its device and may still be running there.
+
+    `outputs` are the buffers that it writes: calls on the same device that begin later may read
+    them at once.
+    """
+
+    outputs: Sequence[Any]
+
+    @abstractmethod
+    def finish(self) -> tuple[float, float]:
+        """When the device began and ended, by `perf_counter`; waits for the end, without Python's
+        lock.
+
+        Raises
+        ------
+        PartError
+            The call failed.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Done(Begun):
+    """A call that has ended."""
+
+    outputs: Sequence[Any]
+    times: tuple[float, float]
+
+    def finish(self) -> tuple[float, float]:
+        return self.times
+
+
 class Kernel(ABC):
     """A part that is loaded on its device.
 
@@ -110,10 +143,21 @@ class Kernel(ABC):
 
     # Whether any thread may run it, if one at a time, and on arrays as they are.
     any_thread = False
+    # Whether `begin` returns before the device has computed.
+    asynchronous = False
 
     @abstractmethod
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """The part's output buffers for its input buffers, in the order of its graph."""
+
+    def begin(self, inputs: Sequence[Any]) -> Begun:
+        """`run`, without waiting for the end where the kernel is `asynchronous`.
+
+        Calls on one device take place in the order in which they begin.
+        """
+        start = perf_counter()
+        outputs = self.run(inputs)
+        return Done(outputs, (start, perf_counter()))
 
     def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
         """`run` on these very buffers, whose values may change between the calls.
@@ -173,6 +217,22 @@ class Target(Plugin):
             There is no such device here; the message says what there is.
         """
 
+    def picks_cores(self, name: str) -> bool:
+        """Whether the device of this string, by the string alone, occupies what cores are left."""
+        return False
+
+    def beside(self, name: str, taken: Collection[int]) -> Device:
+        """`device` on a machine where others have `taken` cores, for one that picks its own.
+
+        Where none is left, it shares all of them.
+
+        Raises
+        ------
+        DeviceError
+            As `device`.
+        """
+        return self.device(name)
+
     @abstractmethod
     def version(self) -> str:
         """Compiler and version; what it was tuned to belongs to one."""
@@ -228,6 +288,13 @@ class Target(Plugin):
 
     def crew(self, device: Device) -> bytes | None:
         """The shared library of `crew.c` for `device`, if parts hand over there without Python."""
+        return None
+
+    def copying(self, device: Device, words: int) -> Kernel | None:
+        """What reads `words` integers of 64 bits on `device` and writes others: to measure by.
+
+        None, the default, where code on the host's memory does it.
+        """
         return None
 
     def tuners(self) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms
 crew  opencl
-executor  links  footprint
+executor  footprint
+links
 overheads
 system
 tasks  cost

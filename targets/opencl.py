@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,6 @@ class Opencl(Target):
     """
 
     def unavailable(self) -> str | None:
-        if find_spec("pyopencl") is None:
-            return "the package pyopencl is not installed"
         found = survey()
         if any(one.available for one in found.devices):
             return None

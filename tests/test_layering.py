@@ -15,7 +15,7 @@ LAYERS = """
 errors  device  schedule  trial  split  region  confidence
 plugin  dtype  files  host  meters  document
 store  op  oracle  trace  tvm_runtime
-fusion  schedules
+fusion  schedules  launches
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms

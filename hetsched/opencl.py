@@ -27,7 +27,7 @@ import numpy as np
 
 from hetsched.cache import default_cache
 from hetsched.device import Device
-from hetsched.dtype import empty, numpy_dtype
+from hetsched.dtype import ALIGNMENT, empty, numpy_dtype
 from hetsched.errors import DeviceError, HetschedError, PackageError, PartError
 from hetsched.host import cores, pinned
 from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
@@ -177,6 +177,10 @@ class Opened:
                 found.array = array
         return found
 
+    def allocate(self, nbytes: int) -> np.ndarray:
+        """Memory of the host that kernels take by its address, where there are shared pointers."""
+        return cl.fsvm_empty(self.context, (nbytes,), np.uint8, alignment=ALIGNMENT)
+
     def receive(self, array: np.ndarray) -> cl.Buffer:
         """A buffer in the device's own memory with the values of an array."""
         buffer = self.pool.allocate(max(1, array.nbytes))
@@ -220,9 +224,7 @@ class Staging:
                     events[turn - 2].wait()
                 half[:] = piece
                 events.append(
-                    cl.enqueue_copy(
-                        self._queue, buffer, half, dst_offset=start, is_blocking=False
-                    )
+                    cl.enqueue_copy(self._queue, buffer, half, dst_offset=start, is_blocking=False)
                 )
                 self._queue.flush()
             for event in events[-2:]:
@@ -592,7 +594,12 @@ class Started:
                 with told("its outputs cannot be mapped"):
                     maps = [
                         cl.enqueue_map_buffer(
-                            there.queue, buffer, cl.map_flags.READ, 0, (buffer.size,), np.uint8,
+                            there.queue,
+                            buffer,
+                            cl.map_flags.READ,
+                            0,
+                            (buffer.size,),
+                            np.uint8,
                             is_blocking=False,
                         )[0]
                         for buffer in self.made

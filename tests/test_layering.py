@@ -20,7 +20,7 @@ graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms
 crew
-executor  footprint
+native  executor  footprint
 links
 overheads
 system

@@ -13,9 +13,8 @@ several: to wake a thread takes ten times as long as such a launch, 12 us agains
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ctypes import CDLL, byref, c_int, c_size_t, c_uint, c_ulong, c_void_p, sizeof
+from ctypes import CDLL, byref, c_int, c_size_t, c_uint, c_void_p, sizeof
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from math import prod
 from threading import Lock
@@ -179,13 +178,42 @@ class Opened:
 
     def allocate(self, nbytes: int) -> np.ndarray:
         """Memory of the host that kernels take by its address, where there are shared pointers."""
-        return cl.fsvm_empty(self.context, (nbytes,), np.uint8, alignment=ALIGNMENT)
+        found: np.ndarray = cl.fsvm_empty(self.context, (nbytes,), np.uint8, alignment=ALIGNMENT)
+        return found
 
-    def receive(self, array: np.ndarray) -> cl.Buffer:
-        """A buffer in the device's own memory with the values of an array."""
-        buffer = self.pool.allocate(max(1, array.nbytes))
-        self.staging.write(buffer, array)
-        return buffer
+    def receive(self, array: np.ndarray) -> "Resident":
+        """The values of an array in the device's own memory."""
+        with told("an input cannot be copied to the device"):
+            found = self.resident(array.shape, array.dtype)
+            self.staging.write(found.buffer, array)
+        return found
+
+    def send(self, resident: "Resident") -> np.ndarray:
+        """An array with the values of what lies in the device's own memory."""
+        array = empty(resident.shape, resident.dtype)
+        with told("an output cannot be copied from the device"):
+            self.staging.read(resident.buffer, array)
+        return array
+
+    def copied(self, resident: "Resident") -> "Resident":
+        """Another with the same values, once what has been enqueued has ended."""
+        found = self.resident(resident.shape, resident.dtype)
+        with told("a tensor cannot be copied"):
+            cl.enqueue_copy(self.queue, found.buffer, resident.buffer)
+        return found
+
+    def resident(self, shape: tuple[int, ...], dtype: np.dtype) -> "Resident":
+        """Memory of the device without values."""
+        return Resident(self.pool.allocate(prod(shape) * dtype.itemsize), shape, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A tensor in a device's own memory."""
+
+    buffer: cl.Buffer
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 class Held(cl.Buffer):
@@ -504,6 +532,11 @@ class Loaded:
             *(*sizes, 0, None),
         )
 
+    def close(self) -> None:
+        """Frees kernels and buffers."""
+        self.kernels, self._calls, self.free = [], [], []
+        self.buffers, self._parts, self.programs = {}, {}, {}
+
     def start(self, inputs: Sequence[Any], stamped: bool = False) -> "Started":
         """Enqueues all launches, for inputs that are arrays, or buffers of the device's memory.
 
@@ -550,6 +583,7 @@ class Started:
         there = self._there = loaded.opened
         self.began = 0.0
         self.events: list[cl.Event] = []
+        # What has to live until it has ended.
         self.kept: list[Any] = []
         self.outputs: list[Any]
         if there.shares_memory:
@@ -562,10 +596,10 @@ class Started:
             for array, buffer in zip(self.outputs, self.made, strict=True):
                 there.pending[array.ctypes.data] = buffer
         else:
-            self.inputs = list(inputs)
-            sizes = [tensor.nbytes for tensor in loaded.program.outputs]
-            self.made = [there.pool.allocate(nbytes) for nbytes in sizes]
-            self.outputs = self.made
+            self.kept = list(inputs)
+            self.inputs = [resident.buffer for resident in inputs]
+            self.outputs = [there.resident(*kind) for kind in loaded.outputs]
+            self.made = [resident.buffer for resident in self.outputs]
 
     def _lent(self, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> cl.Buffer:
         """A buffer in the memory of an array, that of the run that makes it if that goes on."""

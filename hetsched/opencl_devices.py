@@ -4,7 +4,6 @@ A driver that crashes, hangs or fails is a problem that is told by name, and nev
 out, also when this process opens a device later.
 """
 
-import json
 import os
 import re
 import signal
@@ -135,7 +134,16 @@ def select(name: str, target: str) -> tuple[Found, tuple[int, ...]]:
         if at:
             raise DeviceError(f"'{name}': {found} does not compute on the processor's cores")
         return found, ()
-    return found, cpu_device(f"{target}:{where}" if at else target, target).cores
+    if not at:
+        return found, cores()
+    try:
+        return found, cpu_device(f"{target}:{where}", target).cores
+    except DeviceError:
+        there = ", ".join(map(str, cores()))
+        raise DeviceError(
+            f"'{name}': write {target}:{wanted}@0 or {target}:{wanted}@0-3; "
+            f"this machine has cores {there}"
+        ) from None
 
 
 def device(name: str, target: str) -> Device:
@@ -197,10 +205,10 @@ def _own(name: str, target: str, found: Found) -> Device:
 
 
 def _fingerprint(found: Found, host: str) -> str:
-    identity = (found.platform, found.name, found.driver, found.compute_units, found.clock_hz, host)
-    # The number of cores that a driver took is not the device's own where it is told which to use.
-    known = identity if not host else (found.platform, found.name, found.driver, host)
-    return sha256(repr(known).encode()).hexdigest()[:16]
+    # Of a device on the processor, units and clock are those of the cores that it is told to use.
+    own = (host,) if host else (found.compute_units, found.clock_hz)
+    identity = found.platform, found.name, found.driver, *own
+    return sha256(repr(identity).encode()).hexdigest()[:16]
 
 
 def _wanted(text: str) -> Found | None:

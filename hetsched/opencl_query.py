@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from ctypes import CDLL
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def main() -> None:
         problems += [] if "PLATFORM_NOT_FOUND" in str(error) else [f"no platform: {error}"]
         platforms = []
     for platform in platforms:
-        name = asked(lambda platform=platform: platform.name, "a platform without a name")
+        name = asked(partial(getattr, platform, "name"), "a platform without a name")
         try:
             found = platform.get_devices()
         except cl.Error as error:

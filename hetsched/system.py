@@ -3,7 +3,7 @@
 import json
 import platform
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from math import inf
@@ -71,6 +71,18 @@ class System:
         """The link of an ordered pair; None where no data can pass."""
         return self._by_pair.get((source, sink))
 
+    def without(self, name: str) -> "System":
+        """The system without a device and its links.
+
+        Raises
+        ------
+        DeviceError
+            There is no other device.
+        """
+        devices = tuple(device for device in self.devices if device.name != name)
+        links = tuple(link for link in self.links if name not in (link.source, link.sink))
+        return replace(self, devices=devices, links=links)
+
     def with_options(self, target: str, **options: str) -> "System":
         """The same devices, those of `target` with options of it set.
 
@@ -110,12 +122,18 @@ class System:
         return {(link.source, link.sink): link for link in self.links}
 
     @classmethod
-    def local(cls, devices: str | Iterable[str], store: Store | None = None) -> "System":
+    def local(
+        cls,
+        devices: str | Iterable[str],
+        store: Store | None = None,
+        fallback: Callable[[str], None] | None = None,
+    ) -> "System":
         """This machine, seen as `devices`, such as `cpu:0,cpu:1`.
 
         A device that computes on the processor, but names no core, has those that no other names.
         Links, and what a run costs beside its parts, are measured once and then taken from the
-        `store`, by default the user's.
+        `store`, by default the user's. With a `fallback` a device that is not here is left out,
+        if others are, and `fallback` is told so in one line.
 
         Raises
         ------
@@ -125,7 +143,7 @@ class System:
             A device string names no target.
         """
         store = store or Store(default_path())
-        found = _found(parse_devices(devices))
+        found = _found(parse_devices(devices), fallback)
         # Checked before anything is measured.
         bare = cls(platform.node() or "machine", tuple(found), ())
         links = [link_between(a, b, store) for a in found for b in found if a != b]
@@ -237,18 +255,32 @@ def parse_devices(text: str | Iterable[str]) -> list[str]:
     return found
 
 
-def _found(names: Sequence[str]) -> list[Device]:
+def _found(names: Sequence[str], fallback: Callable[[str], None] | None) -> list[Device]:
     """The devices of these strings; those that pick their cores keep off those that others name."""
-    targets = {}
-    for name in names:
-        targets[name] = load(Target, name.partition(":")[0])
-        if reason := targets[name].unavailable():
-            raise DeviceError(f"'{name}' is not available: {reason}")
-    picking = [name for name in names if targets[name].picks_cores(name)]
-    found = {name: targets[name].device(name) for name in names if name not in picking}
-    taken = sorted({core for device in found.values() for core in device.cores})
-    found |= {name: targets[name].beside(name, taken) for name in picking}
-    return [found[name] for name in names]
+    targets = {name: load(Target, name.partition(":")[0]) for name in names}
+    picking = {name: target.picks_cores(name) for name, target in targets.items()}
+    found: dict[str, Device] = {}
+    missing = {}
+    # Who picks comes last.
+    for name in sorted(names, key=picking.__getitem__):
+        target = targets[name]
+        taken = {core for other in found if not picking[other] for core in found[other].cores}
+        try:
+            if reason := target.unavailable():
+                raise DeviceError(f"'{name}' is not available: {reason}", name)
+            device = target.beside(name, sorted(taken)) if picking[name] else target.device(name)
+        except DeviceError as error:
+            if fallback is None:
+                raise
+            missing[name] = error.of(name)
+        else:
+            found[name] = device
+    if not found:
+        raise missing.popitem()[1]
+    if fallback is not None:
+        for lost in missing.values():
+            fallback(f"{lost}; it is left out")
+    return [found[name] for name in names if name in found]
 
 
 def _tables(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -27,7 +27,15 @@ import numpy as np
 from hetsched.cache import default_cache
 from hetsched.device import Device
 from hetsched.dtype import ALIGNMENT, empty, numpy_dtype
-from hetsched.errors import DeviceError, HetschedError, PackageError, PartError
+from hetsched.errors import (
+    BuildError,
+    DeviceError,
+    DeviceLost,
+    HetschedError,
+    OutOfMemory,
+    PackageError,
+    PartError,
+)
 from hetsched.host import cores, pinned
 from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
 from hetsched.opencl_devices import (
@@ -60,17 +68,37 @@ STAGING_NBYTES = 8 << 20
 LOG_LINES = 12
 
 # What a code of OpenCL means to who has to do something about it.
-MEANINGS = {
-    "DEVICE_NOT_AVAILABLE": "the device is lost",
-    "INVALID_COMMAND_QUEUE": "the device is lost",
-    "INVALID_CONTEXT": "the device is lost",
-    "MEM_OBJECT_ALLOCATION_FAILURE": "the device is out of memory",
-    "OUT_OF_RESOURCES": "the device is out of memory or registers",
-    "OUT_OF_HOST_MEMORY": "the host is out of memory",
-    "INVALID_BUFFER_SIZE": "a buffer is larger than the device allows",
-    "INVALID_WORK_GROUP_SIZE": "a work-group is larger than the kernel allows on this device",
-    "INVALID_KERNEL_ARGS": "a kernel lacks an argument",
+MEANINGS: Mapping[str, tuple[type[DeviceError] | type[PartError], str]] = {
+    "DEVICE_NOT_AVAILABLE": (DeviceLost, "the device is lost"),
+    "INVALID_COMMAND_QUEUE": (DeviceLost, "the device is lost"),
+    "INVALID_CONTEXT": (DeviceLost, "the device is lost"),
+    "MEM_OBJECT_ALLOCATION_FAILURE": (OutOfMemory, "the device is out of memory"),
+    "OUT_OF_RESOURCES": (OutOfMemory, "the device is out of memory or registers"),
+    "OUT_OF_HOST_MEMORY": (OutOfMemory, "the host is out of memory"),
+    "INVALID_BUFFER_SIZE": (OutOfMemory, "a buffer is larger than the device allows"),
+    "BUILD_PROGRAM_FAILURE": (BuildError, "its compiler refuses a kernel"),
+    "COMPILE_PROGRAM_FAILURE": (BuildError, "its compiler refuses a kernel"),
+    "LINK_PROGRAM_FAILURE": (BuildError, "its compiler refuses a kernel"),
+    "INVALID_WORK_GROUP_SIZE": (DeviceError, "a work-group is larger than the kernel allows"),
+    "INVALID_KERNEL_ARGS": (PartError, "a kernel lacks an argument"),
 }
+
+
+class Failed(HetschedError):
+    """What OpenCL answers with, in words; `status` is its code."""
+
+    def __init__(self, status: int, what: str) -> None:
+        code = cl.status_code.to_string(status, "status %d")
+        unknown = PartError, code.lower().replace("_", " ")
+        self._kind, meaning = MEANINGS.get(code, unknown)
+        super().__init__(f"{what}: {meaning} ({code})")
+
+    def of(self, where: str, device: str) -> HetschedError:
+        """The error of the kind that a user meets, with what failed and on which device."""
+        message = f"{where} on '{device}': {self}"
+        if issubclass(self._kind, DeviceError):
+            return self._kind(message, device)
+        return self._kind(message)
 
 
 class Driver:
@@ -100,15 +128,6 @@ def _call(function: Any, *kinds: Any) -> Callable[..., int]:
 driver = Driver()
 
 
-class Failed(HetschedError):
-    """What OpenCL answers with, in words."""
-
-    def __init__(self, status: int, what: str) -> None:
-        name = cl.status_code.to_string(status, "status %d")
-        meaning = MEANINGS.get(name, name.lower().replace("_", " "))
-        super().__init__(f"{what}: {meaning} ({name})")
-
-
 def checked(status: int, what: str) -> None:
     """
     Raises
@@ -134,8 +153,9 @@ class Opened:
     """A device of this process, with what is made once for it.
 
     `most_nbytes` is the largest buffer, `alignment` what the start of a part of one is a multiple
-    of. `shares_memory` says that buffers lie in the host's memory. `shared_pointers`, that kernels
-    take addresses of memory that OpenCL has allocated (SVM of the kind fine-grain buffer).
+    of. `shares_memory` says that buffers lie in the host's memory; `shared_pointers`, that kernels
+    take addresses of memory that OpenCL has allocated (SVM of the kind fine-grain buffer);
+    `on_caller`, that whoever enqueues a launch computes it.
     """
 
     device: cl.Device
@@ -146,11 +166,12 @@ class Opened:
     most_nbytes: int
     alignment: int
     shared_pointers: bool
+    on_caller: bool
     pool: cl.tools.MemoryPool
 
     def __post_init__(self) -> None:
         # Weights by the memory that they lie in: parts that read the same ones share them.
-        self.weights: WeakValueDictionary[tuple[int, int], cl.Buffer] = WeakValueDictionary()
+        self.weights: WeakValueDictionary[tuple[int, int], Weight] = WeakValueDictionary()
         # Outputs of runs that have not ended, by their address.
         self.pending: dict[int, cl.Buffer] = {}
         self._staging: Staging | None = None
@@ -163,7 +184,7 @@ class Opened:
                 self._staging = Staging(self.context, self.copies)
             return self._staging
 
-    def weight(self, array: np.ndarray) -> cl.Buffer:
+    def weight(self, array: np.ndarray) -> Weight:
         """A buffer with the values of a contiguous array, in its memory if that is shared."""
         key = array.ctypes.data, array.nbytes
         with self._lock:
@@ -171,9 +192,8 @@ class Opened:
             if found is None:
                 where = "USE_HOST_PTR" if self.shares_memory else "COPY_HOST_PTR"
                 flags = cl.mem_flags.READ_ONLY | getattr(cl.mem_flags, where)
-                found = self.weights[key] = Held(self.context, flags, hostbuf=array)
-                # Its address is not another's as long as the buffer is there.
-                found.array = array
+                found = Weight(cl.Buffer(self.context, flags, hostbuf=array), array)
+                self.weights[key] = found
         return found
 
     def allocate(self, nbytes: int) -> np.ndarray:
@@ -216,10 +236,12 @@ class Resident:
     dtype: np.dtype
 
 
-class Held(cl.Buffer):
-    """A buffer with what has to live as long as it."""
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A buffer with the values of an array, whose address is no other's as long as it is there."""
 
-    array: np.ndarray | None = None
+    buffer: cl.Buffer
+    array: np.ndarray
 
 
 class Staging:
@@ -335,6 +357,7 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
         device.max_mem_alloc_size,
         max(1, device.mem_base_addr_align // 8),
         shared_pointers,
+        found.is_pocl and device.name.startswith("basic"),
         cl.tools.MemoryPool(cl.tools.ImmediateAllocator(queue)),
     )
 
@@ -392,7 +415,7 @@ class Loaded:
 
     Raises
     ------
-    PartError
+    DeviceError
         It does not fit the device; the message says what and how large.
     PackageError
         Kernels and launches do not belong together.
@@ -432,7 +455,7 @@ class Loaded:
         if prod(launch.local_size) > items or any(
             wanted > most for wanted, most in zip(launch.local_size, sizes, strict=False)
         ):
-            raise PartError(
+            raise DeviceError(
                 f"part '{self.name}' does not fit '{self.device.name}': '{launch.kernel}' has "
                 f"groups of {' x '.join(map(str, launch.local_size))} work-items, and the device "
                 f"takes {items}, at most {' x '.join(map(str, sizes))}"
@@ -444,11 +467,11 @@ class Loaded:
         local = kernel.get_work_group_info(asked.LOCAL_MEM_SIZE, info)
         fits = f"part '{self.name}' does not fit '{self.device.name}': '{launch.kernel}' needs"
         if prod(launch.local_size) > most:
-            raise PartError(
+            raise DeviceError(
                 f"{fits} groups of {prod(launch.local_size)} work-items, and gets {most} at most"
             )
         if local > info.local_mem_size:
-            raise PartError(
+            raise DeviceError(
                 f"{fits} {local} bytes of local memory, and the device has {info.local_mem_size}"
             )
 
@@ -464,21 +487,25 @@ class Loaded:
         fits = f"part '{self.name}' does not fit '{self.device.name}'"
         for what, nbytes in wanted.items():
             if nbytes > there.most_nbytes:
-                raise PartError(
+                raise OutOfMemory(
                     f"{fits}: its {what} has {nbytes / 2**20:.0f} MiB, and the device gives at "
-                    f"most {there.most_nbytes / 2**20:.0f} at once"
+                    f"most {there.most_nbytes / 2**20:.0f} at once",
+                    self.device.name,
                 )
         total, most = sum(wanted.values()), there.device.global_mem_size
         if total > most:
-            raise PartError(
+            raise OutOfMemory(
                 f"{fits}: it holds {total / 2**20:.0f} MiB, and the device has {most / 2**20:.0f}"
             )
 
     def _regions(self, weights: Mapping[str, np.ndarray]) -> dict[tuple[str, int | str], cl.Buffer]:
         there, program = self.opened, self.program
         found: dict[tuple[str, int | str], cl.Buffer] = {}
-        for name in program.weights:
-            found[WEIGHT, name] = there.weight(np.ascontiguousarray(weights[name]))
+        self.weights = {
+            name: there.weight(np.ascontiguousarray(weights[name])) for name in program.weights
+        }
+        for name, weight in self.weights.items():
+            found[WEIGHT, name] = weight.buffer
         if program.constants:
             flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
             found[CONSTANT, 0] = cl.Buffer(there.context, flags, hostbuf=program.constants)
@@ -510,7 +537,7 @@ class Loaded:
         if not place.start:
             return base
         if place.start % self.opened.alignment:
-            raise PartError(
+            raise DeviceError(
                 f"part '{self.name}' does not fit '{self.device.name}': a buffer begins at byte "
                 f"{place.start}, and the device wants multiples of {self.opened.alignment}"
             )
@@ -535,7 +562,7 @@ class Loaded:
     def close(self) -> None:
         """Frees kernels and buffers."""
         self.kernels, self._calls, self.free = [], [], []
-        self.buffers, self._parts, self.programs = {}, {}, {}
+        self.buffers, self.weights, self._parts, self.programs = {}, {}, {}, {}
 
     def start(self, inputs: Sequence[Any], stamped: bool = False) -> "Started":
         """Enqueues all launches, for inputs that are arrays, or buffers of the device's memory.

@@ -1,7 +1,7 @@
 """OpenCL devices: kernels of TVM's code generation in OpenCL C, run by pyopencl."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,15 +15,27 @@ import numpy as np
 
 from hetsched import lowering, schedules
 from hetsched.device import Device
-from hetsched.errors import PackageError, PartError
+from hetsched.errors import DeviceError, PackageError
 from hetsched.graph import Graph, to_onnx
-from hetsched.launches import Program
-from hetsched.opencl_devices import VENDORS, VENDORS_VARIABLE, device, survey
+from hetsched.host import cores
+from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
+from hetsched.native import crew_code, damage_of, linker_for, opened
+from hetsched.op import Tensor
+from hetsched.opencl_devices import VENDORS, VENDORS_VARIABLE, device, select, survey
 from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
-from hetsched.target import Artifact, Footprint, Kernel, Results, Target
+from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
 
 LANGUAGE = "opencl"
+# What calls OpenCL without Python, where device and host share memory.
+CREW = "crew.so"
+# Copies words, each work-item those that lie together.
+COPYING = """__attribute__((reqd_work_group_size({groups}, 1, 1)))
+__kernel void copy_words(__global const long* restrict given, __global long* restrict made) {{
+  size_t first = get_global_id(0) * {each};
+  for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i];
+}}
+"""
 
 # Refusals by structure, for the groups that a network repeats.
 _refusals: dict[tuple[str, bytes], str | None] = {}
@@ -65,6 +77,27 @@ class Opencl(Target):
     def device(self, name: str) -> Device:
         return device(name, self.name)
 
+    def picks_cores(self, name: str) -> bool:
+        try:
+            return "@" not in name and bool(select(name, self.name)[1])
+        except DeviceError:
+            return False
+
+    def beside(self, name: str, taken: Collection[int]) -> Device:
+        left = [core for core in cores() if core not in taken]
+        if len(left) in (0, len(cores())):
+            return self.device(name)
+        # A device string has cores that follow each other: the most of them, the first ones.
+        runs: list[list[int]] = []
+        for core in left:
+            if runs and runs[-1][-1] + 1 == core:
+                runs[-1].append(core)
+            else:
+                runs.append([core])
+        chosen = max(runs, key=len)
+        where = f"{chosen[0]}-{chosen[-1]}" if len(chosen) > 1 else f"{chosen[0]}"
+        return self.device(f"{name if ':' in name else f'{name}:0'}@{where}")
+
     def version(self) -> str:
         return f"tvm {_installed('apache-tvm')}, rules {_rules()}"
 
@@ -91,7 +124,15 @@ class Opencl(Target):
         given = {
             t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
         }
-        return Artifact(program.files(), {**weights, **given})
+        files = program.files()
+        if (crew := self.crew(device)) is not None:
+            files[CREW] = crew
+        return Artifact(files, {**weights, **given})
+
+    def crew(self, device: Device) -> bytes | None:
+        # On other devices a driver may copy what a call is lent.
+        linker = linker_for(device.isa) if device.kind == "cpu" else None
+        return crew_code(linker, "-shared") if linker is not None else None
 
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
         program, weights = self._program(graph, device)
@@ -103,8 +144,31 @@ class Opencl(Target):
     def held(self, artifact: Artifact) -> Footprint | None:
         return _footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
 
+    def copying(self, device: Device, words: int) -> Kernel:
+        # On the processor each unit copies what lies together, on others each item a word.
+        wanted = device.compute_units if device.kind == "cpu" else words
+        items = next(n for n in range(min(words, wanted), 0, -1) if words % n == 0)
+        groups = 64 if device.kind != "cpu" and items % 64 == 0 else 1
+        given, made = Tensor("given", (words,), "int64"), Tensor("made", (words,), "int64")
+        arguments = (
+            Place(INPUT, 0, 0, given.nbytes),
+            Place(OUTPUT, 0, 0, made.nbytes, written=True),
+        )
+        launch = Launch("copy_words", (items,), (groups,), arguments)
+        source = COPYING.format(each=words // items, groups=groups)
+        program = Program(LANGUAGE, source, (given,), (made,), (launch,))
+        return OpenclKernel(program, {}, device, "copy", library=self.crew(device))
+
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
-        return OpenclKernel(artifact, graph, device)
+        try:
+            program = Program.from_files(artifact.files, LANGUAGE)
+        except PackageError as error:
+            raise PackageError(f"part '{graph.name}' is damaged: {error}") from None
+        _check(program, graph, artifact.weights)
+        library = artifact.files.get(CREW)
+        if library is not None and (damage := damage_of(library)) is not None:
+            raise PackageError(f"part '{graph.name}' is damaged: {CREW} {damage}")
+        return OpenclKernel(program, artifact.weights, device, graph.name, graph, library)
 
     def _program(self, graph: Graph, device: Device) -> tuple[Program, Mapping[str, np.ndarray]]:
         if not graph.computed:
@@ -123,30 +187,34 @@ class OpenclKernel(Kernel):
     Buffers are arrays where the device computes in the host's memory, and else `Resident` ones.
     """
 
-    # What it begins goes on while the caller does something else.
-    asynchronous = True
-
-    def __init__(self, artifact: Artifact, graph: Graph, device: Device) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, np.ndarray],
+        device: Device,
+        name: str,
+        graph: Graph | None = None,
+        library: bytes | None = None,
+    ) -> None:
         # Late, because it loads pyopencl and starts drivers.
         from hetsched import opencl
 
         self._opencl = opencl
-        self._name = graph.name
+        self._name, self._device = name, device.name
         self._shares_memory = device.memory_space == "host"
         # By the thread that calls, or by the driver's own.
         self.any_thread = self._shares_memory
+        self._results: Results | None = None
+        self._library = library
         try:
-            program = Program.from_files(artifact.files, LANGUAGE)
-        except PackageError as error:
-            raise PackageError(f"part '{graph.name}' is damaged: {error}") from None
-        given = _given(graph)
-        _check(program, graph, given, artifact.weights)
-        try:
-            self.loaded = opencl.Loaded(program, artifact.weights, device, graph.name)
-            constants = {name: self.receive(artifact.weights[name]) for name in given}
+            self.loaded = opencl.Loaded(program, weights, device, name)
+            if graph is not None:
+                given = {name: self.receive(weights[name]) for name in _given(graph)}
+                self._results = Results(graph, given)
         except opencl.Failed as error:
-            raise PartError(f"part '{graph.name}' does not load: {error}") from error
-        self._results = Results(graph, constants)
+            raise error.of(f"part '{name}' does not load", device.name) from error
+        # Whether what it begins goes on while the caller does something else.
+        self.asynchronous = not self.loaded.opened.on_caller
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         begun = self.begin(inputs)
@@ -156,12 +224,20 @@ class OpenclKernel(Kernel):
     def begin(self, inputs: Sequence[Any]) -> "OpenclRun":
         return OpenclRun(self, inputs)
 
+    def code(self) -> Code | None:
+        if self._library is None or (self._results and not self._results.all_computed):
+            return None
+        # Late, as above.
+        from hetsched import opencl_crew
+
+        return opencl_crew.code(self.loaded, opened(self._library))
+
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
 
         Raises
         ------
-        PartError
+        PartError, DeviceError
             A launch failed.
         """
         with self.failing():
@@ -183,19 +259,21 @@ class OpenclKernel(Kernel):
 
     def results(self, computed: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
         """The part's outputs, of what was computed and what it was given."""
+        if self._results is None:
+            return computed
         copied = np.copy if self._shares_memory else self.loaded.opened.copied
         return self._results.of(computed, inputs, copied)
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Raises a `PartError` with the part's name for whatever OpenCL answers with."""
+        """Raises an error with the part and its device for whatever OpenCL answers with."""
         try:
             yield
         except self._opencl.Failed as error:
-            raise PartError(f"part '{self._name}' failed: {error}") from error
+            raise error.of(f"part '{self._name}' failed", self._device) from error
 
 
-class OpenclRun:
+class OpenclRun(Begun):
     """A call of a kernel that has been enqueued."""
 
     def __init__(self, kernel: OpenclKernel, inputs: Sequence[Any]) -> None:
@@ -215,9 +293,7 @@ def _given(graph: Graph) -> dict[str, np.ndarray]:
     return {name: graph.constants[name] for name in names if name in graph.constants}
 
 
-def _check(
-    program: Program, graph: Graph, given: Iterable[str], weights: Mapping[str, np.ndarray]
-) -> None:
+def _check(program: Program, graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
     """
     Raises
     ------
@@ -232,7 +308,7 @@ def _check(
         expected = [(t.shape, t.dtype) for t in map(graph.handed, tensors)]
         if [(t.shape, t.dtype) for t in own] != expected:
             raise PackageError(f"{damaged} its program has other {what} than the part")
-    for name in (*program.weights, *given):
+    for name in (*program.weights, *_given(graph)):
         if name not in weights:
             raise PackageError(f"{damaged} there is no weight '{name}'")
     for name, nbytes in program.weights.items():

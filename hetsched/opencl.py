@@ -96,9 +96,8 @@ class Failed(HetschedError):
     def of(self, where: str, device: str) -> HetschedError:
         """The error of the kind that a user meets, with what failed and on which device."""
         message = f"{where} on '{device}': {self}"
-        if issubclass(self._kind, DeviceError):
-            return self._kind(message, device)
-        return self._kind(message)
+        kind = self._kind
+        return kind(message, device) if issubclass(kind, DeviceError) else kind(message)
 
 
 class Driver:
@@ -146,6 +145,23 @@ def told(what: str) -> Iterator[None]:
         yield
     except cl.Error as error:
         raise Failed(error.code, what) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A tensor in a device's own memory."""
+
+    buffer: cl.Buffer
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A buffer with the values of an array, whose address is no other's as long as it is there."""
+
+    buffer: cl.Buffer
+    array: np.ndarray
 
 
 @dataclass(eq=False)
@@ -201,47 +217,30 @@ class Opened:
         found: np.ndarray = cl.fsvm_empty(self.context, (nbytes,), np.uint8, alignment=ALIGNMENT)
         return found
 
-    def receive(self, array: np.ndarray) -> "Resident":
+    def receive(self, array: np.ndarray) -> Resident:
         """The values of an array in the device's own memory."""
         with told("an input cannot be copied to the device"):
             found = self.resident(array.shape, array.dtype)
             self.staging.write(found.buffer, array)
         return found
 
-    def send(self, resident: "Resident") -> np.ndarray:
+    def send(self, resident: Resident) -> np.ndarray:
         """An array with the values of what lies in the device's own memory."""
         array = empty(resident.shape, resident.dtype)
         with told("an output cannot be copied from the device"):
             self.staging.read(resident.buffer, array)
         return array
 
-    def copied(self, resident: "Resident") -> "Resident":
+    def copied(self, resident: Resident) -> Resident:
         """Another with the same values, once what has been enqueued has ended."""
         found = self.resident(resident.shape, resident.dtype)
         with told("a tensor cannot be copied"):
             cl.enqueue_copy(self.queue, found.buffer, resident.buffer)
         return found
 
-    def resident(self, shape: tuple[int, ...], dtype: np.dtype) -> "Resident":
+    def resident(self, shape: tuple[int, ...], dtype: np.dtype) -> Resident:
         """Memory of the device without values."""
         return Resident(self.pool.allocate(prod(shape) * dtype.itemsize), shape, dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Resident:
-    """A tensor in a device's own memory."""
-
-    buffer: cl.Buffer
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """A buffer with the values of an array, whose address is no other's as long as it is there."""
-
-    buffer: cl.Buffer
-    array: np.ndarray
 
 
 class Staging:

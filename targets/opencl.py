@@ -15,7 +15,7 @@ import numpy as np
 
 from hetsched import lowering, schedules
 from hetsched.device import Device
-from hetsched.errors import DeviceError, PackageError
+from hetsched.errors import CompileError, DeviceError, PackageError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
@@ -38,7 +38,7 @@ __kernel void copy_words(__global const long* restrict given, __global long* res
 """
 
 # Refusals by structure, for the groups that a network repeats.
-_refusals: dict[tuple[str, bytes], str | None] = {}
+_refusals: dict[bytes, str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,15 @@ class Opencl(Target):
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
-        from hetsched.lowering.opencl import refusal_of
+        from hetsched.lowering.relax import refusal_of
 
+        if why := _not_yet(device):
+            return why
         structure = to_onnx(graph, weights=False)
         structure.graph.name = ""
-        key = self.settings(device), structure.SerializeToString(deterministic=True)
+        key = structure.SerializeToString(deterministic=True)
         if key not in _refusals:
-            _refusals[key] = refusal_of(graph, device, self._rules(device))
+            _refusals[key] = refusal_of(graph)
         return _refusals[key]
 
     def lanes(self, device: Device) -> int | None:
@@ -175,10 +177,10 @@ class Opencl(Target):
             return Program(LANGUAGE, "", graph.inputs, (), ()), {}
         from hetsched.lowering.opencl import program
 
-        return program(graph, device, self._rules(device))
-
-    def _rules(self, device: Device) -> Rules:
-        return Rules(Vectors.of(device.isa or "opencl"), device.threads)
+        if why := _not_yet(device):
+            raise CompileError(f"part '{graph.name}': {why}")
+        rules = Rules(Vectors.of(device.isa), device.threads)
+        return program(graph, rules, max(1, device.compute_units))
 
 
 class OpenclKernel(Kernel):
@@ -285,6 +287,12 @@ class OpenclRun(Begun):
     def finish(self) -> tuple[float, float]:
         with self._kernel.failing():
             return self._started.finish()
+
+
+def _not_yet(device: Device) -> str | None:
+    if device.kind != "cpu":
+        return "kernels for OpenCL devices of their own are not generated yet"
+    return None
 
 
 def _given(graph: Graph) -> dict[str, np.ndarray]:

@@ -449,7 +449,7 @@ class _Writer:
             return
         if isinstance(value, ir.Call) and self._called(value)[0] in DROPPED:
             return
-        raise UnsupportedOperation(f"OpenCL C has no {str(value):.60}")
+        raise UnsupportedOperation(f"OpenCL C has no {value!s:.60}")
 
     def _store(self, store: Any) -> None:
         (index,) = store.indices

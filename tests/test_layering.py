@@ -20,7 +20,7 @@ graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms
 crew  opencl
-executor  footprint
+opencl_crew  native  executor  footprint
 links
 overheads
 system
@@ -49,7 +49,7 @@ EXTENSIONS = frozenset("operations schedulers targets cost_models partitioners".
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = (
     frozenset(
-        ["hetsched.tvm_runtime", "hetsched.opencl", "hetsched.opencl_query"]
+        ["hetsched.tvm_runtime", "hetsched.opencl", "hetsched.opencl_crew", "hetsched.opencl_query"]
         + [
             f"hetsched.lowering.{name}"
             for name in "entry integer metaschedule recurrent relax stack temporaries "

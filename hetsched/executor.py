@@ -24,6 +24,7 @@ from weakref import finalize
 import numpy as np
 
 from hetsched.crew import Crew, CrewRequest
+from hetsched.device import Device
 from hetsched.errors import DeviceError, HetschedError, PartError
 from hetsched.request import Request, Run, Step, View, failure, one_line
 from hetsched.schedule import Transfer
@@ -335,7 +336,7 @@ class Executor:
                 try:
                     results = self._held(compute)
                 except Exception as error:
-                    raise failure(step, error) from error
+                    raise failure(step, step.device.name, error) from error
             made = {**values, **dict(zip(step.outputs, results, strict=True))}
             return {name: self._value(made, name) for name in self._course.results}
 
@@ -450,7 +451,7 @@ class Executor:
                 results = kernel.run([self._value(values, name) for name in step.inputs])
                 values.update(zip(step.outputs, results, strict=True))
             except Exception as error:
-                raise failure(step, error) from error
+                raise failure(step, step.device.name, error) from error
             run.record(index, start, perf_counter())
         return {name: self._value(values, name) for name in self._course.results}, run
 
@@ -469,12 +470,14 @@ class Executor:
     def _move(self, request: _Queued, way: _Way, value: Any) -> None:
         if way.source != way.sink:
             start = perf_counter()
+            at = way.source
             try:
                 array = self._by_device[way.source].send(value) if way.source else value
+                at = way.sink
                 value = self._by_device[way.sink].receive(array) if way.sink else array
             except Exception as error:
                 where = f"transfer of '{way.tensor}' to '{way.sink or 'host'}'"
-                raise failure(where, error) from error
+                raise failure(where, at, error) from error
             finish = perf_counter()
             # Between a device and the host's own memory nothing moves where they share it.
             if None not in (way.source, way.sink) or way.between_memories:
@@ -508,7 +511,7 @@ class Executor:
             results = kernel.run(inputs)
             outputs = list(zip(step.outputs, results, strict=True))
         except Exception as error:
-            raise failure(step, error) from error
+            raise failure(step, step.device.name, error) from error
         finally:
             if self._here:
                 self._turn.release()
@@ -575,18 +578,25 @@ def _stop(workers: Iterable[_Worker]) -> None:
 
 def _loaded(step: Step) -> Kernel:
     """The kernel of `step`, on the calling thread, which stays on the cores of its device."""
-    cores = step.device.cores
-    if cores and hasattr(os, "sched_setaffinity"):
-        try:
-            os.sched_setaffinity(0, cores)
-        except OSError:
-            raise DeviceError(
-                f"'{step.device.name}' cannot be held on core {', '.join(map(str, cores))}: "
-                "this machine has no such core for this process"
-            ) from None
     try:
+        _hold(step.device)
         return step.load()
+    except DeviceError as error:
+        raise error.of(step.device.name) from None
     except HetschedError:
         raise
     except Exception as error:
         raise PartError(f"{step} does not load: {one_line(error)}") from error
+
+
+def _hold(device: Device) -> None:
+    """Keeps the calling thread on the cores of `device`, if it has any."""
+    if not device.cores or not hasattr(os, "sched_setaffinity"):
+        return
+    try:
+        os.sched_setaffinity(0, device.cores)
+    except OSError:
+        raise DeviceError(
+            f"'{device.name}' cannot be held on core {', '.join(map(str, device.cores))}: "
+            "this machine has no such core for this process"
+        ) from None

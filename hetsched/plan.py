@@ -12,7 +12,7 @@ from typing import Any
 from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
 from hetsched.document import NUMBER, check, parse
-from hetsched.errors import DeviceError, PlanError, SplitRefused
+from hetsched.errors import DeviceError, InfeasiblePlan, PlanError, SplitRefused
 from hetsched.footprint import (
     Memory,
     crew_is_here,
@@ -276,6 +276,50 @@ class Plan:
         crew = crew_is_here([part.device for part in self.copies])
         views = views_between(self.graph, self.graphs)
         return memory(parts, outputs, views, crew, len(self.parts))
+
+    def without(self, device: str, reason: str) -> "Plan":
+        """The plan with all that `device` runs moved to others, which its notes tell.
+
+        Each group goes to the next device of the system that can run it, after the last to the
+        first; where `device` has replicas, to the next of them. Parts keep their names and order.
+
+        Raises
+        ------
+        InfeasiblePlan
+            No other device can run a group.
+        """
+        names = [item.name for item in self.system.devices]
+        at = names.index(device)
+        others = (*names[at + 1 :], *names[:at])
+        rings = {
+            home: tuple(n for n in ring if n != device) for home, ring in self.replicas.items()
+        }
+        heirs = dict.fromkeys(
+            n for home in rings if device in self.replicas[home] for n in rings[home]
+        )
+        ring = rings.pop(device, ())
+        placement = dict(self.placement)
+        for name in self.order:
+            if placement[name] != device:
+                continue
+            able = [n for n in ring or others if n in self.prices.seconds[name]]
+            if not able:
+                raise InfeasiblePlan(f"no other device of the plan can run '{name}'")
+            placement[name] = able[0]
+            heirs[able[0]] = None
+            if not ring:
+                # A replica has no other parts.
+                rings = {}
+        rings |= {ring[0]: ring} if ring else {}
+        told = f"{reason}; its parts run on {', '.join(map(repr, heirs))}"
+        return replace(
+            self,
+            placement=placement,
+            prices=self.prices.without(self.order, device, reason),
+            notes=(*self.notes, told),
+            cuts=frozenset(part.groups[0].name for part in self.parts),
+            replicas={home: ring for home, ring in rings.items() if len(set(ring)) > 1},
+        )
 
     def to_json(self) -> str:
         """The plan without its graph; the same text for the same plan."""

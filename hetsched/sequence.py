@@ -123,7 +123,7 @@ class KernelSequence:
     ) -> None:
         target = load(Target, device.target)
         if reason := target.unavailable():
-            raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
+            raise DeviceError(f"'{device.name}' cannot be measured here: {reason}", device.name)
         # Alone, a group reads and makes what it does among its neighbours.
         graph = between(graph, device)
         parts = {group.name: graph.part(group.ops, group.name) for group in groups}
@@ -182,8 +182,11 @@ class KernelSequence:
 
     def _done(self, work: Callable[..., Any], *arguments: Any) -> Any:
         def held() -> Any:
-            with pinned(self._device.cores):
-                return work(*arguments)
+            try:
+                with pinned(self._device.cores):
+                    return work(*arguments)
+            except DeviceError as error:
+                raise error.of(self._device.name) from None
 
         return self._worker.submit(held).result()
 

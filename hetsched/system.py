@@ -3,7 +3,7 @@
 import json
 import platform
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from math import inf
@@ -71,6 +71,18 @@ class System:
         """The link of an ordered pair; None where no data can pass."""
         return self._by_pair.get((source, sink))
 
+    def without(self, name: str) -> "System":
+        """The system without a device and its links.
+
+        Raises
+        ------
+        DeviceError
+            There is no other device.
+        """
+        devices = tuple(device for device in self.devices if device.name != name)
+        links = tuple(link for link in self.links if name not in (link.source, link.sink))
+        return replace(self, devices=devices, links=links)
+
     def with_options(self, target: str, **options: str) -> "System":
         """The same devices, those of `target` with options of it set.
 
@@ -110,11 +122,17 @@ class System:
         return {(link.source, link.sink): link for link in self.links}
 
     @classmethod
-    def local(cls, devices: str | Iterable[str], store: Store | None = None) -> "System":
+    def local(
+        cls,
+        devices: str | Iterable[str],
+        store: Store | None = None,
+        fallback: Callable[[str], None] | None = None,
+    ) -> "System":
         """This machine, seen as `devices`, such as `cpu:0,cpu:1`.
 
         Links, and what a run costs beside its parts, are measured once and then taken from the
-        `store`, by default the user's.
+        `store`, by default the user's. With a `fallback` a device that is not here is left out,
+        if others are, and `fallback` is told so in one line.
 
         Raises
         ------
@@ -125,11 +143,17 @@ class System:
         """
         store = store or Store(default_path())
         found = []
-        for name in parse_devices(devices):
+        names = parse_devices(devices)
+        for name in names:
             target = load(Target, name.partition(":")[0])
-            if reason := target.unavailable():
-                raise DeviceError(f"'{name}' is not available: {reason}")
-            found.append(target.device(name))
+            try:
+                if reason := target.unavailable():
+                    raise DeviceError(f"'{name}' is not available: {reason}", name)
+                found.append(target.device(name))
+            except DeviceError as error:
+                if fallback is None or (not found and name == names[-1]):
+                    raise
+                fallback(f"{error.of(name)}; it is left out")
         # Checked before anything is measured.
         bare = cls(platform.node() or "machine", tuple(found), ())
         links = [link_between(a, b, store) for a in found for b in found if a != b]

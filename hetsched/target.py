@@ -70,6 +70,36 @@ class Code:
     raised: Callable[[], str] = str
 
 
+class Results:
+    """How the outputs of a part come to be: computed, or passed on, inputs or `constants` by name.
+
+    `computed` is how many an operation makes; `all_computed`, that there are no others.
+    """
+
+    def __init__(self, graph: Graph, constants: Mapping[str, Any]) -> None:
+        self._constants = list(constants.values())
+        passed = [tensor.name for tensor in (*graph.computed, *graph.inputs)]
+        names = [*passed, *constants]
+        self.computed = len(graph.computed)
+        self._picks = [names.index(tensor.name) for tensor in graph.outputs]
+        self.all_computed = self._picks == list(range(self.computed))
+
+    def of(
+        self,
+        computed: Sequence[Any],
+        inputs: Sequence[Any],
+        copied: Callable[[Any], Any] = np.copy,
+    ) -> Sequence[Any]:
+        """The outputs, in the order of the graph.
+
+        What is passed on is `copied`: the caller may write to an input, or to a result.
+        """
+        if self.all_computed:
+            return computed
+        there = [*computed, *inputs, *self._constants]
+        return [there[i] if i < self.computed else copied(there[i]) for i in self._picks]
+
+
 class Kernel(ABC):
     """A part that is loaded on its device.
 

@@ -25,11 +25,10 @@ from hetsched.dtype import empty, numpy_dtype
 from hetsched.errors import CompileError, PackageError, PartError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cpu_device, cpu_devices
-from hetsched.op import Tensor
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
-from hetsched.target import Artifact, Code, Footprint, Kernel, Target
+from hetsched.target import Artifact, Code, Footprint, Kernel, Results, Target
 from hetsched.trial import Step, Trial, choices
 
 # From one step of a crew to the next on a core, stamps and all.
@@ -192,7 +191,7 @@ class Cpu(Target):
         workspace = None
         threads = 1
         temporaries: tuple[tuple[int, ...], ...] = ()
-        if computed_outputs(graph):
+        if graph.computed:
             files[CODE], part = compile_part(
                 graph,
                 lambda module: _shared_library(module, isa, linker),
@@ -227,7 +226,7 @@ class Cpu(Target):
 
         given = {t.name for t in graph.outputs if t.name in graph.constants}
         weights = {name: graph.constants[name].nbytes for name in given}
-        if not computed_outputs(graph):
+        if not graph.computed:
             return Footprint(weights, 0)
         if self.interpreted:
             return None
@@ -280,18 +279,13 @@ class CpuKernel(Kernel):
                 f"blocks of channels, not {dict(graph.packed) or 'nothing'}"
             )
         weights = [artifact.weights[name] for name in layout.weights]
-        self._constants = {name: artifact.weights[name] for name in layout.outputs}
         self._threads = min(threads, layout.threads)
         # TVM's workers stay on the cores of the thread that first asked for them.
         self.any_thread = self._threads == 1
-        computed = computed_outputs(graph)
-        passed = [*computed, *graph.inputs]
-        names = [*(tensor.name for tensor in passed), *self._constants]
-        self._computed = len(computed)
-        self._picks = [names.index(tensor.name) for tensor in graph.outputs]
-        self._all_computed = self._picks == list(range(self._computed))
+        constants = {name: artifact.weights[name] for name in layout.outputs}
+        self._results = Results(graph, constants)
         self._compute: Callable[[Sequence[Any]], list[np.ndarray]] | None = None
-        if computed:
+        if graph.computed:
             module, library = _module(artifact.files.get(CODE, b""), graph.name)
             if layout.workspace_nbytes is None:
                 self._compute = _Program(module, graph, weights)
@@ -301,7 +295,7 @@ class CpuKernel(Kernel):
                 self._compute = _Function(module, library, graph, weights, layout.workspace_nbytes)
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        if not self._computed:
+        if not self._results.computed:
             computed = []
         else:
             assert self._compute is not None, f"part '{self._name}' is closed"
@@ -311,14 +305,10 @@ class CpuKernel(Kernel):
             except self._tvm.ERRORS as error:
                 why = self._tvm.first_line(error)
                 raise PartError(f"part '{self._name}' failed: {why}") from error
-        if self._all_computed:
-            return computed
-        there = [*computed, *inputs, *self._constants.values()]
-        # What is passed through is copied: the caller may write to an input, or to a result.
-        return [there[i] if i < self._computed else there[i].copy() for i in self._picks]
+        return self._results.of(computed, inputs)
 
     def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
-        if not isinstance(self._compute, _Function) or not self._all_computed:
+        if not isinstance(self._compute, _Function) or not self._results.all_computed:
             return super().bind(inputs)
         compute, use_threads = self._compute.bound(inputs), self._tvm.use_threads
         threads = self._threads
@@ -330,7 +320,7 @@ class CpuKernel(Kernel):
         return call
 
     def code(self) -> Code | None:
-        if not isinstance(self._compute, _Function) or not self._all_computed:
+        if not isinstance(self._compute, _Function) or not self._results.all_computed:
             return None
         return self._compute.code(self._threads, partial(self._tvm.use_threads, self._threads))
 
@@ -359,7 +349,7 @@ class _Function:
         self._library = library
         self._inputs, self._outputs = (
             [(graph.handed(tensor).shape, numpy_dtype(tensor.dtype)) for tensor in tensors]
-            for tensors in (graph.inputs, computed_outputs(graph))
+            for tensors in (graph.inputs, graph.computed)
         )
         # Kept, as the table has their addresses only.
         self._weights = [aligned(array, array.dtype) for array in weights]
@@ -447,7 +437,7 @@ class _Program:
         self._dtypes = [numpy_dtype(tensor.dtype) for tensor in graph.inputs]
         self._weights = [tvm_runtime.to_tvm(array, array.dtype) for array in weights]
         self._weight_addresses = {weight.data_ptr() for weight in self._weights}
-        self._single = len(computed_outputs(graph)) == 1
+        self._single = len(graph.computed) == 1
 
     def __call__(self, inputs: Sequence[Any]) -> list[np.ndarray]:
         tensors = list(map(self._tvm.to_tvm, inputs, self._dtypes))
@@ -460,11 +450,6 @@ class _Program:
             if tensor.data_ptr() in lent:
                 arrays[index] = arrays[index].copy()
         return arrays
-
-
-def computed_outputs(graph: Graph) -> tuple[Tensor, ...]:
-    """The outputs that an operation makes, each once: those that are no input and no constant."""
-    return tuple(t for t in dict.fromkeys(graph.outputs) if t.name in graph.producers)
 
 
 @dataclass(frozen=True)

@@ -76,16 +76,16 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def test_memory_is_used_again(entry: Any) -> None:
     def lives(nbytes: int, first: int, last: int) -> Any:
-        return entry._Memory(nbytes, first=first, last=last)
+        return entry.Memory(nbytes, first=first, last=last)
 
     memories = [
         lives(100, 0, 1), lives(100, 1, 2), lives(60, 2, 3), lives(500, 0, 3)
     ]  # fmt: skip
     # The long one first; the third is where the first was, which is read no more.
-    assert entry._placed(memories) == 740
+    assert entry.placed(memories) == 740
     assert [memory.start for memory in memories] == [512, 640, 512, 0]
     assert all(memory.start % 64 == 0 for memory in memories)
-    assert entry._placed([]) == 0
+    assert entry.placed([]) == 0
 
 
 def test_a_chain_needs_two_places(target: Target) -> None:

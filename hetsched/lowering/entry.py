@@ -8,7 +8,7 @@ lies between them has its place in one piece of memory.
 Importing this file loads TVM's compiler.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,11 +21,14 @@ from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipelin
 from tvm.tirx.stmt import AttrStmt, Bind, DeclBuffer, Evaluate, IfThenElse, Return, SeqStmt
 
 from hetsched.dtype import ALIGNMENT, numpy_dtype
+from hetsched.errors import UnsupportedOperation
 from hetsched.lowering.stack import ON_STACK
 from hetsched.tvm_runtime import to_numpy
 
 # The name under which TVM knows how functions of addresses are lowered.
 PIPELINE = "hetsched"
+# What copies all of the second memory to the first; C's name of it.
+COPY = "memcpy"
 # Before the names of functions, which would else be those of C: exp, floor.
 PREFIX = "part_"
 # TVM's numbers: of the field of an argument that is an address; of the way to call a function that
@@ -53,8 +56,8 @@ class Direct:
 
 
 @dataclass(eq=False)
-class _Memory:
-    """Where a tensor is: in the row of the table, from `start`; calls are counted from 0."""
+class Memory:
+    """Where a tensor is: in a row, from `start`; needed from the call `first` to `last`."""
 
     nbytes: int
     row: int | None = None
@@ -63,37 +66,76 @@ class _Memory:
     last: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """What `main` of a module does: functions by name, called in turn on memories.
+
+    The memories of a call are in the order of the function's parameters, those that are written
+    behind those that are read; that of `COPY` is written first. Rows are the parameters of `main`, then
+    `constants`, the outputs and the workspace. `between` are the memories that are to be placed in
+    the last one.
+    """
+
+    functions: Mapping[str, Any]
+    calls: Sequence[tuple[str, Sequence[Memory]]]
+    between: Sequence[Memory]
+    constants: bytes
+    parameters: int
+    outputs: int
+
+    @property
+    def workspace(self) -> int:
+        """The row of the workspace."""
+        return self.parameters + 1 + self.outputs
+
+
+def calls_of(module: Any, alignment: int = ALIGNMENT) -> Calls:
+    """The calls of a fused module, whose `main` takes weights last.
+
+    Raises
+    ------
+    UnsupportedOperation
+        It does something else than to call functions on tensors of known shapes.
+    """
+    module = relax.transform.RewriteDataflowReshape()(module)
+    walk = _Walk(module)
+    outputs = walk.outputs()
+    parameters = len(module["main"].params)
+    constants = _joined(walk.constants, parameters, alignment)
+    for index, memory in enumerate(outputs):
+        row = parameters + 1 + index
+        if memory.row is None:
+            memory.row = row
+        else:
+            walk.copy(memory, row)
+    functions = {
+        PREFIX + variable.name_hint: function
+        for variable, function in module.functions.items()
+        if isinstance(function, tirx.PrimFunc)
+    }
+    between = [memory for memory in walk.made if memory.row is None]
+    return Calls(functions, walk.calls, between, constants, parameters, len(outputs))
+
+
 def direct(module: Any) -> Direct | None:
     """The fused module as functions of addresses, or None where it does something else.
 
     `main` takes what its rows hold, weights last.
     """
-    module = relax.transform.RewriteDataflowReshape()(module)
-    walk = _Walk(module)
-    outputs = walk.outputs()
-    if outputs is None:
+    try:
+        found = calls_of(module)
+    except UnsupportedOperation:
         return None
-    constants = _joined(walk.constants, len(module["main"].params))
-    weights_end = len(module["main"].params) + 1
-    for index, memory in enumerate(outputs):
-        row = weights_end + index
-        if memory.row is None:
-            memory.row = row
-        else:
-            walk.copy(memory, row)
-    workspace = weights_end + len(outputs)
-    between = [memory for memory in walk.made if memory.row is None]
-    nbytes = _placed(between)
-    for memory in between:
-        memory.row = workspace
+    nbytes = placed(found.between)
+    for memory in found.between:
+        memory.row = found.workspace
     functions = {
-        tvm.ir.GlobalVar(name := PREFIX + variable.name_hint): _of_addresses(name, function)
-        for variable, function in module.functions.items()
-        if isinstance(function, tirx.PrimFunc)
+        tvm.ir.GlobalVar(name): _of_addresses(name, function)
+        for name, function in found.functions.items()
     }
-    functions[tvm.ir.GlobalVar("main")] = _main(walk.calls)
-    calls = tuple(name for name, _ in walk.calls)
-    return Direct(tvm.IRModule(functions), constants, nbytes, calls)
+    functions[tvm.ir.GlobalVar("main")] = _main(found.calls)
+    calls = tuple(name for name, _ in found.calls)
+    return Direct(tvm.IRModule(functions), found.constants, nbytes, calls)
 
 
 class _Walk:
@@ -102,75 +144,69 @@ class _Walk:
     def __init__(self, module: Any) -> None:
         self._module = module
         self._main = module["main"]
-        self.calls: list[tuple[str, list[_Memory]]] = []
-        self.made: list[_Memory] = []
-        self.constants: list[tuple[_Memory, np.ndarray]] = []
+        self.calls: list[tuple[str, list[Memory]]] = []
+        self.made: list[Memory] = []
+        self.constants: list[tuple[Memory, np.ndarray]] = []
         self._known: dict[Any, Any] = {
-            parameter: _Memory(_nbytes(parameter.ty) or 0, row=row)
+            parameter: Memory(_nbytes(parameter.ty) or 0, row=row)
             for row, parameter in enumerate(self._main.params)
         }
-        self._constant_of: dict[bytes, _Memory] = {}
+        self._constant_of: dict[bytes, Memory] = {}
 
-    def outputs(self) -> list[_Memory] | None:
-        """The memory of each output, or None where a binding is no call on known shapes."""
+    def outputs(self) -> list[Memory]:
+        """The memory of each output."""
         for block in self._main.body.blocks:
             for binding in block.bindings:
-                found = self._value(binding.value) if hasattr(binding, "value") else None
-                if found is None:
-                    return None
-                self._known[binding.var] = found
+                self._known[binding.var] = self._value(getattr(binding, "value", None))
         results = self._value(self._main.body.body)
-        return [results] if isinstance(results, _Memory) else results
+        return [results] if isinstance(results, Memory) else list(results)
 
-    def copy(self, memory: _Memory, row: int) -> None:
+    def copy(self, memory: Memory, row: int) -> None:
         """Ends with a copy to the row of an output, whose tensor has a place already."""
-        self.calls.append(("memcpy", [_Memory(memory.nbytes, row=row), memory]))
+        self.calls.append((COPY, [Memory(memory.nbytes, row=row), memory]))
 
     def _value(self, value: Any) -> Any:
-        """The memory that an expression stands for; a list for a tuple; None if not understood."""
+        """The memory that an expression stands for; a list for a tuple."""
         if value in self._known:
             return self._known[value]
         if isinstance(value, tvm.ir.GenericConst):
             return self._constant(to_numpy(value.value))
         if isinstance(value, relax.Tuple):
-            fields = [self._value(field) for field in value.fields]
-            return None if None in fields else fields
+            return [self._value(field) for field in value.fields]
         if isinstance(value, relax.TupleGetItem):
-            whole = self._value(value.tuple_value)
-            return None if whole is None else whole[value.index]
+            return self._value(value.tuple_value)[value.index]
         name = getattr(getattr(value, "op", None), "name", "")
         if name == "relax.reshape":
             return self._value(value.args[0])
         if name == "relax.call_tir" and len(value.args) == 2:
             return self._call(value)
-        return None
+        called = getattr(value.args[0], "global_symbol", name) if name else type(value).__name__
+        raise UnsupportedOperation(f"{called} is no loop, and runs in TVM alone")
 
     def _call(self, call: Any) -> Any:
         function = self._module[call.args[0]]
         types = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
         if not _static(function) or None in (sizes := list(map(_nbytes, types))):
-            return None
+            raise UnsupportedOperation(f"{call.args[0].name_hint} is of shapes that are not known")
         read = [self._value(argument) for argument in call.args[1].fields]
-        if None in read:
-            return None
         now = len(self.calls)
-        written = [_Memory(nbytes or 0, first=now, last=now) for nbytes in sizes]
+        written = [Memory(nbytes or 0, first=now, last=now) for nbytes in sizes]
         for memory in read:
             memory.last = now
         self.made += written
         self.calls.append((PREFIX + call.args[0].name_hint, [*read, *written]))
         return written if isinstance(call.ty, relax.TupleType) else written[0]
 
-    def _constant(self, array: np.ndarray) -> _Memory:
+    def _constant(self, array: np.ndarray) -> Memory:
         content = array.tobytes()
         if content not in self._constant_of:
-            memory = _Memory(array.nbytes)
+            memory = Memory(array.nbytes)
             self._constant_of[content] = memory
             self.constants.append((memory, array))
         return self._constant_of[content]
 
 
-def _placed(memories: Sequence[_Memory]) -> int:
+def placed(memories: Sequence[Memory], alignment: int = ALIGNMENT) -> int:
     """Gives each a start such that none overlaps another that lives with it; the bytes needed.
 
     The largest first, each at the lowest start where it fits.
@@ -180,33 +216,33 @@ def _placed(memories: Sequence[_Memory]) -> int:
     Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020,
     https://arxiv.org/abs/2001.03288
     """
-    placed: list[_Memory] = []
+    there: list[Memory] = []
     for memory in sorted(memories, key=lambda memory: -memory.nbytes):
         start = 0
-        for other in placed:
+        for other in there:
             if memory.last < other.first or other.last < memory.first:
                 continue
             if start + memory.nbytes <= other.start:
                 break
-            start = max(start, _aligned(other.start + other.nbytes))
+            start = max(start, _aligned(other.start + other.nbytes, alignment))
         memory.start = start
-        placed.append(memory)
-        placed.sort(key=lambda other: other.start)
+        there.append(memory)
+        there.sort(key=lambda other: other.start)
     return max((memory.start + memory.nbytes for memory in memories), default=0)
 
 
-def _joined(constants: Sequence[tuple[_Memory, np.ndarray]], row: int) -> bytes:
+def _joined(constants: Sequence[tuple[Memory, np.ndarray]], row: int, alignment: int) -> bytes:
     """All constants behind each other, each where its memory says from now on."""
     joined = bytearray()
     for memory, array in constants:
-        joined.extend(bytes(_aligned(len(joined)) - len(joined)))
+        joined.extend(bytes(_aligned(len(joined), alignment) - len(joined)))
         memory.row, memory.start = row, len(joined)
         joined.extend(array.tobytes())
     return bytes(joined)
 
 
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+def _aligned(nbytes: int, alignment: int) -> int:
+    return -(-nbytes // alignment) * alignment
 
 
 def _nbytes(type_: Any) -> int | None:
@@ -250,7 +286,7 @@ def _of_addresses(name: str, function: Any) -> Any:
     )
 
 
-def _main(calls: Sequence[tuple[str, Sequence[_Memory]]]) -> Any:
+def _main(calls: Sequence[tuple[str, Sequence[Memory]]]) -> Any:
     table = tirx.Var("table", "handle")
     body: list[Any] = []
     for index, (name, memories) in enumerate(calls):
@@ -262,7 +298,7 @@ def _main(calls: Sequence[tuple[str, Sequence[_Memory]]]) -> Any:
                 body.append(DeclBuffer(tensor, data=address))
                 address = tirx.address_of(tensor[memory.start])
             arguments.append(address)
-        if name == "memcpy":
+        if name == COPY:
             nbytes = tirx.IntImm("int64", memories[0].nbytes)
             body.append(Evaluate(tirx.call_extern("handle", name, *arguments, nbytes)))
             continue

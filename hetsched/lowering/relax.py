@@ -75,7 +75,7 @@ MOST_MODULES = 8
 
 # TVM's passes in Python keep what they work on in lists of the process: one part at a time. Code
 # generation, the longer half, does not, and runs in several threads.
-_passes = RLock()
+passes = RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class RelaxPart:
 
 def refusal_of(graph: Graph) -> str | None:
     """Why TVM cannot import and lower `graph`, or None; no code is made."""
-    with quiet(), _passes:
+    with quiet(), passes:
         try:
             lowered(graph)
         except REFUSALS as error:
@@ -136,7 +136,7 @@ def compile_part(
     """
 
     def attempt(part: Graph) -> tuple[Any, RelaxPart]:
-        with _passes:
+        with passes:
             made = _made(part, rules, interpreted)
         return build(made.module), made
 
@@ -157,7 +157,7 @@ def part_of(graph: Graph, rules: Rules) -> RelaxPart:
     CompileError
         TVM refuses the part.
     """
-    with quiet(), _passes:
+    with quiet(), passes:
         try:
             return _made(graph, rules)
         except REFUSALS as error:
@@ -169,7 +169,7 @@ def part_temporaries(
     part: RelaxPart, llvm: Mapping[str, Any], threads: int
 ) -> tuple[tuple[int, ...], ...]:
     """The bytes that each function which `part` calls holds at once, beside the workspace."""
-    with quiet(), _passes:
+    with quiet(), passes:
         return temporaries(part.module, part.calls, llvm, threads)
 
 
@@ -219,13 +219,13 @@ def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
 
 def fuse(part: Lowered) -> Lowered:
     """One TensorIR function for each chain of operations that can share its loops."""
-    passes = (
+    steps = (
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
     )
-    return replace(part, module=tvm.transform.Sequential(passes)(part.module))
+    return replace(part, module=tvm.transform.Sequential(steps)(part.module))
 
 
 def _direct(part: RelaxPart) -> RelaxPart:
@@ -252,7 +252,7 @@ def build(module: Any, llvm: Mapping[str, Any], folder: Path) -> list[Path]:
     target = tvm.target.Target(dict(llvm))
     careful = tvm.target.Target({**llvm, **CAREFUL})
     builder = relax.ExecBuilder() if isinstance(module["main"], relax.Function) else None
-    with _passes:
+    with passes:
         if builder:
             with target:
                 module = relax.get_pipeline("default")(module)
@@ -288,7 +288,7 @@ def build(module: Any, llvm: Mapping[str, Any], folder: Path) -> list[Path]:
         paths = list(workers.map(generate, wanted))
     if builder is None:
         return paths
-    with _passes:
+    with passes:
         executable = vm_build._vmlink(builder, target)
         packed = _pack(executable.mod, False, str(target), "")
         paths.append(folder / "program.o")

@@ -1,0 +1,208 @@
+"""A part as a program of launches, for OpenCL devices that compute on a processor.
+
+The part goes the way of the `cpu` target, with the same schedules; only the last step differs: the
+loops of each function become kernels in OpenCL C, and a launch of each stands where the processor's
+code has a call. On a device of one compute unit a function is one kernel of a single work-item. On
+more, the parallel loops of a function are kernels whose work-items share them out.
+
+Importing this file loads TVM's compiler.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import s_tir, tirx
+
+from hetsched.graph import Graph
+from hetsched.launches import (
+    CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program,
+)  # fmt: skip
+from hetsched.lowering.entry import COPY, Calls, Memory, calls_of, placed
+from hetsched.lowering.kernels import Nest, kernels
+from hetsched.lowering.relax import compile_part, passes
+from hetsched.schedules.rules import Rules
+
+# Of a buffer within a buffer: no device asks for more.
+ALIGNMENT = 512
+TARGET = tvm.target.Target("opencl")
+# No scheduler looks for other work-items in a group, and a compiler need not prepare for them.
+HEAD = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void "
+# Copies all of a tensor, four bytes at a time or one.
+COPIES = {
+    4: "(__global const uint* restrict a0, __global uint* restrict a1) {{\n"
+    "  for (int i = 0; i < {count}; ++i) a1[i] = a0[i];\n}}\n",
+    1: "(__global const uchar* restrict a0, __global uchar* restrict a1) {{\n"
+    "  for (int i = 0; i < {count}; ++i) a1[i] = a0[i];\n}}\n",
+}
+
+
+def program(
+    graph: Graph, rules: Rules, units: int = 1, alignment: int = ALIGNMENT
+) -> tuple[Program, Mapping[str, np.ndarray]]:
+    """The part for a device of so many compute units, and the weights that it reads, by name.
+
+    Each place in it starts at a multiple of `alignment` bytes.
+
+    Raises
+    ------
+    CompileError
+        The part has something that no kernel can be made of.
+    """
+
+    def build(module: Any) -> _Built:
+        with passes:
+            calls = calls_of(module, alignment)
+            return _built(calls, _lowered(calls.functions), units, alignment)
+
+    built, part = compile_part(graph, build, rules, interpreted=True)
+    inputs = tuple(map(graph.handed, graph.inputs))
+    computed = dict.fromkeys(t for t in graph.outputs if t.name in graph.producers)
+    regions: list[tuple[str, int | str]] = [
+        *((INPUT, index) for index in range(len(inputs))),
+        *((WEIGHT, name) for name in part.weights),
+        (CONSTANT, 0),
+        *((OUTPUT, index) for index in range(len(computed))),
+        (WORKSPACE, 0),
+    ]
+    launches = tuple(
+        Launch(
+            step.kernel,
+            (step.items,),
+            (1,),
+            tuple(
+                Place(*regions[memory.row or 0], memory.start, memory.nbytes, written)
+                for memory, written in step.arguments
+            ),
+        )
+        for step in built.steps
+    )
+    made = Program(
+        "opencl",
+        built.source,
+        inputs,
+        tuple(map(graph.handed, computed)),
+        launches,
+        {name: array.nbytes for name, array in part.weights.items()},
+        built.constants,
+        built.workspace_nbytes,
+    )
+    return made, part.weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A launch of `kernel`, on memories of which some are written."""
+
+    kernel: str
+    items: int
+    arguments: Sequence[tuple[Memory, bool]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Built:
+    source: str
+    steps: Sequence[_Step]
+    constants: bytes
+    workspace_nbytes: int
+
+
+def _built(calls: Calls, functions: Mapping[str, Any], units: int, alignment: int) -> _Built:
+    """Source and launches of the calls, whose memories are all placed."""
+    made = {name: kernels(function, units) for name, function in functions.items()}
+    sources = _Sources()
+    steps: list[_Step] = []
+    between = list(calls.between)
+    # Memories live from launch to launch, of which a call is several.
+    spans: list[tuple[int, int]] = []
+    for name, memories in calls.calls:
+        first = len(steps)
+        if name == COPY:
+            written, read = memories
+            kernel = sources.named(name, _copying(read.nbytes))
+            steps.append(_Step(kernel, 1, [(read, False), (written, True)]))
+        else:
+            own = [
+                Memory(nbytes, first=len(spans), last=len(spans))
+                for nbytes in made[name].temporaries
+            ]
+            between += own
+            there = [*memories, *own]
+            for nest in made[name].nests:
+                steps.append(
+                    _Step(
+                        sources.named(name, nest),
+                        nest.items,
+                        [(there[index], written) for index, written in nest.arguments],
+                    )
+                )
+        spans.append((first, max(first, len(steps) - 1)))
+    for memory in between:
+        memory.first, memory.last = spans[memory.first][0], spans[memory.last][1]
+    nbytes = placed(between, alignment)
+    for memory in between:
+        memory.row = calls.workspace
+    return _Built(sources.text(), steps, calls.constants, nbytes)
+
+
+def _copying(nbytes: int) -> Nest:
+    each = 1 if nbytes % 4 else 4
+    text = COPIES[each].format(count=nbytes // each)
+    return Nest(text, ((0, False), (1, True)), 1, ())
+
+
+class _Sources:
+    """The kernels of a program, each distinct one once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._helpers: dict[str, None] = {}
+
+    def named(self, function: str, nest: Nest) -> str:
+        """The name of the kernel for these loops of a function."""
+        self._helpers |= dict.fromkeys(nest.helpers)
+        if nest.text not in self._names:
+            self._names[nest.text] = f"k{len(self._names)}_{function}"
+        return self._names[nest.text]
+
+    def text(self) -> str:
+        whole = [f"{HEAD}{name}{text}" for text, name in self._names.items()]
+        return "\n".join(["".join(self._helpers), *whole])
+
+
+def _lowered(functions: Mapping[str, Any]) -> dict[str, Any]:
+    """The functions as loops over flat buffers and vectors, as TVM lowers them."""
+    module = tvm.IRModule(
+        {
+            tvm.ir.GlobalVar(name): function.with_attr("global_symbol", name).with_attr(
+                "target", TARGET
+            )
+            for name, function in functions.items()
+        }
+    )
+    steps = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.LowerIntrin(),
+        tirx.transform.CommonSubexprElim(),
+    ]
+    lowered = tvm.transform.Sequential(steps)(module)
+    return {variable.name_hint: function for variable, function in lowered.functions.items()}

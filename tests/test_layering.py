@@ -18,6 +18,7 @@ store  op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
+fpga
 cache  request  forms
 crew
 executor  links  footprint

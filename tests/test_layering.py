@@ -18,7 +18,7 @@ store  op  oracle  trace  tvm_runtime
 fusion  schedules
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache  request  forms  quantization
+cache  request  forms  quantization  fpga
 crew
 executor  links  footprint
 overheads

@@ -18,7 +18,7 @@ store  op  oracle  trace  tvm_runtime  opencl_devices
 fusion  schedules  launches
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache  request  forms
+cache  request  forms  quantization  fpga
 crew  opencl
 opencl_crew  native  executor  footprint
 links

@@ -2,13 +2,12 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from ctypes import CDLL, c_int32, c_void_p
+from ctypes import c_int32, c_void_p
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
 from math import inf
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +20,7 @@ from hetsched.device import Device, Link
 from hetsched.dtype import empty
 from hetsched.errors import DeviceError
 from hetsched.executor import HOST_SPACE, Executor
+from hetsched.native import opened
 from hetsched.plugin import load
 from hetsched.request import Step
 from hetsched.store import Store
@@ -218,7 +218,7 @@ class _Copying(Kernel):
 
     def __init__(self, library: bytes | None, words: int) -> None:
         self._kind = (words,), np.dtype(np.int64)
-        self._library = load_library(library) if library is not None else None
+        self._library = opened(library) if library is not None else None
         self._table = np.array([words, 0, 0], np.uint64)
         self._given = np.array([(ADDRESS, 0, address(self._table))], VALUE)
         self._result = np.zeros(1, VALUE)
@@ -243,12 +243,3 @@ class _Copying(Kernel):
 
     def close(self) -> None:
         self._library = None
-
-
-@cache
-def load_library(library: bytes) -> CDLL:
-    """A library from memory, which leaves no file behind."""
-    with TemporaryDirectory(prefix="hetsched-") as folder:
-        path = Path(folder) / "crew.so"
-        path.write_bytes(library)
-        return CDLL(str(path))

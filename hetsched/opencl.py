@@ -27,7 +27,7 @@ import numpy as np
 
 from hetsched.cache import default_cache
 from hetsched.device import Device
-from hetsched.dtype import empty, numpy_dtype
+from hetsched.dtype import ALIGNMENT, empty, numpy_dtype
 from hetsched.errors import (
     BuildError,
     DeviceError,
@@ -211,6 +211,11 @@ class Opened:
                 flags = cl.mem_flags.READ_ONLY | getattr(cl.mem_flags, where)
                 found = Weight(cl.Buffer(self.context, flags, hostbuf=array), array)
                 self.weights[key] = found
+        return found
+
+    def allocate(self, nbytes: int) -> np.ndarray:
+        """Memory of the host that kernels take by its address, where there are shared pointers."""
+        found: np.ndarray = cl.fsvm_empty(self.context, (nbytes,), np.uint8, alignment=ALIGNMENT)
         return found
 
     def receive(self, array: np.ndarray) -> Resident:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.device import Device
-from hetsched.errors import PluginError
+from hetsched.errors import HetschedError, PluginError
 from hetsched.graph import Graph
 from hetsched.plugin import Plugin
 from hetsched.trial import Step, Trial
@@ -57,7 +57,11 @@ class Code:
     other cells; each caller needs a copy. One thread at a time may call it, after `enter`, which
     prepares a thread for code of so many `threads` or fewer. `module` has the functions of
     `crew.c`. `raised` tells once, on the thread of a call that failed, what failed, if that is
-    known. It is valid until the kernel is closed.
+    known; `failed` makes an error of what the function gave. It is valid until the kernel is
+    closed.
+
+    Code with `allocate` takes a tensor more quickly that lies in memory which that has made, of so
+    many bytes; `within` are the cells for the begin and the end of that. Else they are 0.
     """
 
     function: int
@@ -69,6 +73,9 @@ class Code:
     enter: Callable[[], None]
     module: CDLL
     raised: Callable[[], str] = str
+    allocate: Callable[[int], np.ndarray] | None = None
+    within: tuple[int, int] | None = None
+    failed: Callable[[int], HetschedError] | None = None
 
 
 class Results:

@@ -4,8 +4,6 @@ import json
 import os
 import platform
 import shutil
-import struct
-import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
@@ -19,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from hetsched import crew, lowering, schedules
+from hetsched import lowering, schedules
 from hetsched.device import Device
 from hetsched.dtype import empty, numpy_dtype
 from hetsched.errors import CompileError, PackageError, PartError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cpu_device, cpu_devices
+from hetsched.native import crew_code, damage_of, linker_for, no_linker
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
@@ -40,7 +39,6 @@ MAIN = "__tvm_ffi_main"
 CREW = "crew_work"
 CONSTANTS = "constants.bin"
 LAYOUT = "layout.json"
-LINKERS = ("gcc", "cc", "clang", "g++", "c++", "clang++")
 
 # The processor families of LLVM, by what a core must have to be of one; the first that fits.
 X86_LEVELS = (
@@ -62,13 +60,6 @@ FEATURES = {
     "sve": "sve",
     "v": "v",
 }
-ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
-ELF_SHARED = 3
-# Of the file header: type, machine, and where the segment and section headers are.
-ELF_HEADER = struct.Struct("<16xHH4x8xQQ4x2xHHHH2x")
-# Of a segment header: the place and size in the file.
-ELF_SEGMENT = struct.Struct("<8xQ16xQ16x")
-ELF_SECTION_NBYTES = 64
 
 # Refusals by structure, for the groups that a network repeats.
 _refusals: dict[bytes, str | None] = {}
@@ -155,8 +146,8 @@ class Cpu(Target):
         from hetsched.lowering.relax import refusal_of
 
         isa = _isa(device)
-        if _linker(isa) is None:
-            return _no_linker(isa)
+        if linker_for(isa) is None:
+            return no_linker(isa)
         structure = to_onnx(graph, weights=False)
         structure.graph.name = ""
         key = structure.SerializeToString(deterministic=True)
@@ -169,23 +160,23 @@ class Cpu(Target):
 
     def settings(self, device: Device) -> str:
         isa = _isa(device)
-        linker = _linker(isa)
+        linker = linker_for(isa)
         path = shutil.which(linker) if linker else None
         status = Path(path).stat() if path else None
         made = f"{status.st_size} {status.st_mtime_ns}" if status else ""
         return f"{isa}; {device.threads} threads; {linker} {made}"
 
     def crew(self, device: Device) -> bytes | None:
-        linker = _linker(_isa(device))
-        return None if linker is None or self.interpreted else _crew(linker, "-shared")
+        linker = linker_for(_isa(device))
+        return None if linker is None or self.interpreted else crew_code(linker, "-shared")
 
     def compile(self, graph: Graph, device: Device) -> Artifact:
         from hetsched.lowering.relax import compile_part, part_temporaries
 
         isa = _isa(device)
-        linker = _linker(isa)
+        linker = linker_for(isa)
         if linker is None:
-            raise CompileError(f"part '{graph.name}': {_no_linker(isa)}")
+            raise CompileError(f"part '{graph.name}': {no_linker(isa)}")
         files: dict[str, bytes] = {}
         weights: dict[str, np.ndarray] = {}
         workspace = None
@@ -509,7 +500,7 @@ def _module(code: bytes, name: str) -> tuple[Any, CDLL]:
 
     from hetsched.tvm_runtime import ERRORS, first_line
 
-    damage = _damage(code)
+    damage = damage_of(code)
     if damage is not None:
         raise PackageError(f"part '{name}' is damaged: {CODE} {damage}")
     try:
@@ -522,34 +513,6 @@ def _module(code: bytes, name: str) -> tuple[Any, CDLL]:
         raise PackageError(f"part '{name}' does not load: {first_line(error)}") from error
 
 
-def _damage(code: bytes) -> str | None:
-    """Why `code` is no whole shared library of this machine; to map one that is cut short kills."""
-    if len(code) < ELF_HEADER.size or code[:6] != b"\x7fELF\x02\x01":
-        return "is no 64-bit shared library"
-    (
-        kind,
-        machine,
-        segments,
-        sections,
-        segment_size,
-        segment_count,
-        section_size,
-        section_count,
-    ) = ELF_HEADER.unpack_from(code)
-    if kind != ELF_SHARED or machine != ELF_MACHINES.get(platform.machine(), machine):
-        return f"is no shared library for {platform.machine()}"
-    if segment_size != ELF_SEGMENT.size or section_size != ELF_SECTION_NBYTES:
-        return "has headers of the wrong size"
-    ends = [segments + segment_count * segment_size, sections + section_count * section_size]
-    if max(ends) <= len(code):
-        for index in range(segment_count):
-            start, nbytes = ELF_SEGMENT.unpack_from(code, segments + index * segment_size)
-            ends.append(start + nbytes)
-    if max(ends) > len(code):
-        return f"has {len(code)} of {max(ends)} bytes"
-    return None
-
-
 def _shared_library(module: Any, isa: str, linker: str) -> bytes:
     from tvm.support.cc import create_shared
 
@@ -557,22 +520,12 @@ def _shared_library(module: Any, isa: str, linker: str) -> bytes:
 
     with TemporaryDirectory(prefix="hetsched-") as folder:
         objects = build(module, llvm(isa), Path(folder))
-        if (made := _crew(linker, "-c")) is not None:
+        if (made := crew_code(linker, "-c")) is not None:
             objects.append(Path(folder) / "crew.o")
             objects[-1].write_bytes(made)
         path = Path(folder) / CODE
         create_shared(str(path), list(map(str, objects)), cc=linker)
         return path.read_bytes()
-
-
-@cache
-def _crew(linker: str, kind: str) -> bytes | None:
-    """What `crew.c` becomes, by the option `-c` or `-shared`; without it Python hands over."""
-    with TemporaryDirectory(prefix="hetsched-") as folder:
-        path = Path(folder) / "crew"
-        command = [linker, "-x", "c", "-O2", "-fPIC", kind, str(crew.SOURCE), "-o", str(path)]
-        made = subprocess.run(command, capture_output=True, check=False)
-        return path.read_bytes() if made.returncode == 0 else None
 
 
 def llvm(isa: str) -> dict[str, Any]:
@@ -595,21 +548,6 @@ def llvm(isa: str) -> dict[str, Any]:
 
 def _isa(device: Device) -> str:
     return device.isa or platform.machine()
-
-
-def _linker(isa: str) -> str | None:
-    """The compiler driver that links shared libraries for `isa`, if there is one."""
-    architecture = isa.split()[0]
-    if architecture != platform.machine():
-        return shutil.which(f"{architecture}-linux-gnu-gcc")
-    chosen = os.environ.get("CC")
-    return chosen or next(filter(None, map(shutil.which, LINKERS)), None)
-
-
-def _no_linker(isa: str) -> str:
-    if isa.split()[0] != platform.machine():
-        return f"no linker for {isa.split()[0]}: install {isa.split()[0]}-linux-gnu-gcc"
-    return f"no linker: install one of {', '.join(LINKERS)}"
 
 
 @cache

@@ -18,13 +18,16 @@ from hetsched.errors import CompileError, DeviceError, PackageError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
+from hetsched.native import crew_code, damage_of, linker_for, opened
 from hetsched.op import Tensor
 from hetsched.opencl_devices import VENDORS, VENDORS_VARIABLE, device, select, survey
 from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
-from hetsched.target import Artifact, Begun, Footprint, Kernel, Results, Target
+from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
 
 LANGUAGE = "opencl"
+# What calls OpenCL without Python, where device and host share memory.
+CREW = "crew.so"
 # Copies words, each work-item those that lie together.
 COPYING = """__attribute__((reqd_work_group_size({groups}, 1, 1)))
 __kernel void copy_words(__global const long* restrict given, __global long* restrict made) {{
@@ -120,7 +123,15 @@ class Opencl(Target):
         given = {
             t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
         }
-        return Artifact(program.files(), {**weights, **given})
+        files = program.files()
+        if (crew := self.crew(device)) is not None:
+            files[CREW] = crew
+        return Artifact(files, {**weights, **given})
+
+    def crew(self, device: Device) -> bytes | None:
+        # On other devices a driver may copy what a call is lent.
+        linker = linker_for(device.isa) if device.kind == "cpu" else None
+        return crew_code(linker, "-shared") if linker is not None else None
 
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
         program, weights = self._program(graph, device)
@@ -145,7 +156,7 @@ class Opencl(Target):
         launch = Launch("copy_words", (items,), (groups,), arguments)
         source = COPYING.format(each=words // items, groups=groups)
         program = Program(LANGUAGE, source, (given,), (made,), (launch,))
-        return OpenclKernel(program, {}, device, "copy")
+        return OpenclKernel(program, {}, device, "copy", library=self.crew(device))
 
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
         try:
@@ -153,7 +164,10 @@ class Opencl(Target):
         except PackageError as error:
             raise PackageError(f"part '{graph.name}' is damaged: {error}") from None
         _check(program, graph, artifact.weights)
-        return OpenclKernel(program, artifact.weights, device, graph.name, graph)
+        library = artifact.files.get(CREW)
+        if library is not None and (damage := damage_of(library)) is not None:
+            raise PackageError(f"part '{graph.name}' is damaged: {CREW} {damage}")
+        return OpenclKernel(program, artifact.weights, device, graph.name, graph, library)
 
     def _program(self, graph: Graph, device: Device) -> tuple[Program, Mapping[str, np.ndarray]]:
         if not graph.computed:
@@ -179,6 +193,7 @@ class OpenclKernel(Kernel):
         device: Device,
         name: str,
         graph: Graph | None = None,
+        library: bytes | None = None,
     ) -> None:
         # Late, because it loads pyopencl and starts drivers.
         from hetsched import opencl
@@ -189,6 +204,7 @@ class OpenclKernel(Kernel):
         # By the thread that calls, or by the driver's own.
         self.any_thread = self._shares_memory
         self._results: Results | None = None
+        self._library = library
         try:
             self.loaded = opencl.Loaded(program, weights, device, name)
             if graph is not None:
@@ -206,6 +222,14 @@ class OpenclKernel(Kernel):
 
     def begin(self, inputs: Sequence[Any]) -> "OpenclRun":
         return OpenclRun(self, inputs)
+
+    def code(self) -> Code | None:
+        if self._library is None or (self._results and not self._results.all_computed):
+            return None
+        # Late, as above.
+        from hetsched import opencl_crew
+
+        return opencl_crew.code(self.loaded, opened(self._library))
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.

@@ -18,9 +18,9 @@ store  op  oracle  trace  tvm_runtime  opencl_devices
 fusion  schedules  launches
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache  request  forms
+cache  request  forms  quantization  fpga
 crew  opencl
-executor  footprint
+opencl_crew  native  executor  footprint
 links
 overheads
 system
@@ -49,7 +49,7 @@ EXTENSIONS = frozenset("operations schedulers targets cost_models partitioners".
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = (
     frozenset(
-        ["hetsched.tvm_runtime", "hetsched.opencl", "hetsched.opencl_query"]
+        ["hetsched.tvm_runtime", "hetsched.opencl", "hetsched.opencl_crew", "hetsched.opencl_query"]
         + [
             f"hetsched.lowering.{name}"
             for name in "entry integer kernels metaschedule opencl recurrent relax stack "

@@ -18,6 +18,7 @@ from hetsched.executable import Executable
 from hetsched.inputs import write_outputs
 from hetsched.plan import simulate
 from hetsched.report.run import median_run, run_document, run_view
+from hetsched.report.tables import hardware
 from hetsched.schedule import Schedule
 from hetsched.store import Store, default_path
 from hetsched.trace import write_trace
@@ -87,7 +88,8 @@ def run(
     if output:
         write_outputs(output, outputs)
     if trace:
-        write_trace(trace, [predicted, median_run(measured)])
+        devices = executable.plan.system.devices
+        write_trace(trace, [predicted, median_run(measured)], devices)
     # Runs that overlap wait for each other.
     drifts = calibrate(executable.plan, measured, Store(default_path())) if overlap == 1 else ()
     document = {
@@ -98,6 +100,7 @@ def run(
         **run_document(predicted, measured, latencies, wall_seconds),
         "drift": list(drifts),
         "fallback": told or [],
+        **hardware(executable.plan.system.devices),
     }
     shown = median_run(measured)
     show(document, json_, run_view(document, predicted, shown, terminal_width()))

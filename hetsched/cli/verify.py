@@ -27,6 +27,7 @@ from hetsched.cli.options import (
 from hetsched.cli.progress import Steps
 from hetsched.cli.show import show
 from hetsched.inputs import read_inputs
+from hetsched.report.tables import hardware
 from hetsched.report.verify import verification_view
 from hetsched.verify import verify as verify_executable
 
@@ -96,5 +97,6 @@ def verify(
             given = read_inputs(inputs) if inputs else None
             verification = verify_executable(executable, given, seed, steps.begin("verifying"))
     document = verification.to_dict() | {"fallback": told or []}
-    show(document, json_, verification_view(verification))
+    document |= hardware(executable.plan.system.devices)
+    show(document, json_, verification_view(document, verification))
     verification.check()

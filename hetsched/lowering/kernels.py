@@ -308,7 +308,9 @@ class _Writer:
                 inner //= extent
                 name = self._named("i", loop.loop_var)
                 found = f"{index} / {inner} % {extent}" if inner > 1 else f"{index} % {extent}"
-                self._line(f"const {self._text(loop.loop_var)} {name} = {found} + {self._(loop.min)};")
+                self._line(
+                    f"const {self._text(loop.loop_var)} {name} = {found} + {self._(loop.min)};"
+                )
             self._statement(loops[-1].body)
 
     # Names and lines

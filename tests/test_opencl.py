@@ -13,8 +13,7 @@ import pytest
 from onnx import helper
 from programs import affine
 
-from hetsched import opencl_devices
-from hetsched.api import devices as api_devices
+from hetsched import api
 from hetsched.device import Device
 from hetsched.errors import (
     BuildError,
@@ -29,7 +28,8 @@ from hetsched.graph import Graph, from_onnx
 from hetsched.host import cores
 from hetsched.launches import Program
 from hetsched.op import Tensor
-from hetsched.opencl_devices import Found, Survey, device, select, survey
+from hetsched.opencl import devices
+from hetsched.opencl.devices import Found, Survey, device, select, survey
 from hetsched.plugin import load
 from hetsched.target import Artifact, Kernel, Target
 
@@ -54,9 +54,9 @@ def first(target: Target) -> Device:
 @pytest.fixture
 def opencl(target: Target) -> Any:
     """The module that loads pyopencl."""
-    from hetsched import opencl
+    from hetsched.opencl import runtime
 
-    return opencl
+    return runtime
 
 
 def graph_of(*outputs: str) -> Graph:
@@ -156,16 +156,14 @@ GPU = Found(
 
 
 def test_a_device_with_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opencl_devices, "survey", lambda: Survey((GPU,), ()))
+    monkeypatch.setattr(devices, "survey", lambda: Survey((GPU,), ()))
     found = device("opencl:gpu", "opencl")
     assert (found.kind, found.cores, found.memory_space) == ("gpu", (), "opencl:gpu")
     assert found.isa == "opencl fp16 int8dot"
     assert (found.compute_units, found.group_items, found.local_nbytes) == (10, 1024, 49152)
     with pytest.raises(DeviceError, match="does not compute on the processor's cores"):
         device("opencl:0@0", "opencl")
-    monkeypatch.setattr(
-        opencl_devices, "survey", lambda: Survey((replace(GPU, available=False),), ())
-    )
+    monkeypatch.setattr(devices, "survey", lambda: Survey((replace(GPU, available=False),), ()))
     with pytest.raises(DeviceError, match="is not available"):
         device("opencl:0", "opencl")
 
@@ -175,21 +173,21 @@ def vendors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[dict[str, str]], Target]]:
     """A machine with other drivers: files that name them, by name."""
-    if sys.platform != "linux" or not opencl_devices.find_spec("pyopencl"):
+    if sys.platform != "linux" or not devices.find_spec("pyopencl"):
         pytest.skip("pyopencl is not installed")
 
     def with_files(files: dict[str, str]) -> Target:
         for name, content in files.items():
             (tmp_path / name).write_text(content)
-        monkeypatch.setenv(opencl_devices.VENDORS_VARIABLE, str(tmp_path))
+        monkeypatch.setenv(devices.VENDORS_VARIABLE, str(tmp_path))
         return load(Target, "opencl")
 
     yield with_files
-    opencl_devices._survey.cache_clear()
+    devices._survey.cache_clear()
 
 
 def driver_text() -> str:
-    files = opencl_devices.icd_files("")
+    files = devices.icd_files("")
     if not files:
         pytest.skip("no OpenCL driver is installed")
     return files[0].read_text()
@@ -210,7 +208,7 @@ def test_a_driver_that_does_not_load_is_named(
     why = target.unavailable() or ""
     assert "broken.icd does not load" in why
     assert "libbroken.so" in why
-    shown = [found for found in api_devices() if found.name == "opencl"]
+    shown = [found for found in api.devices() if found.name == "opencl"]
     assert [found.reason for found in shown] == [why]
 
 
@@ -228,7 +226,7 @@ def test_a_driver_that_crashes_leaves_the_others(
     assert target.unavailable() is None
     assert target.devices() == ["opencl:0"]
     assert any("a.icd crashed (SIGABRT)" in problem for problem in target.problems())
-    assert any("SIGABRT" in found.reason for found in api_devices())
+    assert any("SIGABRT" in found.reason for found in api.devices())
     # What is opened later knows the good ones only.
     assert [path.name for path in Path(survey().vendors or "").iterdir()] == ["000-b.icd"]
 
@@ -238,7 +236,7 @@ def test_an_answer_that_is_none_is_a_problem(
 ) -> None:
     query = tmp_path / "query.py"
     query.write_text("print('{}')")
-    monkeypatch.setattr(opencl_devices, "QUERY", query)
+    monkeypatch.setattr(devices, "QUERY", query)
     target = vendors({"one.icd": "libone.so\n"})
     assert "one.icd gave no answer" in (target.unavailable() or "")
 
@@ -248,15 +246,15 @@ def test_a_driver_that_hangs_is_a_problem(
 ) -> None:
     query = tmp_path / "query.py"
     query.write_text("import time; time.sleep(60)")
-    monkeypatch.setattr(opencl_devices, "QUERY", query)
-    monkeypatch.setattr(opencl_devices, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(devices, "QUERY", query)
+    monkeypatch.setattr(devices, "PATIENCE_SECONDS", 0.1)
     target = vendors({"slow.icd": "libslow.so\n"})
     assert "slow.icd did not answer" in (target.unavailable() or "")
 
 
 def test_without_pyopencl_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     target = load(Target, "opencl")
-    monkeypatch.setattr(opencl_devices, "find_spec", lambda name: None)
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
     assert target.unavailable() == "the package pyopencl is not installed"
 
 

@@ -39,7 +39,7 @@ from hetsched.errors import (
 )
 from hetsched.host import cores, pinned
 from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
-from hetsched.opencl_devices import (
+from hetsched.opencl.devices import (
     POCL_OWN,
     POCL_VARIABLE,
     VENDORS_VARIABLE,

@@ -23,7 +23,7 @@ from hetsched.document import check, parse
 from hetsched.errors import DeviceError
 from hetsched.host import DRAM_BYTES_PER_SECOND, cores, cpu_device
 
-QUERY = Path(__file__).with_name("opencl_query.py")
+QUERY = Path(__file__).with_name("query.py")
 # Where the loader finds the files that name drivers, and what overrides it.
 VENDORS = Path("/etc/OpenCL/vendors")
 VENDORS_VARIABLE = "OCL_ICD_VENDORS"

@@ -8,6 +8,7 @@ more, the parallel loops of a function are kernels whose work-items share them o
 Importing this file loads TVM's compiler.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from hetsched.graph import Graph
 from hetsched.launches import (
     CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program,
 )  # fmt: skip
-from hetsched.lowering.entry import COPY, Calls, Memory, calls_of, placed
+from hetsched.lowering.entry import COPY, PREFIX, Calls, Memory, calls_of, placed
 from hetsched.lowering.kernels import Nest, kernels
 from hetsched.lowering.relax import compile_part, passes
 from hetsched.schedules.rules import Rules
@@ -164,7 +165,8 @@ class _Sources:
         """The name of the kernel for these loops of a function."""
         self._helpers |= dict.fromkeys(nest.helpers)
         if nest.text not in self._names:
-            self._names[nest.text] = f"k{len(self._names)}_{function}"
+            readable = re.sub(r"\W", "", function.removeprefix(PREFIX))
+            self._names[nest.text] = f"k{len(self._names)}_{readable}"
         return self._names[nest.text]
 
     def text(self) -> str:

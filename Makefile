@@ -5,16 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
+FPGA := $(VENV)/.fpga
 MODEL ?= tests/data/basic_pitch.onnx
 SHAPE ?= serving_default_input_2:0=1,43844,1
 SOURCES := hetsched partitioners cost_models targets tests bench examples setup.py
 
-.PHONY: demo test check format bench bench-peers clean
+.PHONY: demo test check format opencl bench bench-peers clean
 
-demo: $(INSTALLED)
+demo: $(INSTALLED) opencl
 	$(BIN)/python -m examples.demo $(MODEL) --shape $(SHAPE) --folder demo
 
-test: check
+test: check opencl
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
@@ -25,6 +26,10 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+# A device for OpenCL: PoCL, on the processor. Where it cannot be installed, its tests are skipped.
+opencl:
+	@./.ci/pocl
 
 # Takes about three hours.
 bench: $(INSTALLED) bench-peers
@@ -49,6 +54,11 @@ $(PEERS): $(INSTALLED)
 	    --no-build-isolation -e '.[bench]'
 	touch $@
 
+$(FPGA): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    --no-build-isolation -e '.[fpga]'
+	touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "hetsched needs Python 3.11 or newer; give one with PYTHON=..." >&2; exit 1; }
@@ -57,7 +67,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    --no-build-isolation -e '.[test]'
+	    --no-build-isolation -e '.[opencl,test]'
 	touch $@
 
 clean:

@@ -15,6 +15,7 @@ from hetsched.graph import Graph
 from hetsched.instance import read_instance
 from hetsched.op import Op, Tensor
 from hetsched.plan import Plan, simulate
+from hetsched.quantization import quantize
 from hetsched.schedule import Schedule, Slot, Transfer
 from hetsched.system import System
 from hetsched.verify import verify
@@ -41,6 +42,7 @@ __all__ = [
     "partition",
     "priced",
     "profile",
+    "quantize",
     "read_instance",
     "read_onnx",
     "schedule",

@@ -14,10 +14,12 @@ from hetsched.device import Device
 from hetsched.errors import (
     CompileError,
     DeviceError,
+    HetschedError,
     InfeasiblePlan,
     PlanError,
     RefusedPart,
     UnsupportedOperation,
+    device_failure,
 )
 from hetsched.executable import Executable
 from hetsched.explain import Account, Explanation
@@ -43,6 +45,8 @@ from hetsched.tasks import TaskGraph
 from hetsched.trial import Trial, choices
 
 Progress = Callable[[str, int, int], None]
+# Is told, in a line, of each device that is gone on without.
+Fallback = Callable[[str], None]
 
 # Plans of several devices that are measured beside the best single device.
 MOST_MEASURED = 3
@@ -59,13 +63,15 @@ def partition(
     store: str | Path | None = None,
     strict: bool = False,
     progress: Progress | None = None,
+    fallback: Fallback | None = None,
 ) -> Plan:
     """A plan for `graph` on `system`, a `System` or device strings of this machine.
 
     `partitioner` and `cost_model` name extensions, with options: `layerwise:objective=latency`.
     Without a cost model, devices that are here are measured (`profiled`), and machines that are
     only described are priced by their `roofline`. `strict` makes an error of an operation that any
-    of the devices cannot run, which otherwise is placed on another.
+    of the devices cannot run, which otherwise is placed on another. With a `fallback`, a device
+    that is not here, or fails while it is measured, is left out, and `fallback` told in one line.
 
     Raises
     ------
@@ -76,7 +82,10 @@ def partition(
     PluginError
         There is no such partitioner, cost model, objective or option.
     """
-    return plans(graph, system, partitioner, objective, cost_model, store, strict, progress)[0]
+    found = plans(
+        graph, system, partitioner, objective, cost_model, store, strict, progress, fallback
+    )
+    return found[0]
 
 
 def plans(
@@ -88,6 +97,7 @@ def plans(
     store: str | Path | None = None,
     strict: bool = False,
     progress: Progress | None = None,
+    fallback: Fallback | None = None,
 ) -> tuple[Plan, ...]:
     """The plan of `partition`, and behind it others that are worth measuring, the best first.
 
@@ -97,9 +107,14 @@ def plans(
         As `partition`.
     """
     if isinstance(system, str):
-        system = System.local(system, Store(Path(store)) if store else None)
+        system = System.local(system, Store(Path(store)) if store else None, fallback)
     chosen = partitioner_for(partitioner, objective)
-    prices = priced(graph, system, cost_model, store, progress)
+    while True:
+        try:
+            prices = priced(graph, system, cost_model, store, progress)
+            break
+        except HetschedError as error:
+            system = _left(system, error, fallback)
     if strict:
         for name, refusals in prices.refusals.items():
             for device, reason in refusals.items():
@@ -108,6 +123,22 @@ def plans(
     if prices.told is None:
         return found
     return tuple(replace(plan, notes=(*plan.notes, prices.told)) for plan in found)
+
+
+def _left(system: System, error: HetschedError, fallback: Fallback | None) -> System:
+    """The system without the device that failed, where `fallback` allows it and is told.
+
+    Raises
+    ------
+    HetschedError
+        `error`, where it is no device's, or nothing is left.
+    """
+    failed = device_failure(error)
+    names = [device.name for device in system.devices]
+    if fallback is None or failed is None or failed.device not in names or len(names) == 1:
+        raise error
+    fallback(f"{failed}; it is left out")
+    return system.without(failed.device)
 
 
 def front(found: Sequence[Plan], objectives: Sequence[str]) -> list[tuple[tuple[float, ...], Plan]]:
@@ -440,6 +471,7 @@ def compile(
     measure: bool = False,
     progress: Progress | None = None,
     replan: Partitioner | None = None,
+    fallback: Fallback | None = None,
 ) -> Executable:
     """The plan's parts, compiled; for a graph, first plans for `devices` by `partitioner`.
 
@@ -447,7 +479,8 @@ def compile(
     devices run beside the best single device, and what is fastest is returned; its notes have all
     times. What a target refuses only when it compiles becomes a constraint, and `replan` plans
     again, which the notes tell; for a graph that is `partitioner`, and a plan is by default
-    compiled as it stands.
+    compiled as it stands. With a `fallback`, such as `print`, work goes on without a device that
+    is missing, or fails here or in a later run, and `fallback` is told so in one line.
 
     Raises
     ------
@@ -456,20 +489,27 @@ def compile(
     """
     if isinstance(plan, Graph):
         replan = replan or load_plugin(Partitioner, partitioner)
-        plan = plans(plan, devices, partitioner)
+        plan = plans(plan, devices, partitioner, fallback=fallback)
     found = [plan] if isinstance(plan, Plan) else list(plan)
-    executable = _compiled(found[0], progress, replan)
+    executable = _compiled(found[0], progress, replan, fallback)
     return _fastest(executable, found[1:], progress) if measure else executable
 
 
-def _compiled(plan: Plan, progress: Progress | None, replan: Partitioner | None) -> Executable:
+def _compiled(
+    plan: Plan, progress: Progress | None, replan: Partitioner | None, fallback: Fallback | None
+) -> Executable:
     while True:
         try:
-            return Executable(plan, compile_parts(plan, progress))
+            return Executable(plan, compile_parts(plan, progress), fallback)
         except RefusedPart as refused:
             if replan is None:
                 raise
             plan = _without(plan, refused, replan)
+        except DeviceError as error:
+            if fallback is None or error.device not in plan.devices:
+                raise
+            plan = plan.without(error.device, str(error))
+            fallback(plan.notes[-1])
 
 
 def _without(plan: Plan, refused: RefusedPart, partitioner: Partitioner) -> Plan:
@@ -532,7 +572,7 @@ def _fastest(
     # First the single device, which a tie goes to.
     for other in (single, *further[: MOST_MEASURED - 1]):
         try:
-            ways.append(Executable(other, compile_parts(other, progress)))
+            ways.append(Executable(other, compile_parts(other, progress), executable.fallback))
         except CompileError:
             if other is single:
                 return executable
@@ -555,7 +595,8 @@ def _fastest(
             told += calibrate(way.plan, [way.schedule], Store(default_path()))
         # The one that is returned starts again when it is first used.
         way.close()
-    return Executable(replace(best.plan, notes=(*notes, *told)), best.parts)
+    plan = replace(best.plan, notes=(*notes, *told))
+    return Executable(plan, best.parts, executable.fallback)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def compile_parts(plan: Plan, progress: Progress | None = None) -> tuple[Compile
     for device in plan.devices:
         reason = load(Target, plan.system.device(device).target).unavailable()
         if reason is not None:
-            raise DeviceError(f"'{device}' cannot be compiled for here: {reason}")
+            raise DeviceError(f"'{device}' cannot be compiled for here: {reason}", device)
     done = []
     with ThreadPoolExecutor(len(cores())) as workers:
         todo = zip(plan.graphs, plan.copies, strict=True)

@@ -388,3 +388,108 @@ int crew_copy(void *self, const struct value *arguments, int32_t count, struct v
     result->content = 0;
     return 0;
 }
+
+/* A part that OpenCL computes: the calls of its library, by address, and what they are given. A
+   tensor that lies in memory which OpenCL has allocated is given by its address; another lends its
+   memory to a buffer for as long as the part runs. */
+struct launch {
+    void *kernel;
+    int64_t axes;
+    size_t global[3], local[3];
+};
+
+struct argument {
+    void *kernel;
+    int32_t number, tensor;
+    int64_t start;
+};
+
+struct tensor {
+    size_t nbytes;
+    int64_t written;
+};
+
+struct program {
+    int32_t (*set_memory)(void *kernel, uint32_t number, size_t size, const void *value);
+    int32_t (*set_address)(void *kernel, uint32_t number, const void *address);
+    int32_t (*enqueue)(void *queue, void *kernel, uint32_t axes, const size_t *offset,
+                       const size_t *global, const size_t *local, uint32_t waits,
+                       const void *events, void *event);
+    void *(*lend)(void *context, uint64_t flags, size_t size, void *memory, int32_t *status);
+    int32_t (*release)(void *buffer);
+    void *(*map)(void *queue, void *buffer, uint32_t blocking, uint64_t flags, size_t offset,
+                 size_t size, uint32_t waits, const void *events, void *event, int32_t *status);
+    int32_t (*unmap)(void *queue, void *buffer, void *mapped, uint32_t waits, const void *events,
+                     void *event);
+    int32_t (*finish)(void *queue);
+    void *context, *queue;
+    const struct launch *launches;
+    const struct argument *arguments;
+    const struct tensor *tensors;
+    int32_t launch_count, argument_count, tensor_count, unused;
+};
+
+/* OpenCL's numbers: of a buffer that kernels write to, and read from, in memory that it is lent;
+   of mapping to read. */
+enum { WRITTEN = 1 | 8, READ = 4 | 8, TO_READ = 1 };
+
+/* What a call needs for each tensor: its address, the buffer that it is lent to, if any, and where
+   that is mapped. */
+struct lent {
+    char *address;
+    void *buffer, *mapped;
+};
+
+/* The table: the program, begin and end of what OpenCL has allocated for the request, then for each
+   tensor what a call needs. Gives the status of OpenCL, or 0. */
+int crew_opencl(void *self, const struct value *arguments, int32_t count, struct value *result)
+{
+    const int64_t *table = (const int64_t *)arguments[0].content;
+    const struct program *program = (const struct program *)table[0];
+    const char *begin = (const char *)table[1], *end = (const char *)table[2];
+    struct lent *tensors = (struct lent *)(table + 3);
+    int32_t status = 0, last;
+    (void)self, (void)count;
+    for (int32_t i = 0; i < program->tensor_count; i++)
+        tensors[i].buffer = tensors[i].mapped = NULL;
+    for (int32_t i = 0; i < program->tensor_count && !status; i++)
+        if (tensors[i].address < begin || tensors[i].address >= end)
+            tensors[i].buffer =
+                program->lend(program->context, program->tensors[i].written ? WRITTEN : READ,
+                              program->tensors[i].nbytes, tensors[i].address, &status);
+    for (int32_t i = 0; i < program->argument_count && !status; i++) {
+        const struct argument *argument = &program->arguments[i];
+        struct lent *tensor = &tensors[argument->tensor];
+        if (tensor->buffer)
+            status = program->set_memory(argument->kernel, argument->number, sizeof tensor->buffer,
+                                         &tensor->buffer);
+        else
+            status = program->set_address(argument->kernel, argument->number,
+                                          tensor->address + argument->start);
+    }
+    for (int32_t i = 0; i < program->launch_count && !status; i++) {
+        const struct launch *launch = &program->launches[i];
+        status = program->enqueue(program->queue, launch->kernel, launch->axes, NULL,
+                                  launch->global, launch->local, 0, NULL, NULL);
+    }
+    for (int32_t i = 0; i < program->tensor_count && !status; i++)
+        if (tensors[i].buffer && program->tensors[i].written)
+            tensors[i].mapped =
+                program->map(program->queue, tensors[i].buffer, 0, TO_READ, 0,
+                             program->tensors[i].nbytes, 0, NULL, NULL, &status);
+    /* Also after an error: what has been enqueued uses the memory. */
+    last = program->finish(program->queue);
+    status = status ? status : last;
+    for (int32_t i = 0; i < program->tensor_count; i++) {
+        if (tensors[i].mapped) {
+            last = program->unmap(program->queue, tensors[i].buffer, tensors[i].mapped, 0, NULL,
+                                  NULL);
+            status = status ? status : last;
+        }
+        if (tensors[i].buffer)
+            program->release(tensors[i].buffer);
+    }
+    result->kind = INTEGER;
+    result->content = status;
+    return 0;
+}

@@ -66,6 +66,10 @@ CREW = np.dtype(
     align=True,
 )
 
+# A value as code takes it, and the number of the kind that is an address.
+VALUE = np.dtype([("kind", "i4"), ("unused", "i4"), ("content", "i8")])
+ADDRESS = 4
+
 NANOSECOND = 1e-9
 # A wait in C ends so often to see whether Python was interrupted.
 LONGEST_WAIT_SECONDS = 0.05
@@ -330,9 +334,12 @@ class CrewRequest(Request):
         slot = self.memory.slot[0]
         self._states = self.memory.states.copy()
         if slot["failed"]:
-            index = int(slot["failed"]) - 1
-            why = said(index) or f"its code gave {slot['status']}"
+            index, status = int(slot["failed"]) - 1, int(slot["status"])
+            failed = self.route.codes[index].failed
+            cause = failed(status) if failed else None
+            why = cause or said(index) or f"its code gave {status}"
             self._error = PartError(f"{self._course.steps[index]} failed: {why}")
+            self._error.__cause__ = cause
         else:
             self._result = {name: self._values[name] for name in self._course.outputs}
         self._values = {}
@@ -516,9 +523,16 @@ class _Memory:
 
     def __init__(self, route: _Route) -> None:
         course, codes = route.course, route.codes
-        self._between = empty((course.nbytes + ALIGNMENT,), np.dtype(np.uint8))
+        # Of several ways to allocate memory, the first is taken.
+        allocate = next((code.allocate for code in codes if code.allocate), _allocated)
+        nbytes = course.nbytes + ALIGNMENT
+        self._between = allocate(nbytes)
         start = -address(self._between) % ALIGNMENT + address(self._between)
         self._tables = [code.table.reshape(-1).copy() for code in codes]
+        for code, table in zip(codes, self._tables, strict=True):
+            if code.within is not None and code.allocate == allocate:
+                begin = address(self._between)
+                table[list(code.within)] = begin, begin + nbytes
         for index, cell, offset in course.fixed:
             self._tables[index][cell] = start + offset
         self.states = _zeros(len(codes), STATE)
@@ -547,6 +561,10 @@ def copying(library: CDLL, kind: Kind) -> Code:
         enter=lambda: None,
         module=library,
     )
+
+
+def _allocated(nbytes: int) -> np.ndarray:
+    return empty((nbytes,), np.dtype(np.uint8))
 
 
 def address(array: np.ndarray) -> int:

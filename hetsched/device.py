@@ -16,7 +16,9 @@ class Device:
     instead of the active watts. `energy_source` says where such figures come from. `cache_nbytes`
     and `cache_bytes_per_second` are those of the caches, from the nearest; without the second, all
     data are as far as memory. To call a kernel takes `call_seconds`, to start a part of several
-    `launch_seconds`.
+    `launch_seconds`. `isa` are the instructions and features that code may use. A device that runs
+    work-groups has `compute_units` for them, each of at most `group_items` work-items with
+    `local_nbytes` of memory in common; all three are 0 for others.
     """
 
     name: str
@@ -27,6 +29,9 @@ class Device:
     clock_hz: float = 0.0
     isa: str = ""
     cache_nbytes: tuple[int, ...] = ()
+    compute_units: int = 0
+    group_items: int = 0
+    local_nbytes: int = 0
     memory_bytes: float = float("inf")
     memory_space: str = "host"
     flops_per_second: float = 1e9

@@ -94,6 +94,10 @@ def _checked(kind: Any, key: str, value: Any) -> Any:
         return float(value)
     if kind is float and value == UNLIMITED:
         return float("inf")
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise DeviceError(f"'{key}' is {value}; it must not be negative")
+        return value
     if kind is str and isinstance(value, str):
         return value
     if kind is bool and isinstance(value, bool):

@@ -20,7 +20,36 @@ class UnsupportedOperation(HetschedError):
 
 
 class DeviceError(HetschedError):
-    """A device that is absent, or does not fit the request."""
+    """A device that is absent, fails, or does not fit the request.
+
+    `device` is its name, where it is known, which the message then has; who allows it goes on
+    without (`Plan.without`).
+    """
+
+    def __init__(self, message: str, device: str = "") -> None:
+        super().__init__(message)
+        self.device = device
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.device in message else f"'{self.device}': {message}"
+
+    def of(self, device: str) -> "DeviceError":
+        """The same error, which comes from `device` if it does not say where it comes from."""
+        self.device = self.device or device
+        return self
+
+
+class BuildError(DeviceError):
+    """A device whose own compiler refuses a kernel."""
+
+
+class OutOfMemory(DeviceError):
+    """A device that cannot hold what it is given."""
+
+
+class DeviceLost(DeviceError):
+    """A device that stopped working while it was used."""
 
 
 class PluginError(HetschedError):
@@ -83,3 +112,13 @@ class LimitExceeded(HetschedError):
     """A limit that the user asked for (time, speed, memory) was not met."""
 
     exit_status = 4
+
+
+def device_failure(error: BaseException) -> DeviceError | None:
+    """What `error` says of a device that has a name: itself, or what caused it."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, DeviceError) and found.device:
+            return found
+        found = found.__cause__
+    return None

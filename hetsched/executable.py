@@ -6,14 +6,15 @@ from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 import numpy as np
 
 from hetsched import package
-from hetsched.compiler import CompiledPart
+from hetsched.compiler import CompiledPart, compile_parts
 from hetsched.dtype import numpy_dtype
-from hetsched.errors import InputError
+from hetsched.errors import DeviceError, HetschedError, InputError, device_failure
 from hetsched.executor import Executor
 from hetsched.footprint import Memory, compiled, memory
 from hetsched.graph import dtype_of
@@ -38,11 +39,23 @@ class Executable:
     `parts` are those of the plan, then their replicas.
 
     Workers start with the first run: a thread for each unit, held on its cores.
+
+    With a `fallback`, a device that is not there, or fails in a run, is no error while others of
+    the plan can run its parts: these are compiled for the next device (`Plan.without`), the run
+    begins again, and `fallback` is told so in one line, as the notes of `plan` are from then on.
     """
 
-    def __init__(self, plan: Plan, parts: Sequence[CompiledPart]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        parts: Sequence[CompiledPart],
+        fallback: Callable[[str], None] | None = None,
+    ) -> None:
         self.plan = plan
         self.parts = tuple(parts)
+        self.fallback = fallback
+        # Held while parts move from one device to the next.
+        self._moving = Lock()
         self._executor: Executor | None = None
         self._last: Run | None = None
         self._expected = [
@@ -67,8 +80,15 @@ class Executable:
         PartError
             A part failed; the message has its name.
         """
-        outputs, self._last = self.start().run(self._checked(inputs))
-        return outputs
+        checked = self._checked(inputs)
+        while True:
+            executor = self.start()
+            try:
+                outputs, self._last = executor.run(checked)
+            except HetschedError as error:
+                self.go_on(error, executor)
+            else:
+                return outputs
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
         """A call that runs on these very arrays, whose values may change between calls.
@@ -87,7 +107,22 @@ class Executable:
                 raise InputError(
                     f"input '{name}' cannot be bound: it has to be a C-contiguous array"
                 )
-        return self.start().bind(checked)
+        executor = self.start()
+        bound = executor.bind(checked)
+        if self.fallback is None:
+            return bound
+
+        def call() -> dict[str, np.ndarray]:
+            nonlocal executor, bound
+            while True:
+                try:
+                    return bound()
+                except HetschedError as error:
+                    self.go_on(error, executor)
+                    executor = self.start()
+                    bound = executor.bind(checked)
+
+        return call
 
     def map(
         self, many: Iterable[Mapping[str, np.ndarray]], in_flight: int = 0
@@ -126,15 +161,53 @@ class Executable:
         Several may be in flight; where there are `most_in_flight` or more, it may wait.
         """
         checked = self._checked(inputs)
-        request = self.start().submit(checked)
+        request = (
+            self.start().submit(checked) if self.fallback is None else _Repeated(self, checked)
+        )
         self._last = request
         return request
 
     def start(self) -> Executor:
-        """Loads the kernels on their workers, which the first run does otherwise."""
-        if self._executor is None:
-            self._executor = self._start()
+        """Loads the kernels on their workers, which the first run does otherwise.
+
+        Raises
+        ------
+        DeviceError
+            A device of the plan is not here, or cannot hold its parts.
+        """
+        while self._executor is None:
+            try:
+                self._executor = self._start()
+            except HetschedError as error:
+                self.go_on(error, None)
         return self._executor
+
+    def go_on(self, error: HetschedError, executor: Executor | None) -> None:
+        """Moves the parts of the device that failed in `executor`, or while it was started.
+
+        Raises
+        ------
+        HetschedError
+            `error`, where it is no device's, where there is no `fallback`, or nothing is left that
+            can run the parts.
+        """
+        failed = device_failure(error)
+        if self.fallback is None:
+            raise error
+        with self._moving:
+            if executor is not self._executor:
+                # Another run has moved them meanwhile.
+                return
+            if failed is None or failed.device not in self.plan.devices:
+                raise error
+            try:
+                plan = self.plan.without(failed.device, str(failed))
+                parts = compile_parts(plan)
+            except HetschedError as other:
+                raise DeviceError(f"{error}; there is no fallback: {other}") from error
+            self.close()
+            self.plan, self.parts = plan, parts
+        self.fallback(plan.notes[-1])
 
     @cached_property
     def memory(self) -> Memory:
@@ -217,17 +290,49 @@ class Executable:
         return views_between(self.plan.graph, [item.graph for item in self.parts])
 
 
-def load_executable(path: str | Path, whole: bool = False) -> Executable:
+class _Repeated(Request):
+    """A run that begins again where its device fails and others can go on."""
+
+    def __init__(self, executable: Executable, inputs: Mapping[str, np.ndarray]) -> None:
+        super().__init__(())
+        self._executable = executable
+        self._inputs = inputs
+        self._begin()
+
+    def _begin(self) -> None:
+        self._executor = self._executable.start()
+        self._request = self._executor.submit(self._inputs)
+
+    def result(self, timeout: float | None = None) -> dict[str, np.ndarray]:
+        while True:
+            try:
+                return self._request.result(timeout)
+            except HetschedError as error:
+                self._executable.go_on(error, self._executor)
+                self._begin()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._request.wait(timeout)
+
+    def schedule(self) -> Schedule:
+        return self._request.schedule()
+
+
+def load_executable(
+    path: str | Path, whole: bool = False, fallback: Callable[[str], None] | None = None
+) -> Executable:
     """The executable in a package; nothing is compiled.
 
-    All that a run reads is checked; if `whole`, also the weights that only the model has.
+    All that a run reads is checked; if `whole`, also the weights that only the model has. With a
+    `fallback`, such as `print`, runs go on without a device that is missing or fails, which it is
+    told; that takes the compiler, and the model, which the package has.
 
     Raises
     ------
     PackageError
         The file is damaged, foreign, of a newer format, or made for another machine.
     """
-    return Executable(*package.read(path, whole))
+    return Executable(*package.read(path, whole), fallback)
 
 
 def _load_kernel(item: CompiledPart) -> Kernel:

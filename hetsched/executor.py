@@ -3,19 +3,20 @@
 A part runs when its inputs are on its device and the parts before it in the plan's order on the
 same unit have run; workers sleep until then. Several requests may be in flight: a unit that waits
 in one request works for the next. Devices that share memory hand tensors over without a copy;
-between others a thread for each ordered pair moves them while the devices go on. Where several
+between others a thread for each ordered pair moves them while the devices go on. What a device runs
+asynchronously begins before what precedes it there has ended. Where several
 units run nothing but code on the host's memory, they do so as a crew, without Python.
 
 What a plan asks for at each step is worked out once, when its executor starts: a run counts.
 """
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import perf_counter
 from typing import Any, TypeVar
@@ -24,10 +25,11 @@ from weakref import finalize
 import numpy as np
 
 from hetsched.crew import Crew, CrewRequest
+from hetsched.device import Device
 from hetsched.errors import DeviceError, HetschedError, PartError
 from hetsched.request import Request, Run, Step, View, failure, one_line
 from hetsched.schedule import Transfer
-from hetsched.target import Kernel
+from hetsched.target import Begun, Kernel
 
 T = TypeVar("T")
 HOST_SPACE = "host"
@@ -97,7 +99,7 @@ class _Queued(Request):
         self._values: list[Any] = [None] * len(course.uses)
         self._uses = list(course.uses)
         self._missing = [len(reads) for reads in course.reads]
-        # How many steps of each unit have run.
+        # How many steps of each unit have run, or begun where the next need not wait.
         self._position = dict.fromkeys(course.order, 0)
         self._waiting_for = len(course.steps) + sum(map(len, course.results.values()))
         # Called once, at the end.
@@ -142,9 +144,8 @@ class _Queued(Request):
             self._missing[order[position]] = CLAIMED
             return order[position]
 
-    def finish(self, index: int, start: float, finish: float) -> None:
-        """The step has run, and the next of its unit may."""
-        self.record(index, start, finish)
+    def pass_on(self, index: int) -> None:
+        """The next step of the unit may run."""
         with self._lock:
             self._position[self._steps[index].device.unit] += 1
 
@@ -177,21 +178,37 @@ class _Queued(Request):
 
 # More inputs missing than any step has, so that a claimed step is never ready again.
 CLAIMED = 1 << 30
+# A method, the request that it is for, and what else it takes.
+_Task = tuple[Callable[..., Any], Any, tuple[Any, ...]]
 
 
 class _Worker:
     """A thread that does one thing after another, each for a request."""
 
     def __init__(self, name: str) -> None:
-        self._tasks: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        # What the thread does when nothing else is to do.
+        self._later: deque[_Task] = deque()
         self._crew: Crew | None = None
+        # That of the step that began last.
+        self.device: Device | None = None
         # A thread that nobody stops must not keep the process from its end.
-        self._thread = Thread(target=_work, args=(self._tasks,), name=name, daemon=True)
+        waiting = (self._tasks, self._later)
+        self._thread = Thread(target=_work, args=waiting, name=name, daemon=True)
         self._thread.start()
 
     def put(self, work: Callable[..., None], request: _Queued, *arguments: Any) -> None:
         """Calls `work` with the request, which fails with what that raises, and `arguments`."""
         self._tasks.put((work, request, arguments))
+
+    def put_later(self, work: Callable[..., Any], request: _Queued, *arguments: Any) -> None:
+        """The same, as soon as there is nothing else to do; only the thread itself calls this."""
+        self._later.append((work, request, arguments))
+
+    def do_later(self) -> None:
+        """Does now what was put for later; only the thread itself calls this."""
+        while self._later:
+            _do(self._later.popleft())
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         future: Future[Any] = Future()
@@ -213,19 +230,28 @@ class _Worker:
             self._thread.join()
 
 
-def _work(tasks: "SimpleQueue[tuple[Any, ...] | None]") -> None:
+def _work(tasks: "SimpleQueue[_Task | None]", later: "deque[_Task]") -> None:
     while True:
-        task = tasks.get()
-        if task is None:
-            return
-        work, request, arguments = task
         try:
-            work(request, *arguments)
-        # Whatever it is: else nothing would ever end the request.
-        except BaseException as error:  # noqa: BLE001
-            request.fail(error)
+            task = tasks.get(block=not later)
+        except Empty:
+            task = later.popleft()
+        if task is None:
+            while later:
+                _do(later.popleft())
+            return
+        _do(task)
         # While it waits it must not keep alive what it has done.
-        del task, work, request, arguments
+        del task
+
+
+def _do(task: _Task) -> None:
+    work, request, arguments = task
+    try:
+        work(request, *arguments)
+    # Whatever it is: else nothing would ever end the request.
+    except BaseException as error:  # noqa: BLE001
+        request.fail(error)
 
 
 def _answer(future: "Future[Any]", function: Callable[..., Any], *arguments: Any) -> None:
@@ -335,7 +361,7 @@ class Executor:
                 try:
                     results = self._held(compute)
                 except Exception as error:
-                    raise failure(step, error) from error
+                    raise failure(step, step.device.name, error) from error
             made = {**values, **dict(zip(step.outputs, results, strict=True))}
             return {name: self._value(made, name) for name in self._course.results}
 
@@ -444,14 +470,13 @@ class Executor:
         run = Run(self._steps)
         values = {**self._constants, **inputs}
         for index, step in enumerate(self._steps):
-            kernel = self._kernels[index]
-            start = perf_counter()
+            read = [self._value(values, name) for name in step.inputs]
             try:
-                results = kernel.run([self._value(values, name) for name in step.inputs])
-                values.update(zip(step.outputs, results, strict=True))
+                begun = self._kernels[index].begin(read)
+                run.record(index, *begun.finish())
+                values.update(zip(step.outputs, begun.outputs, strict=True))
             except Exception as error:
-                raise failure(step, error) from error
-            run.record(index, start, perf_counter())
+                raise failure(step, step.device.name, error) from error
         return {name: self._value(values, name) for name in self._course.results}, run
 
     def _value(self, values: Mapping[str, Any], name: str) -> Any:
@@ -469,12 +494,14 @@ class Executor:
     def _move(self, request: _Queued, way: _Way, value: Any) -> None:
         if way.source != way.sink:
             start = perf_counter()
+            at = way.source
             try:
                 array = self._by_device[way.source].send(value) if way.source else value
+                at = way.sink
                 value = self._by_device[way.sink].receive(array) if way.sink else array
             except Exception as error:
                 where = f"transfer of '{way.tensor}' to '{way.sink or 'host'}'"
-                raise failure(where, error) from error
+                raise failure(where, at, error) from error
             finish = perf_counter()
             # Between a device and the host's own memory nothing moves where they share it.
             if None not in (way.source, way.sink) or way.between_memories:
@@ -499,26 +526,63 @@ class Executor:
         course = request.course
         step = course.steps[index]
         pieces = request.take(course.reads[index])
+        kernel = self._kernels[course.kernels[index]]
+        worker = self._workers[step.device.unit]
+        joined = any(name in course.views for name in step.inputs)
+        if joined or not kernel.asynchronous or worker.device != step.device:
+            # What shares the unit does not overlap, unless one queue of the device has both; and
+            # pieces have to be there to be copied.
+            worker.do_later()
+        worker.device = step.device
         if self._here:
             self._turn.acquire()
-        start = perf_counter()
         try:
-            kernel = self._kernels[course.kernels[index]]
             inputs = course.values(step.inputs, pieces, partial(_copied, kernel))
-            results = kernel.run(inputs)
-            outputs = list(zip(step.outputs, results, strict=True))
+            begun = kernel.begin(inputs)
+            outputs = list(zip(step.outputs, begun.outputs, strict=True))
         except Exception as error:
-            raise failure(step, error) from error
+            raise failure(step, step.device.name, error) from error
         finally:
             if self._here:
                 self._turn.release()
-        finish = perf_counter()
+        if kernel.asynchronous:
+            worker.put_later(self._complete, request, index, begun, outputs, inputs)
+        else:
+            request.record(index, *begun.finish())
         # Before anything that waits for this step starts: the memory may be its to use.
         del inputs, pieces
-        request.finish(index, start, finish)
+        request.pass_on(index)
         for name, value in outputs:
-            self._publish(request, course.ways.get(name, ()), value)
+            ways = course.ways.get(name, ())
+            if kernel.asynchronous:
+                ways = tuple(way for way in ways if way.sink == step.device.name)
+            self._publish(request, ways, value)
         self._start_ready(request, step.device.unit)
+        if not kernel.asynchronous:
+            request.settle()
+
+    def _complete(
+        self,
+        request: _Queued,
+        index: int,
+        begun: Begun,
+        outputs: Sequence[tuple[str, Any]],
+        _inputs: Sequence[Any],
+    ) -> None:
+        """Waits for the end of a step, as its inputs do, and hands over to other devices."""
+        course = request.course
+        step = course.steps[index]
+        try:
+            start, finish = begun.finish()
+        except Exception as error:
+            raise failure(step, step.device.name, error) from error
+        if request.failed:
+            return
+        request.record(index, start, finish)
+        for name, value in outputs:
+            ways = course.ways.get(name, ())
+            others = tuple(way for way in ways if way.sink != step.device.name)
+            self._publish(request, others, value)
         request.settle()
 
 
@@ -575,18 +639,25 @@ def _stop(workers: Iterable[_Worker]) -> None:
 
 def _loaded(step: Step) -> Kernel:
     """The kernel of `step`, on the calling thread, which stays on the cores of its device."""
-    cores = step.device.cores
-    if cores and hasattr(os, "sched_setaffinity"):
-        try:
-            os.sched_setaffinity(0, cores)
-        except OSError:
-            raise DeviceError(
-                f"'{step.device.name}' cannot be held on core {', '.join(map(str, cores))}: "
-                "this machine has no such core for this process"
-            ) from None
     try:
+        _hold(step.device)
         return step.load()
+    except DeviceError as error:
+        raise error.of(step.device.name) from None
     except HetschedError:
         raise
     except Exception as error:
         raise PartError(f"{step} does not load: {one_line(error)}") from error
+
+
+def _hold(device: Device) -> None:
+    """Keeps the calling thread on the cores of `device`, if it has any."""
+    if not device.cores or not hasattr(os, "sched_setaffinity"):
+        return
+    try:
+        os.sched_setaffinity(0, device.cores)
+    except OSError:
+        raise DeviceError(
+            f"'{device.name}' cannot be held on core {', '.join(map(str, device.cores))}: "
+            "this machine has no such core for this process"
+        ) from None

@@ -133,6 +133,11 @@ class Graph:
         return {tensor.name: op for op in self.ops for tensor in op.writes}
 
     @cached_property
+    def computed(self) -> tuple[Tensor, ...]:
+        """The outputs that an operation makes, each once: those that are no input, no constant."""
+        return tuple(t for t in dict.fromkeys(self.outputs) if t.name in self.producers)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of structure, names, weights and packed tensors: what a plan belongs to."""
         digest = sha256(to_onnx(self, weights=False).SerializeToString(deterministic=True))

@@ -7,8 +7,8 @@ default.
 import os
 import platform
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -92,6 +92,23 @@ def pinned(chosen: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def threads() -> frozenset[int]:
+    """The numbers of this process's threads, those that libraries have started among them."""
+    try:
+        return frozenset(map(int, os.listdir("/proc/self/task")))
+    except OSError:
+        return frozenset()
+
+
+def hold(chosen: Iterable[int], on: Collection[int]) -> None:
+    """Holds threads of this process, by their numbers, on the cores `on`; some may have ended."""
+    if not on or not hasattr(os, "sched_setaffinity"):
+        return
+    for thread in chosen:
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, on)
 
 
 def _parse_cores(name: str, target: str) -> tuple[int, ...]:

@@ -2,28 +2,29 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from ctypes import CDLL
+from ctypes import c_int32, c_void_p
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from math import inf
 from pathlib import Path
-from queue import SimpleQueue
-from tempfile import TemporaryDirectory
-from threading import Thread
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
+from hetsched import crew
 from hetsched.confidence import margin
-from hetsched.crew import WORD_NBYTES, Crew, copying
+from hetsched.crew import ADDRESS, VALUE, WORD_NBYTES, address
 from hetsched.device import Device, Link
+from hetsched.dtype import empty
 from hetsched.errors import DeviceError
-from hetsched.host import pinned
+from hetsched.executor import HOST_SPACE, Executor
+from hetsched.native import opened
 from hetsched.plugin import load
 from hetsched.request import Step
 from hetsched.store import Store
-from hetsched.target import Target
+from hetsched.target import Code, Kernel, Target
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,6 +40,7 @@ HANDOVERS = 200
 ROUNDS = 10
 # As tensors mostly are: small ones come from the other's cache much faster, large ones slower.
 HANDOVER_NBYTES = 1 << 19
+MOST_BYTES_PER_SECOND = 1e12
 
 
 @cache
@@ -56,7 +58,7 @@ def link_between(source: Device, sink: Device, store: Store) -> Link:
     Raises
     ------
     DeviceError
-        One of them does not compute in the host's memory.
+        There is no way to compute on one of them.
     """
     return store.link(source, sink, runtime()) or measured_again(source, sink, store).link
 
@@ -107,7 +109,7 @@ def measure_links(
     Raises
     ------
     DeviceError
-        A device does not compute in the host's memory.
+        There is no way to compute on a device.
     """
     pairs = [(a, b) for a in devices for b in devices if a != b]
     found: dict[tuple[Device, Device], Repeated] = {}
@@ -126,109 +128,118 @@ def measure_links(
 
 
 def measure_link(source: Device, sink: Device) -> Link:
-    """What a hand-over between two devices of the host's memory costs.
+    """What a hand-over between two devices costs, from the stamps of copies that take turns.
 
-    Bandwidth is that at which a part reads what another core has written, less what it needs for
-    data of its own core. Latency is the time from the finish of a part to the start of one that
-    waits for it, as the executor has it; where that needs Python, half a round trip between two
-    pinned, sleeping threads.
+    Latency is the time from the finish of a part to the start of one that waits for it. What passes
+    between two parts on one device is counted in what it takes to start a part, half of it for
+    each of them. Bandwidth is that of the transfer; where memory is shared, that at which a
+    part reads what another unit has written, less what it needs for data of its own.
 
     Raises
     ------
     DeviceError
-        One of them does not compute in the host's memory.
+        There is no way to compute on one of them.
     """
-    for device in (source, sink):
-        if device.memory_space != "host":
-            raise DeviceError(f"no way to measure a link of '{device.name}' yet; give one")
-    if source.unit == sink.unit:
+    if source.unit == sink.unit and source.memory_space == sink.memory_space:
         # The same thread runs both: there is nothing to wait for and nothing to move.
-        return Link(source.name, sink.name, 0.0, float("inf"))
-    libraries = [load(Target, device.target).crew(device) for device in (source, sink)]
-    if libraries[0] is not None and libraries[1] is not None:
-        return _crew_link(source, sink, libraries[0])
-    latency = _round_trip(source, sink, None) / 2
-    data = np.ones(HANDOVER_NBYTES, np.uint8)
-    there = _round_trip(source, sink, data)
-    here = _round_trip(source, source, data)
-    extra = max(there - here, HANDOVER_NBYTES / 1e12)
-    return Link(source.name, sink.name, latency, HANDOVER_NBYTES / extra)
+        return Link(source.name, sink.name, 0.0, inf)
+    large = _handovers(source, sink, HANDOVER_NBYTES)
+    extra = max(large.reading, 0.0)
+    latency = large.waiting
+    if source.memory_space != sink.memory_space:
+        latency = _handovers(source, sink, WORD_NBYTES).waiting
+        extra += large.waiting - latency
+    bandwidth = HANDOVER_NBYTES / max(extra, HANDOVER_NBYTES / MOST_BYTES_PER_SECOND)
+    return Link(source.name, sink.name, latency, bandwidth)
 
 
-def _crew_link(source: Device, sink: Device, library: bytes) -> Link:
-    """The link between two units of a crew, from the stamps of copies that take turns in pairs."""
-    loaded = load_library(library)
-    words = HANDOVER_NBYTES // WORD_NBYTES
-    kind = (words,), np.dtype(np.int64)
-    code = copying(loaded, kind)
-    # Of two copies on one unit the first reads what the other unit has written.
+@dataclass(frozen=True)
+class _Handover:
+    """Median seconds from part to part beyond what starting one takes, the transfer among them, and
+    by how much longer the second needs to read than one that reads data of its own device.
+    """
+
+    waiting: float
+    reading: float
+
+
+def _handovers(source: Device, sink: Device, nbytes: int) -> _Handover:
+    """Of a tensor that copies pass to and fro; of two on one device the first has it from far."""
+    words = nbytes // WORD_NBYTES
     devices = [(source, sink)[index // 2 % 2] for index in range(4 * ROUNDS)]
     steps = [
-        Step(f"copy{index}", device, (f"t{index}",), (f"t{index + 1}",))
-        for index, device in enumerate(devices)
+        Step(f"copy{i}", device, (f"t{i}",), (f"t{i + 1}",), partial(copying, device, words))
+        for i, device in enumerate(devices)
     ]
-    crew = Crew(steps, [code] * len(steps), (f"t{len(steps)}",), {})
-
-    def work(device: Device) -> None:
-        with pinned(device.cores):
-            crew.work(device.unit)
-
-    threads = [Thread(target=work, args=(device,)) for device in (source, sink)]
-    for thread in threads:
-        thread.start()
+    executor = Executor(steps, (f"t{len(steps)}",), {})
     try:
         data = {"t0": np.zeros(words, np.int64)}
-        schedules = []
-        for _ in range(HANDOVERS // ROUNDS):
-            request = crew.submit(data)
-            request.result()
-            schedules.append(request.schedule())
+        schedules = [executor.run(data)[1].schedule() for _ in range(HANDOVERS // ROUNDS)]
     finally:
-        crew.stop()
-        for thread in threads:
-            thread.join()
-    waits, there, here = [], [], []
+        executor.close()
+    waits, there, here, between = [], [], [], []
     for schedule in schedules:
+        slots = [schedule.slot(step.name) for step in steps]
         # Behind the first of each unit, which is woken.
         for index in range(6, len(steps), 4):
-            before, first, second = schedule.slots[index - 1 : index + 2]
+            earlier, before, first, second = slots[index - 2 : index + 2]
             waits.append(first.start - before.finish)
             there.append(first.seconds)
             here.append(second.seconds)
-    extra = statistics.median(there) - statistics.median(here)
-    bandwidth = HANDOVER_NBYTES / max(extra, HANDOVER_NBYTES / 1e12)
-    return Link(source.name, sink.name, statistics.median(waits), bandwidth)
+            between.append((before.start - earlier.finish + second.start - first.finish) / 2)
+    starting = statistics.median(between)
+    return _Handover(
+        max(0.0, statistics.median(waits) - starting),
+        statistics.median(there) - statistics.median(here),
+    )
 
 
-def load_library(library: bytes) -> CDLL:
-    """A library from memory, which leaves no file behind."""
-    with TemporaryDirectory(prefix="hetsched-") as folder:
-        path = Path(folder) / "crew.so"
-        path.write_bytes(library)
-        return CDLL(str(path))
+def copying(device: Device, words: int) -> Kernel:
+    """A part that reads `words` integers of 64 bits on `device` and writes others.
+
+    Raises
+    ------
+    DeviceError
+        There is no way to do so.
+    """
+    target = load(Target, device.target)
+    found = target.copying(device, words)
+    if found is not None:
+        return found
+    if device.memory_space != HOST_SPACE:
+        raise DeviceError(f"no way to measure a link of '{device.name}' yet; give one")
+    return _Copying(target.crew(device), words)
 
 
-def _round_trip(source: Device, sink: Device, data: np.ndarray | None) -> float:
-    """Median seconds from handing `data` to a thread on `sink`, which reads it, to its answer."""
-    there: SimpleQueue[np.ndarray | None] = SimpleQueue()
-    back: SimpleQueue[object] = SimpleQueue()
+class _Copying(Kernel):
+    """The same on the host's memory: by the code of a crew, or by Python."""
 
-    def answer() -> None:
-        with pinned(sink.cores[:1]):
-            for _ in range(HANDOVERS):
-                received = there.get()
-                back.put(None if received is None else int(received.sum()))
+    any_thread = True
 
-    times = []
-    other = Thread(target=answer)
-    with pinned(source.cores[:1]):
-        other.start()
-        for turn in range(HANDOVERS):
-            if data is not None:
-                data.fill(turn % 2)
-            start = perf_counter()
-            there.put(data)
-            back.get()
-            times.append(perf_counter() - start)
-    other.join()
-    return statistics.median(times)
+    def __init__(self, library: bytes | None, words: int) -> None:
+        self._kind = (words,), np.dtype(np.int64)
+        self._library = opened(library) if library is not None else None
+        self._table = np.array([words, 0, 0], np.uint64)
+        self._given = np.array([(ADDRESS, 0, address(self._table))], VALUE)
+        self._result = np.zeros(1, VALUE)
+        self._arguments = None, address(self._given), 1, address(self._result)
+        if self._library is not None:
+            self._copy = self._library.crew_copy
+            self._copy.argtypes = (c_void_p, c_void_p, c_int32, c_void_p)
+
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        (array,) = inputs
+        made = empty(*self._kind)
+        if self._library is None:
+            np.add(array, 1, out=made)
+        else:
+            # As code is called from Python: by the addresses in a table.
+            self._table[1], self._table[2] = address(array), address(made)
+            self._copy(*self._arguments)
+        return [made]
+
+    def code(self) -> Code | None:
+        return crew.copying(self._library, self._kind) if self._library is not None else None
+
+    def close(self) -> None:
+        self._library = None

@@ -6,37 +6,28 @@ plans.
 """
 
 import statistics
-from collections.abc import Sequence
-from ctypes import CDLL, c_int32, c_void_p
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from threading import Barrier, Thread
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 from hetsched.confidence import margin
-from hetsched.crew import address, copying
 from hetsched.device import Device
-from hetsched.dtype import empty
 from hetsched.executor import Executor
 from hetsched.host import pinned
-from hetsched.links import load_library, runtime
-from hetsched.plugin import load
+from hetsched.links import copying, runtime
 from hetsched.request import Step
 from hetsched.store import Factor, Store
-from hetsched.target import Code, Kernel, Target
 
-KINDS = ("call", "start", "launch", "memory")
+KINDS = ("call", "start", "memory")
 WARM_RUNS, RUNS, BURSTS = 20, 25, 5
 # Parts in a row, by which the cost of one more is known.
 ROW = 16
 WORDS = 2
-# A value as crew.c takes it, and the number of the kind that is an address.
-VALUE = np.dtype([("kind", "i4"), ("unused", "i4"), ("content", "i8")])
-ADDRESS = 4
 # Of each device, more than caches hold.
 READ_WORDS = 1 << 24
 READS, TURNS = 5, 4
@@ -49,42 +40,44 @@ class Overheads:
     """Seconds, and bytes a second.
 
     `call` is what a run takes beside its parts on one device, from the call until it returns;
-    `start` the same where several devices have to be woken. `launch` is what each part costs there
-    beside its kernels. `memory` is what all devices together read of the host's memory, infinite
-    where that is what each of them reads by itself.
+    `start` the same where several devices have to be woken. `launch` is what each part costs beside
+    its kernels, by device. `memory` is what all devices together read of the host's memory,
+    infinite where that is what each of them reads by itself.
     """
 
     call: float
     start: float = 0.0
-    launch: float = 0.0
     memory: float = inf
+    launch: Mapping[str, float] = field(default_factory=dict)
 
 
 def overheads(devices: Sequence[Device], store: Store) -> Overheads:
     """The overheads as the store has them, or as they are measured now and then kept."""
     ends = ", ".join(f"{device.fingerprint} {device.name}" for device in devices)
     subject = f"{ends} by {runtime()}"
-    known = {kind: store.factors(kind).get(subject) for kind in KINDS}
+    kinds = (*KINDS, *(f"launch of {device.name}" for device in devices))
+    known = {kind: store.factors(kind).get(subject) for kind in kinds}
     found = {kind: factor.value for kind, factor in known.items() if factor is not None}
-    if len(found) < len(KINDS):
+    if len(found) < len(kinds):
         for kind, factor in _measured(devices).items():
             store.add_factor(kind, subject, factor)
             found[kind] = factor.value
-    return Overheads(**found)
+    launch = {device.name: found[f"launch of {device.name}"] for device in devices}
+    return Overheads(found["call"], found["start"], found["memory"], launch)
 
 
 def _measured(devices: Sequence[Device]) -> dict[str, Factor]:
     units = list({device.unit: device for device in devices}.values())
-    first, *others = units
-    call = _run_seconds([first])
-    if not others:
-        row = _run_seconds([first] * (1 + ROW))
-        no = {"start": Factor(0.0), "memory": Factor(inf)}
-        return {"call": call, "launch": _one_of(row, call)} | no
-    start = _run_seconds(units)
-    row = _run_seconds([*others, *[first] * (1 + ROW)])
-    memory = _memory([device for device in units if device.memory_space == "host"])
-    return {"call": call, "start": start, "launch": _one_of(row, start), "memory": memory}
+    call = single = _run_seconds(units[:1])
+    found = {"call": call, "start": Factor(0.0), "memory": Factor(inf)}
+    if len(units) > 1:
+        single = found["start"] = _run_seconds(units)
+        found["memory"] = _memory([device for device in units if device.memory_space == "host"])
+    for device in devices:
+        others = [other for other in units if other.unit != device.unit]
+        row = _run_seconds([*others, *[device] * (1 + ROW)])
+        found[f"launch of {device.name}"] = _one_of(row, single)
+    return found
 
 
 def _one_of(row: Factor, single: Factor) -> Factor:
@@ -103,7 +96,9 @@ def _run_seconds(devices: Sequence[Device]) -> Factor:
     for index, device in enumerate(devices):
         made = f"made{index}"
         given = read.get(device.name, "given")
-        steps.append(Step(f"part{index}", device, (given,), (made,), partial(_Nearly, device)))
+        steps.append(
+            Step(f"part{index}", device, (given,), (made,), partial(copying, device, WORDS))
+        )
         read[device.name] = made
     executor = Executor(steps, tuple(read.values()), {})
     values = {"given": np.zeros(WORDS, np.int64)}
@@ -121,43 +116,6 @@ def _run_seconds(devices: Sequence[Device]) -> Factor:
     finally:
         executor.close()
     return Factor(min(bursts), margin(bursts), BURSTS * RUNS)
-
-
-class _Nearly(Kernel):
-    """A part that does nearly nothing: it copies two numbers."""
-
-    any_thread = True
-
-    def __init__(self, device: Device) -> None:
-        self._library: CDLL | None = None
-        self._table = np.array([WORDS, 0, 0], np.uint64)
-        self._given = np.array([(ADDRESS, 0, address(self._table))], VALUE)
-        self._result = np.zeros(1, VALUE)
-        self._arguments = None, address(self._given), 1, address(self._result)
-        crew = load(Target, device.target).crew(device)
-        if crew is not None:
-            self._library = load_library(crew)
-            self._copy = self._library.crew_copy
-            self._copy.argtypes = (c_void_p, c_void_p, c_int32, c_void_p)
-
-    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        (array,) = inputs
-        made = empty(array.shape, array.dtype)
-        if self._library is None:
-            made[:] = array
-        else:
-            # As code is called from Python: by the addresses in a table.
-            self._table[1], self._table[2] = address(array), address(made)
-            self._copy(*self._arguments)
-        return [made]
-
-    def code(self) -> Code | None:
-        if self._library is None:
-            return None
-        return copying(self._library, ((WORDS,), np.dtype(np.int64)))
-
-    def close(self) -> None:
-        self._library = None
 
 
 def _memory(devices: Sequence[Device]) -> Factor:

@@ -12,7 +12,7 @@ from typing import Any
 from hetsched.cost import CostModel, Prices, price, roofline_seconds
 from hetsched.device import Device
 from hetsched.document import NUMBER, check, parse
-from hetsched.errors import DeviceError, PlanError, SplitRefused
+from hetsched.errors import DeviceError, InfeasiblePlan, PlanError, SplitRefused
 from hetsched.footprint import (
     Memory,
     crew_is_here,
@@ -276,6 +276,50 @@ class Plan:
         crew = crew_is_here([part.device for part in self.copies])
         views = views_between(self.graph, self.graphs)
         return memory(parts, outputs, views, crew, len(self.parts))
+
+    def without(self, device: str, reason: str) -> "Plan":
+        """The plan with all that `device` runs moved to others, which its notes tell.
+
+        Each group goes to the next device of the system that can run it, after the last to the
+        first; where `device` has replicas, to the next of them. Parts keep their names and order.
+
+        Raises
+        ------
+        InfeasiblePlan
+            No other device can run a group.
+        """
+        names = [item.name for item in self.system.devices]
+        at = names.index(device)
+        others = (*names[at + 1 :], *names[:at])
+        rings = {
+            home: tuple(n for n in ring if n != device) for home, ring in self.replicas.items()
+        }
+        heirs = dict.fromkeys(
+            n for home in rings if device in self.replicas[home] for n in rings[home]
+        )
+        ring = rings.pop(device, ())
+        placement = dict(self.placement)
+        for name in self.order:
+            if placement[name] != device:
+                continue
+            able = [n for n in ring or others if n in self.prices.seconds[name]]
+            if not able:
+                raise InfeasiblePlan(f"no other device of the plan can run '{name}'")
+            placement[name] = able[0]
+            heirs[able[0]] = None
+            if not ring:
+                # A replica has no other parts.
+                rings = {}
+        rings |= {ring[0]: ring} if ring else {}
+        told = f"{reason}; its parts run on {', '.join(map(repr, heirs))}"
+        return replace(
+            self,
+            placement=placement,
+            prices=self.prices.without(self.order, device, reason),
+            notes=(*self.notes, told),
+            cuts=frozenset(part.groups[0].name for part in self.parts),
+            replicas={home: ring for home, ring in rings.items() if len(set(ring)) > 1},
+        )
 
     def to_json(self) -> str:
         """The plan without its graph; the same text for the same plan."""
@@ -637,18 +681,17 @@ def simulate(plan: Plan) -> Schedule:
 def packed_between(plan: Plan) -> dict[str, int]:
     """The tensors that parts of `plan` hand over in blocks of channels, and their channels.
 
-    Those of `packed` whose makers and readers all are on devices of one target and block.
+    Those of `packed` whose makers and readers all are on devices of equal blocks.
     """
     kinds = {}
     for part in plan.copies:
-        target = part.device.target
-        lanes = load(Target, target).lanes(part.device) if is_known(part.device) else None
-        kinds[part.device] = (target, lanes)
-    found = {lanes: packed(plan.graph, lanes) for _, lanes in kinds.values() if lanes}
+        device = part.device
+        kinds[device] = load(Target, device.target).lanes(device) if is_known(device) else None
+    found = {lanes: packed(plan.graph, lanes) for lanes in kinds.values() if lanes}
     views = plan.graph.views
     # What is joined without a copy has one form with its pieces.
     whole = {piece.name: name for name, pieces in views.items() for piece in pieces}
-    users: dict[str, set[tuple[str, int | None]]] = {}
+    users: dict[str, set[int | None]] = {}
     crossing: dict[str, None] = {}
     for part in plan.copies:
         for tensor in (*part.inputs, *part.outputs):
@@ -656,7 +699,7 @@ def packed_between(plan: Plan) -> dict[str, int]:
             users.setdefault(whole.get(tensor.name, tensor.name), set()).add(kinds[part.device])
     chosen = {}
     for name in crossing:
-        (_, lanes), *others = users[whole.get(name, name)]
+        lanes, *others = users[whole.get(name, name)]
         if lanes and not others and name in found[lanes]:
             chosen[name] = lanes
     return chosen

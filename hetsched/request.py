@@ -9,7 +9,7 @@ import numpy as np
 
 from hetsched.device import Device
 from hetsched.dtype import numpy_dtype
-from hetsched.errors import PartError
+from hetsched.errors import DeviceError, PartError
 from hetsched.graph import Graph
 from hetsched.op import in_blocks
 from hetsched.schedule import Schedule, Slot, Transfer
@@ -131,8 +131,10 @@ class Request(Run, ABC):
         return super().schedule()
 
 
-def failure(what: object, error: Exception) -> PartError:
-    """Whatever a kernel raises, as an error that says where."""
+def failure(what: object, device: str | None, error: Exception) -> PartError:
+    """Whatever a kernel of `device`, or of the host, raises, as an error that says where."""
+    if isinstance(error, DeviceError):
+        error.of(device or "")
     return PartError(f"{what} failed: {one_line(error)}")
 
 

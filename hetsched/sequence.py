@@ -123,7 +123,7 @@ class KernelSequence:
     ) -> None:
         target = load(Target, device.target)
         if reason := target.unavailable():
-            raise DeviceError(f"'{device.name}' cannot be measured here: {reason}")
+            raise DeviceError(f"'{device.name}' cannot be measured here: {reason}", device.name)
         # Alone, a group reads and makes what it does among its neighbours.
         graph = between(graph, device)
         parts = {group.name: graph.part(group.ops, group.name) for group in groups}
@@ -182,8 +182,11 @@ class KernelSequence:
 
     def _done(self, work: Callable[..., Any], *arguments: Any) -> Any:
         def held() -> Any:
-            with pinned(self._device.cores):
-                return work(*arguments)
+            try:
+                with pinned(self._device.cores):
+                    return work(*arguments)
+            except DeviceError as error:
+                raise error.of(self._device.name) from None
 
         return self._worker.submit(held).result()
 
@@ -204,7 +207,9 @@ class KernelSequence:
             own = {name: array.copy() for name, array in artifact.weights.items()}
             artifact = replace(artifact, weights=own)
         kernel = target.load(artifact, alike, self._device)
-        self._members.append(_Member(part.name, part, kernel, kernel.code()))
+        # What a call of code waits for would count with each group, and a part waits once.
+        code = None if kernel.asynchronous else kernel.code()
+        self._members.append(_Member(part.name, part, kernel, code))
 
     def _connect(self, graph: Graph) -> None:
         """Makes stretches of members that are all code, or none of them."""
@@ -322,7 +327,7 @@ class _InCode:
 
 
 class _InPython:
-    """Members that need Python to be called."""
+    """Members that need Python to be called. All begin before the first has to have ended."""
 
     def __init__(
         self,
@@ -345,18 +350,20 @@ class _InPython:
 
     def run(self, values: dict[str, Any]) -> None:
         buffers = dict(self._given)
+        waiting = []
         for member in self._members:
             for tensor in member.inputs:
                 if tensor.name not in buffers:
                     buffers[tensor.name] = member.kernel.receive(values[tensor.name])
-            inputs = [buffers[tensor.name] for tensor in member.inputs]
-            start = perf_counter()
-            outputs = member.kernel.run(inputs)
-            self._times[member.group].append(perf_counter() - start)
-            for tensor, buffer in zip(member.outputs, outputs, strict=True):
-                buffers[tensor.name] = buffer
-                if tensor.name in self._wanted:
-                    values[tensor.name] = member.kernel.send(buffer)
+            begun = member.kernel.begin([buffers[tensor.name] for tensor in member.inputs])
+            names = list(_names(member.outputs))
+            buffers.update(zip(names, begun.outputs, strict=True))
+            waiting.append((member, names, begun))
+        for member, names, begun in waiting:
+            start, finish = begun.finish()
+            self._times[member.group].append(finish - start)
+            for name in self._wanted.intersection(names):
+                values[name] = member.kernel.send(buffers[name])
 
     def seconds(self) -> dict[str, list[float]]:
         """The times of each member in the runs since this was last asked."""

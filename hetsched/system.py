@@ -3,7 +3,7 @@
 import json
 import platform
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from math import inf
@@ -71,6 +71,18 @@ class System:
         """The link of an ordered pair; None where no data can pass."""
         return self._by_pair.get((source, sink))
 
+    def without(self, name: str) -> "System":
+        """The system without a device and its links.
+
+        Raises
+        ------
+        DeviceError
+            There is no other device.
+        """
+        devices = tuple(device for device in self.devices if device.name != name)
+        links = tuple(link for link in self.links if name not in (link.source, link.sink))
+        return replace(self, devices=devices, links=links)
+
     def with_options(self, target: str, **options: str) -> "System":
         """The same devices, those of `target` with options of it set.
 
@@ -110,11 +122,18 @@ class System:
         return {(link.source, link.sink): link for link in self.links}
 
     @classmethod
-    def local(cls, devices: str | Iterable[str], store: Store | None = None) -> "System":
+    def local(
+        cls,
+        devices: str | Iterable[str],
+        store: Store | None = None,
+        fallback: Callable[[str], None] | None = None,
+    ) -> "System":
         """This machine, seen as `devices`, such as `cpu:0,cpu:1`.
 
+        A device that computes on the processor, but names no core, has those that no other names.
         Links, and what a run costs beside its parts, are measured once and then taken from the
-        `store`, by default the user's.
+        `store`, by default the user's. With a `fallback` a device that is not here is left out,
+        if others are, and `fallback` is told so in one line.
 
         Raises
         ------
@@ -124,19 +143,16 @@ class System:
             A device string names no target.
         """
         store = store or Store(default_path())
-        found = []
-        for name in parse_devices(devices):
-            target = load(Target, name.partition(":")[0])
-            if reason := target.unavailable():
-                raise DeviceError(f"'{name}' is not available: {reason}")
-            found.append(target.device(name))
+        found = _found(parse_devices(devices), fallback)
         # Checked before anything is measured.
         bare = cls(platform.node() or "machine", tuple(found), ())
         links = [link_between(a, b, store) for a in found for b in found if a != b]
         costs = overheads(found, store)
         return replace(
             bare,
-            devices=tuple(replace(device, launch_seconds=costs.launch) for device in found),
+            devices=tuple(
+                replace(device, launch_seconds=costs.launch[device.name]) for device in found
+            ),
             links=tuple(links),
             run_seconds=costs.call,
             start_seconds=costs.start,
@@ -237,6 +253,34 @@ def parse_devices(text: str | Iterable[str]) -> list[str]:
     if not found:
         raise DeviceError("no device is named; give for example cpu:0,cpu:1")
     return found
+
+
+def _found(names: Sequence[str], fallback: Callable[[str], None] | None) -> list[Device]:
+    """The devices of these strings; those that pick their cores keep off those that others name."""
+    targets = {name: load(Target, name.partition(":")[0]) for name in names}
+    picking = {name: target.picks_cores(name) for name, target in targets.items()}
+    found: dict[str, Device] = {}
+    missing = {}
+    # Who picks comes last.
+    for name in sorted(names, key=picking.__getitem__):
+        target = targets[name]
+        taken = {core for other in found if not picking[other] for core in found[other].cores}
+        try:
+            if reason := target.unavailable():
+                raise DeviceError(f"'{name}' is not available: {reason}", name)
+            device = target.beside(name, sorted(taken)) if picking[name] else target.device(name)
+        except DeviceError as error:
+            if fallback is None:
+                raise
+            missing[name] = error.of(name)
+        else:
+            found[name] = device
+    if not found:
+        raise missing.popitem()[1]
+    if fallback is not None:
+        for lost in missing.values():
+            fallback(f"{lost}; it is left out")
+    return [found[name] for name in names if name in found]
 
 
 def _tables(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from hetsched.device import Device
-from hetsched.errors import PluginError
+from hetsched.errors import HetschedError, PluginError
 from hetsched.graph import Graph
 from hetsched.plugin import Plugin
 from hetsched.trial import Step, Trial
@@ -56,7 +57,11 @@ class Code:
     other cells; each caller needs a copy. One thread at a time may call it, after `enter`, which
     prepares a thread for code of so many `threads` or fewer. `module` has the functions of
     `crew.c`. `raised` tells once, on the thread of a call that failed, what failed, if that is
-    known. It is valid until the kernel is closed.
+    known; `failed` makes an error of what the function gave. It is valid until the kernel is
+    closed.
+
+    Code with `allocate` takes a tensor more quickly that lies in memory which that has made, of so
+    many bytes; `within` are the cells for the begin and the end of that. Else they are 0.
     """
 
     function: int
@@ -68,6 +73,71 @@ class Code:
     enter: Callable[[], None]
     module: CDLL
     raised: Callable[[], str] = str
+    allocate: Callable[[int], np.ndarray] | None = None
+    within: tuple[int, int] | None = None
+    failed: Callable[[int], HetschedError] | None = None
+
+
+class Results:
+    """How the outputs of a part come to be: computed, or passed on, inputs or `constants` by name.
+
+    `computed` is how many an operation makes; `all_computed`, that there are no others.
+    """
+
+    def __init__(self, graph: Graph, constants: Mapping[str, Any]) -> None:
+        self._constants = list(constants.values())
+        passed = [tensor.name for tensor in (*graph.computed, *graph.inputs)]
+        names = [*passed, *constants]
+        self.computed = len(graph.computed)
+        self._picks = [names.index(tensor.name) for tensor in graph.outputs]
+        self.all_computed = self._picks == list(range(self.computed))
+
+    def of(
+        self,
+        computed: Sequence[Any],
+        inputs: Sequence[Any],
+        copied: Callable[[Any], Any] = np.copy,
+    ) -> Sequence[Any]:
+        """The outputs, in the order of the graph.
+
+        What is passed on is `copied`: the caller may write to an input, or to a result.
+        """
+        if self.all_computed:
+            return computed
+        there = [*computed, *inputs, *self._constants]
+        return [there[i] if i < self.computed else copied(there[i]) for i in self._picks]
+
+
+class Begun(ABC):
+    """A call of a kernel that has been handed to its device and may still be running there.
+
+    `outputs` are the buffers that it writes: calls on the same device that begin later may read
+    them at once.
+    """
+
+    outputs: Sequence[Any]
+
+    @abstractmethod
+    def finish(self) -> tuple[float, float]:
+        """When the device began and ended, by `perf_counter`; waits for the end, without Python's
+        lock.
+
+        Raises
+        ------
+        PartError
+            The call failed.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Done(Begun):
+    """A call that has ended."""
+
+    outputs: Sequence[Any]
+    times: tuple[float, float]
+
+    def finish(self) -> tuple[float, float]:
+        return self.times
 
 
 class Kernel(ABC):
@@ -80,10 +150,21 @@ class Kernel(ABC):
 
     # Whether any thread may run it, if one at a time, and on arrays as they are.
     any_thread = False
+    # Whether `begin` returns before the device has computed.
+    asynchronous = False
 
     @abstractmethod
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """The part's output buffers for its input buffers, in the order of its graph."""
+
+    def begin(self, inputs: Sequence[Any]) -> Begun:
+        """`run`, without waiting for the end where the kernel is `asynchronous`.
+
+        Calls on one device take place in the order in which they begin.
+        """
+        start = perf_counter()
+        outputs = self.run(inputs)
+        return Done(outputs, (start, perf_counter()))
 
     def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
         """`run` on these very buffers, whose values may change between the calls.
@@ -143,6 +224,22 @@ class Target(Plugin):
             There is no such device here; the message says what there is.
         """
 
+    def picks_cores(self, name: str) -> bool:
+        """Whether the device of this string, by the string alone, occupies what cores are left."""
+        return False
+
+    def beside(self, name: str, taken: Collection[int]) -> Device:
+        """`device` on a machine where others have `taken` cores, for one that picks its own.
+
+        Where none is left, it shares all of them.
+
+        Raises
+        ------
+        DeviceError
+            As `device`.
+        """
+        return self.device(name)
+
     @abstractmethod
     def version(self) -> str:
         """Compiler and version; what it was tuned to belongs to one."""
@@ -198,6 +295,13 @@ class Target(Plugin):
 
     def crew(self, device: Device) -> bytes | None:
         """The shared library of `crew.c` for `device`, if parts hand over there without Python."""
+        return None
+
+    def copying(self, device: Device, words: int) -> Kernel | None:
+        """What reads `words` integers of 64 bits on `device` and writes others: to measure by.
+
+        None, the default, where code on the host's memory does it.
+        """
         return None
 
     def tuners(self) -> tuple[str, ...]:

@@ -4,8 +4,6 @@ import json
 import os
 import platform
 import shutil
-import struct
-import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
@@ -19,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from hetsched import crew, lowering, schedules
+from hetsched import lowering, schedules
 from hetsched.device import Device
 from hetsched.dtype import empty, numpy_dtype
 from hetsched.errors import CompileError, PackageError, PartError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cpu_device, cpu_devices
-from hetsched.op import Tensor
+from hetsched.native import crew_code, damage_of, linker_for, no_linker
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
-from hetsched.target import Artifact, Code, Footprint, Kernel, Target
+from hetsched.target import Artifact, Code, Footprint, Kernel, Results, Target
 from hetsched.trial import Step, Trial, choices
 
 # From one step of a crew to the next on a core, stamps and all.
@@ -41,7 +39,6 @@ MAIN = "__tvm_ffi_main"
 CREW = "crew_work"
 CONSTANTS = "constants.bin"
 LAYOUT = "layout.json"
-LINKERS = ("gcc", "cc", "clang", "g++", "c++", "clang++")
 
 # The processor families of LLVM, by what a core must have to be of one; the first that fits.
 X86_LEVELS = (
@@ -63,13 +60,6 @@ FEATURES = {
     "sve": "sve",
     "v": "v",
 }
-ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
-ELF_SHARED = 3
-# Of the file header: type, machine, and where the segment and section headers are.
-ELF_HEADER = struct.Struct("<16xHH4x8xQQ4x2xHHHH2x")
-# Of a segment header: the place and size in the file.
-ELF_SEGMENT = struct.Struct("<8xQ16xQ16x")
-ELF_SECTION_NBYTES = 64
 
 # Refusals by structure, for the groups that a network repeats.
 _refusals: dict[bytes, str | None] = {}
@@ -156,8 +146,8 @@ class Cpu(Target):
         from hetsched.lowering.relax import refusal_of
 
         isa = _isa(device)
-        if _linker(isa) is None:
-            return _no_linker(isa)
+        if linker_for(isa) is None:
+            return no_linker(isa)
         structure = to_onnx(graph, weights=False)
         structure.graph.name = ""
         key = structure.SerializeToString(deterministic=True)
@@ -170,29 +160,29 @@ class Cpu(Target):
 
     def settings(self, device: Device) -> str:
         isa = _isa(device)
-        linker = _linker(isa)
+        linker = linker_for(isa)
         path = shutil.which(linker) if linker else None
         status = Path(path).stat() if path else None
         made = f"{status.st_size} {status.st_mtime_ns}" if status else ""
         return f"{isa}; {device.threads} threads; {linker} {made}"
 
     def crew(self, device: Device) -> bytes | None:
-        linker = _linker(_isa(device))
-        return None if linker is None or self.interpreted else _crew(linker, "-shared")
+        linker = linker_for(_isa(device))
+        return None if linker is None or self.interpreted else crew_code(linker, "-shared")
 
     def compile(self, graph: Graph, device: Device) -> Artifact:
         from hetsched.lowering.relax import compile_part, part_temporaries
 
         isa = _isa(device)
-        linker = _linker(isa)
+        linker = linker_for(isa)
         if linker is None:
-            raise CompileError(f"part '{graph.name}': {_no_linker(isa)}")
+            raise CompileError(f"part '{graph.name}': {no_linker(isa)}")
         files: dict[str, bytes] = {}
         weights: dict[str, np.ndarray] = {}
         workspace = None
         threads = 1
         temporaries: tuple[tuple[int, ...], ...] = ()
-        if computed_outputs(graph):
+        if graph.computed:
             files[CODE], part = compile_part(
                 graph,
                 lambda module: _shared_library(module, isa, linker),
@@ -227,7 +217,7 @@ class Cpu(Target):
 
         given = {t.name for t in graph.outputs if t.name in graph.constants}
         weights = {name: graph.constants[name].nbytes for name in given}
-        if not computed_outputs(graph):
+        if not graph.computed:
             return Footprint(weights, 0)
         if self.interpreted:
             return None
@@ -280,18 +270,13 @@ class CpuKernel(Kernel):
                 f"blocks of channels, not {dict(graph.packed) or 'nothing'}"
             )
         weights = [artifact.weights[name] for name in layout.weights]
-        self._constants = {name: artifact.weights[name] for name in layout.outputs}
         self._threads = min(threads, layout.threads)
         # TVM's workers stay on the cores of the thread that first asked for them.
         self.any_thread = self._threads == 1
-        computed = computed_outputs(graph)
-        passed = [*computed, *graph.inputs]
-        names = [*(tensor.name for tensor in passed), *self._constants]
-        self._computed = len(computed)
-        self._picks = [names.index(tensor.name) for tensor in graph.outputs]
-        self._all_computed = self._picks == list(range(self._computed))
+        constants = {name: artifact.weights[name] for name in layout.outputs}
+        self._results = Results(graph, constants)
         self._compute: Callable[[Sequence[Any]], list[np.ndarray]] | None = None
-        if computed:
+        if graph.computed:
             module, library = _module(artifact.files.get(CODE, b""), graph.name)
             if layout.workspace_nbytes is None:
                 self._compute = _Program(module, graph, weights)
@@ -301,7 +286,7 @@ class CpuKernel(Kernel):
                 self._compute = _Function(module, library, graph, weights, layout.workspace_nbytes)
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        if not self._computed:
+        if not self._results.computed:
             computed = []
         else:
             assert self._compute is not None, f"part '{self._name}' is closed"
@@ -311,14 +296,10 @@ class CpuKernel(Kernel):
             except self._tvm.ERRORS as error:
                 why = self._tvm.first_line(error)
                 raise PartError(f"part '{self._name}' failed: {why}") from error
-        if self._all_computed:
-            return computed
-        there = [*computed, *inputs, *self._constants.values()]
-        # What is passed through is copied: the caller may write to an input, or to a result.
-        return [there[i] if i < self._computed else there[i].copy() for i in self._picks]
+        return self._results.of(computed, inputs)
 
     def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
-        if not isinstance(self._compute, _Function) or not self._all_computed:
+        if not isinstance(self._compute, _Function) or not self._results.all_computed:
             return super().bind(inputs)
         compute, use_threads = self._compute.bound(inputs), self._tvm.use_threads
         threads = self._threads
@@ -330,7 +311,7 @@ class CpuKernel(Kernel):
         return call
 
     def code(self) -> Code | None:
-        if not isinstance(self._compute, _Function) or not self._all_computed:
+        if not isinstance(self._compute, _Function) or not self._results.all_computed:
             return None
         return self._compute.code(self._threads, partial(self._tvm.use_threads, self._threads))
 
@@ -359,7 +340,7 @@ class _Function:
         self._library = library
         self._inputs, self._outputs = (
             [(graph.handed(tensor).shape, numpy_dtype(tensor.dtype)) for tensor in tensors]
-            for tensors in (graph.inputs, computed_outputs(graph))
+            for tensors in (graph.inputs, graph.computed)
         )
         # Kept, as the table has their addresses only.
         self._weights = [aligned(array, array.dtype) for array in weights]
@@ -447,7 +428,7 @@ class _Program:
         self._dtypes = [numpy_dtype(tensor.dtype) for tensor in graph.inputs]
         self._weights = [tvm_runtime.to_tvm(array, array.dtype) for array in weights]
         self._weight_addresses = {weight.data_ptr() for weight in self._weights}
-        self._single = len(computed_outputs(graph)) == 1
+        self._single = len(graph.computed) == 1
 
     def __call__(self, inputs: Sequence[Any]) -> list[np.ndarray]:
         tensors = list(map(self._tvm.to_tvm, inputs, self._dtypes))
@@ -460,11 +441,6 @@ class _Program:
             if tensor.data_ptr() in lent:
                 arrays[index] = arrays[index].copy()
         return arrays
-
-
-def computed_outputs(graph: Graph) -> tuple[Tensor, ...]:
-    """The outputs that an operation makes, each once: those that are no input and no constant."""
-    return tuple(t for t in dict.fromkeys(graph.outputs) if t.name in graph.producers)
 
 
 @dataclass(frozen=True)
@@ -524,7 +500,7 @@ def _module(code: bytes, name: str) -> tuple[Any, CDLL]:
 
     from hetsched.tvm_runtime import ERRORS, first_line
 
-    damage = _damage(code)
+    damage = damage_of(code)
     if damage is not None:
         raise PackageError(f"part '{name}' is damaged: {CODE} {damage}")
     try:
@@ -537,34 +513,6 @@ def _module(code: bytes, name: str) -> tuple[Any, CDLL]:
         raise PackageError(f"part '{name}' does not load: {first_line(error)}") from error
 
 
-def _damage(code: bytes) -> str | None:
-    """Why `code` is no whole shared library of this machine; to map one that is cut short kills."""
-    if len(code) < ELF_HEADER.size or code[:6] != b"\x7fELF\x02\x01":
-        return "is no 64-bit shared library"
-    (
-        kind,
-        machine,
-        segments,
-        sections,
-        segment_size,
-        segment_count,
-        section_size,
-        section_count,
-    ) = ELF_HEADER.unpack_from(code)
-    if kind != ELF_SHARED or machine != ELF_MACHINES.get(platform.machine(), machine):
-        return f"is no shared library for {platform.machine()}"
-    if segment_size != ELF_SEGMENT.size or section_size != ELF_SECTION_NBYTES:
-        return "has headers of the wrong size"
-    ends = [segments + segment_count * segment_size, sections + section_count * section_size]
-    if max(ends) <= len(code):
-        for index in range(segment_count):
-            start, nbytes = ELF_SEGMENT.unpack_from(code, segments + index * segment_size)
-            ends.append(start + nbytes)
-    if max(ends) > len(code):
-        return f"has {len(code)} of {max(ends)} bytes"
-    return None
-
-
 def _shared_library(module: Any, isa: str, linker: str) -> bytes:
     from tvm.support.cc import create_shared
 
@@ -572,22 +520,12 @@ def _shared_library(module: Any, isa: str, linker: str) -> bytes:
 
     with TemporaryDirectory(prefix="hetsched-") as folder:
         objects = build(module, llvm(isa), Path(folder))
-        if (made := _crew(linker, "-c")) is not None:
+        if (made := crew_code(linker, "-c")) is not None:
             objects.append(Path(folder) / "crew.o")
             objects[-1].write_bytes(made)
         path = Path(folder) / CODE
         create_shared(str(path), list(map(str, objects)), cc=linker)
         return path.read_bytes()
-
-
-@cache
-def _crew(linker: str, kind: str) -> bytes | None:
-    """What `crew.c` becomes, by the option `-c` or `-shared`; without it Python hands over."""
-    with TemporaryDirectory(prefix="hetsched-") as folder:
-        path = Path(folder) / "crew"
-        command = [linker, "-x", "c", "-O2", "-fPIC", kind, str(crew.SOURCE), "-o", str(path)]
-        made = subprocess.run(command, capture_output=True, check=False)
-        return path.read_bytes() if made.returncode == 0 else None
 
 
 def llvm(isa: str) -> dict[str, Any]:
@@ -610,21 +548,6 @@ def llvm(isa: str) -> dict[str, Any]:
 
 def _isa(device: Device) -> str:
     return device.isa or platform.machine()
-
-
-def _linker(isa: str) -> str | None:
-    """The compiler driver that links shared libraries for `isa`, if there is one."""
-    architecture = isa.split()[0]
-    if architecture != platform.machine():
-        return shutil.which(f"{architecture}-linux-gnu-gcc")
-    chosen = os.environ.get("CC")
-    return chosen or next(filter(None, map(shutil.which, LINKERS)), None)
-
-
-def _no_linker(isa: str) -> str:
-    if isa.split()[0] != platform.machine():
-        return f"no linker for {isa.split()[0]}: install {isa.split()[0]}-linux-gnu-gcc"
-    return f"no linker: install one of {', '.join(LINKERS)}"
 
 
 @cache

@@ -433,7 +433,7 @@ def test_shapes_may_have_any_name() -> None:
 
 
 def test_help_has_a_sentence_and_an_example_for_each_command() -> None:
-    commands = "devices profile partition simulate compile run verify".split()
+    commands = "devices quantize profile partition simulate compile run verify".split()
     listed = hetsched_("--help").stdout
     for command in commands:
         assert re.search(rf"\b{command}\b", listed)

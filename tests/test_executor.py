@@ -7,7 +7,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
@@ -17,8 +19,8 @@ import pytest
 from hetsched.device import Device
 from hetsched.errors import HetschedError, PartError
 from hetsched.executor import Executor
-from hetsched.request import Step
-from hetsched.target import Kernel
+from hetsched.request import Step, View
+from hetsched.target import Begun, Kernel
 
 # Long for a thread that is only waiting for its turn on a busy machine.
 PATIENCE = 20.0
@@ -72,6 +74,79 @@ class Buffer:
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array.copy()
+
+
+class Queue:
+    """A device with a memory of its own, which does what is enqueued in order, on its thread."""
+
+    def __init__(self) -> None:
+        self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+
+    def put(self, command: Callable[[], None]) -> None:
+        self._commands.put(command)
+
+    def close(self) -> None:
+        self._commands.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (command := self._commands.get()) is not None:
+            command()
+
+
+class Enqueued(Begun):
+    """What a queue computes into a buffer that is empty before."""
+
+    def __init__(self, queue: Queue, work: Callable[..., Any], inputs: Sequence[Any]) -> None:
+        made = Buffer(np.full(4, np.nan, np.float32))
+        self.outputs = (made,)
+        self._times = [0.0, 0.0]
+        self._error: Exception | None = None
+        self._done = Event()
+
+        def command() -> None:
+            self._times[0] = time.perf_counter()
+            try:
+                made.array[:] = work(*(buffer.array for buffer in inputs))
+            except OSError as error:
+                self._error = error
+            self._times[1] = time.perf_counter()
+            self._done.set()
+
+        queue.put(command)
+
+    def finish(self) -> tuple[float, float]:
+        wait(self._done)
+        if self._error is not None:
+            raise self._error
+        start, finish = self._times
+        return start, finish
+
+
+class Asynchronous(Fake):
+    """A kernel that is enqueued."""
+
+    asynchronous = True
+
+    def __init__(self, queue: Queue, work: Callable[..., Any]) -> None:
+        super().__init__(work, far=True)
+        self.queue = queue
+
+    def begin(self, inputs: Sequence[Any]) -> Begun:
+        self.threads.add(threading.current_thread().name)
+        return Enqueued(self.queue, self.work, inputs)
+
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        raise AssertionError("it is asynchronous")
+
+
+@pytest.fixture
+def queue(nothing_left: None):
+    made = Queue()
+    yield made
+    made.close()
 
 
 def step(
@@ -239,6 +314,118 @@ def test_a_transfer_goes_on_while_both_devices_compute(run_with) -> None:
     # The step and the transfer overlapped.
     assert there.start < slots["go on"].finish
     assert slots["go on"].start < there.finish
+
+
+def test_what_waits_for_its_own_device_alone_begins_before_that_has_ended(
+    queue: Queue, run_with
+) -> None:
+    begun = Event()
+
+    class Second(Asynchronous):
+        def begin(self, inputs: Sequence[Any]) -> Begun:
+            begun.set()
+            return super().begin(inputs)
+
+    def first(x: np.ndarray) -> np.ndarray:
+        wait(begun)
+        return x + 1
+
+    executor = run_with(
+        [
+            step("first", FAR, "x", "p", Asynchronous(queue, first)),
+            step("second", FAR, "p", "q", Second(queue, lambda p: p * 2)),
+            step("third", HOST_A, "p q", "y", lambda p, q: p + q),
+            step("fourth", FAR, "y", "z", Asynchronous(queue, lambda y: -y)),
+        ],
+        "q z",
+    )
+    requests = []
+    for _ in range(3):
+        begun.clear()
+        requests.append(executor.submit({"x": X}))
+        outputs = requests[-1].result(PATIENCE)
+        np.testing.assert_array_equal(outputs["q"], (X + 1) * 2)
+        np.testing.assert_array_equal(outputs["z"], -(X + 1) * 3)
+    for request in requests:
+        slots = [request.schedule().slot(name) for name in ("first", "second", "third", "fourth")]
+        for before, behind in pairwise(slots):
+            assert 0 <= before.start <= before.finish <= behind.start
+        moves = [(move.tensor, move.sink) for move in request.schedule().transfers]
+        assert sorted(moves, key=str) == sorted(
+            [("x", "far"), ("p", "a"), ("q", "a"), ("q", None), ("y", "far"), ("z", None)], key=str
+        )
+
+
+def test_a_call_that_fails_after_it_has_begun_is_named_and_others_go_on(
+    queue: Queue, run_with
+) -> None:
+    def first(x: np.ndarray) -> np.ndarray:
+        if x[0] == 1:
+            raise OSError("out of resources")
+        return x
+
+    executor = run_with(
+        [
+            step("first", FAR, "x", "p", Asynchronous(queue, first)),
+            step("second", FAR, "p", "q", Asynchronous(queue, lambda p: p + 1)),
+            step("third", HOST_A, "q", "y", lambda q: q),
+        ],
+        "y",
+    )
+    requests = [executor.submit({"x": np.full(4, i, np.float32)}) for i in range(3)]
+    with pytest.raises(PartError, match="first on 'far' failed: out of resources"):
+        requests[1].result(PATIENCE)
+    for index in (0, 2):
+        assert requests[index].result(PATIENCE)["y"][0] == index + 1
+
+
+def test_devices_of_one_unit_take_turns_if_one_is_asynchronous(queue: Queue, run_with) -> None:
+    core = min(os.sched_getaffinity(0))
+    far = Device("far", "none", cores=(core,), memory_space="far")
+    near = Device("near", "none", cores=(core,))
+
+    def slow(x: np.ndarray) -> np.ndarray:
+        time.sleep(0.01)
+        return x
+
+    executor = run_with(
+        [
+            step("far", far, "x", "p", Asynchronous(queue, slow)),
+            step("near", near, "x", "q", slow),
+        ],
+        "p q",
+    )
+    for _ in range(3):
+        request = executor.submit({"x": X})
+        request.result(PATIENCE)
+        assert request.schedule().overlap_seconds() == 0
+
+
+def test_pieces_are_joined_when_they_are_there(queue: Queue, nothing_left: None) -> None:
+    later = Event()
+
+    def slow(x: np.ndarray) -> np.ndarray:
+        later.wait(0.02)
+        return x + 1
+
+    views = {"whole": View(("p", "q"), (8,), np.dtype(np.float32))}
+    far = [Asynchronous(queue, slow), Asynchronous(queue, slow)]
+
+    class Whole(Asynchronous):
+        def begin(self, inputs: Sequence[Any]) -> Begun:
+            return Enqueued(self.queue, lambda w: w[::2], inputs)
+
+    steps = [
+        step("one", FAR, "x", "p", far[0]),
+        step("two", FAR, "x", "q", far[1]),
+        step("read", FAR, "whole", "y", Whole(queue, slow)),
+    ]
+    executor = Executor(steps, ["y"], {}, views)
+    try:
+        outputs = executor.submit({"x": X}).result(PATIENCE)
+        np.testing.assert_array_equal(outputs["y"], np.tile(X + 1, 2)[::2])
+    finally:
+        executor.close()
 
 
 def test_a_tensor_is_moved_once_to_each_device_that_reads_it(run_with) -> None:

@@ -32,7 +32,8 @@ def test_overheads_are_measured_once(
     store = Store(tmp_path / "profile.sqlite")
     first = overheads(here(*names), store)
     assert first.call > 0
-    assert first.launch >= 0
+    assert list(first.launch) == list(names)
+    assert min(first.launch.values()) >= 0
     assert (first.start > 0) == (len({device.unit for device in here(*names)}) > 1)
     monkeypatch.setattr(module, "_measured", None)
     assert overheads(here(*names), store) == first

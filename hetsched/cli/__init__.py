@@ -11,6 +11,7 @@ from hetsched.cli.diff import diff
 from hetsched.cli.explain import explain
 from hetsched.cli.partition import partition
 from hetsched.cli.profile import profile
+from hetsched.cli.quantize import quantize
 from hetsched.cli.run import run
 from hetsched.cli.schedule import schedule
 from hetsched.cli.simulate import simulate_
@@ -20,6 +21,7 @@ from hetsched.cli.verify import verify
 __all__ = ["app", "main"]
 
 app.command()(devices)
+app.command()(quantize)
 app.command()(profile)
 app.command()(tune)
 app.command()(partition)

@@ -7,10 +7,19 @@ from typing import Annotated
 import typer
 
 from hetsched import api
-from hetsched.cli.given import check_writable, machine_of, naming_file, read_model, refuse, text_of
+from hetsched.cli.given import (
+    check_writable,
+    fallbacks_of,
+    machine_of,
+    naming_file,
+    read_model,
+    refuse,
+    text_of,
+)
 from hetsched.cli.options import (
     CostModelName,
     Devices,
+    Fallback,
     Json,
     MachineFile,
     Model,
@@ -58,6 +67,7 @@ def compile_(
     ] = None,
     store: StoreFile = None,
     strict: Strict = False,
+    fallback: Fallback = False,
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -79,6 +89,7 @@ def compile_(
     }
     if plan:
         refuse(planning, "has no effect with --plan, which has it settled")
+    told = fallbacks_of(fallback, strict)
     with Steps(verbose) as steps:
         graph = read_model(model, shape, steps)
         if plan:
@@ -87,13 +98,14 @@ def compile_(
         else:
             plans = api.plans(
                 graph,
-                machine_of(devices, system, winograd, store, steps),
+                machine_of(devices, system, winograd, store, steps, told),
                 partitioner or "auto",
                 objective,
                 cost_model,
                 store,
                 strict,
                 steps.begin("pricing"),
+                told,
             )
         if measure is None:
             measure = (
@@ -103,11 +115,14 @@ def compile_(
         # A plan that was given is compiled as it stands.
         settled = plan or strict
         replan = None if settled else api.partitioner_for(partitioner or "auto", objective)
-        with api.compile(plans, measure=measure, progress=compiling, replan=replan) as executable:
+        executable = api.compile(
+            plans, measure=measure, progress=compiling, replan=replan, fallback=told
+        )
+        with executable:
             steps.begin("writing the package")
             executable.save(output)
             chosen, memory = executable.plan, executable.memory
-    document = plan_document(chosen, memory)
+    document = plan_document(chosen, memory) | {"fallback": told or []}
     if output.is_file():
         document |= {"package": str(output), "package_nbytes": output.stat().st_size}
     show_plan(chosen, document, json_)

@@ -11,6 +11,7 @@ from hetsched.cli.show import show
 from hetsched.explain import difference
 from hetsched.plan import read_recipe_and_facts
 from hetsched.report.diff import difference_document, difference_view
+from hetsched.report.tables import hardware
 
 
 def diff(
@@ -33,4 +34,5 @@ def diff(
         new, later = read_recipe_and_facts(other)
     both = {name: (value, later[name]) for name, value in facts.items()}
     document = difference_document(difference(old, new, both))
+    document |= hardware((*old.tasks.system.devices, *new.tasks.system.devices))
     show(document, json_, difference_view(document))

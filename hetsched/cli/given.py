@@ -9,7 +9,7 @@ import typer
 
 import hetsched
 from hetsched.cli.options import shapes_of
-from hetsched.cli.progress import Steps
+from hetsched.cli.progress import Fallbacks, Steps
 from hetsched.errors import HetschedError, OutputFileError, PlanError
 from hetsched.graph import Graph
 from hetsched.inputs import read_inputs, seeded_inputs
@@ -37,13 +37,21 @@ def machine_of(
     winograd: str | None,
     store: Path | None,
     steps: Steps,
+    fallback: Fallbacks | None = None,
 ) -> System:
     if devices and system:
         raise typer.BadParameter("give --devices or --system, not both", param_hint="'--system'")
     if system:
         return with_winograd(System.load(system), winograd)
     steps.begin("measuring links")
-    return with_winograd(System.local(devices or "cpu", store_of(store)), winograd)
+    return with_winograd(System.local(devices or "cpu", store_of(store), fallback), winograd)
+
+
+def fallbacks_of(allowed: bool, strict: bool = False) -> Fallbacks | None:
+    """Where a command tells of devices that it goes on without, if it may."""
+    if allowed and strict:
+        raise typer.BadParameter("--strict forbids what --fallback allows")
+    return Fallbacks() if allowed else None
 
 
 def with_winograd(system: System, winograd: str | None) -> System:

@@ -107,6 +107,15 @@ Strict = Annotated[
     typer.Option("--strict", help="Fail if any of the devices cannot run an operation."),
 ]
 
+Fallback = Annotated[
+    bool,
+    typer.Option(
+        "--fallback",
+        help="Go on without a device that is missing or fails: the next of the list runs its "
+        "parts, which a line on stderr tells.",
+    ),
+]
+
 Winograd = Annotated[
     str | None,
     typer.Option(

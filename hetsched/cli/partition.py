@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from hetsched import api
-from hetsched.cli.given import check_writable, machine_of, read_model
+from hetsched.cli.given import check_writable, fallbacks_of, machine_of, read_model
 from hetsched.cli.options import (
     CostModelName,
     Devices,
+    Fallback,
     Json,
     MachineFile,
     Model,
@@ -51,6 +52,7 @@ def partition(
     ] = None,
     store: StoreFile = None,
     strict: Strict = False,
+    fallback: Fallback = False,
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -59,9 +61,10 @@ def partition(
     Example: hetsched partition model.onnx --devices cpu:0,cpu:1 -o plan.json
     """
     check_writable(output)
+    told = fallbacks_of(fallback, strict)
     with Steps(verbose) as steps:
         graph = read_model(model, shape, steps)
-        machine = machine_of(devices, system, winograd, store, steps)
+        machine = machine_of(devices, system, winograd, store, steps, told)
         plans = api.plans(
             graph,
             machine,
@@ -71,11 +74,12 @@ def partition(
             store,
             strict,
             steps.begin("pricing"),
+            told,
         )
     if front:
         goals = [item.strip() for item in front.split(",")]
         found = api.front(plans, goals)
-        document = front_document(goals, found)
+        document = front_document(goals, found) | {"fallback": told or []}
         for number, (_, plan) in enumerate(found, start=1):
             if output:
                 path = output.with_suffix(f".{number}{output.suffix}")
@@ -86,4 +90,4 @@ def partition(
     plan = plans[0]
     if output:
         write_text(output, plan.to_json())
-    show_plan(plan, plan_document(plan), json_)
+    show_plan(plan, plan_document(plan) | {"fallback": told or []}, json_)

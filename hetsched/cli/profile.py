@@ -24,6 +24,7 @@ from hetsched.files import write_text
 from hetsched.frontend.load import parse
 from hetsched.quality import page, quality
 from hetsched.report.profile import profile_document, profile_view, store_document, store_view
+from hetsched.report.tables import hardware
 from hetsched.store import Store
 from hetsched.system import System
 
@@ -144,7 +145,7 @@ def _measure(
         system = with_winograd(System.local(devices or "cpu", kept), winograd)
         limit = budget if budget is not None else float("inf")
         profiling = api.profile(graphs, system, kept.path, limit, steps.begin("profiling"))
-    document = profile_document(profiling, str(kept.path))
+    document = profile_document(profiling, str(kept.path)) | hardware(system.devices)
     show(document, json_, profile_view(document))
     if document["missing"]:
         raise LimitExceeded(

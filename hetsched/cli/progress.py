@@ -55,6 +55,15 @@ class Steps:
         )
 
 
+class Fallbacks(list[str]):
+    """What was gone on without: a line on stderr for each, and all of them for the document."""
+
+    def __call__(self, line: str) -> None:
+        if line not in self:
+            self.append(line)
+            say(f"fallback: {line}")
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr)
 

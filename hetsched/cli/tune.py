@@ -10,6 +10,7 @@ from hetsched.cli.options import Devices, Json, Model, Shapes, Verbose, Winograd
 from hetsched.cli.progress import Steps
 from hetsched.cli.show import show
 from hetsched.errors import LimitExceeded
+from hetsched.report.tables import hardware
 from hetsched.report.tune import tuning_document, tuning_view
 from hetsched.store import default_path
 
@@ -56,15 +57,16 @@ def tune(
     """
     with Steps(verbose) as steps:
         graph = read_model(model, shape, steps)
+        system = machine_of(devices, None, winograd, None, steps)
         tuning = api.tune(
             graph,
-            machine_of(devices, None, winograd, None, steps),
+            system,
             tuner,
             trials or (64 if tuner == "metaschedule" else 4),
             budget if budget is not None else float("inf"),
             steps.begin("tuning"),
         )
-    document = tuning_document(tuning, str(default_path()))
+    document = tuning_document(tuning, str(default_path())) | hardware(system.devices)
     show(document, json_, tuning_view(document))
     if not tuning.whole:
         raise LimitExceeded("the budget was spent; run the command again to go on")

@@ -7,10 +7,11 @@ import typer
 
 import hetsched
 from hetsched import api
-from hetsched.cli.given import is_package, machine_of, read_model, refuse
+from hetsched.cli.given import fallbacks_of, is_package, machine_of, read_model, refuse
 from hetsched.cli.options import (
     CostModelName,
     Devices,
+    Fallback,
     Inputs,
     Json,
     MachineFile,
@@ -26,6 +27,7 @@ from hetsched.cli.options import (
 from hetsched.cli.progress import Steps
 from hetsched.cli.show import show
 from hetsched.inputs import read_inputs
+from hetsched.report.tables import hardware
 from hetsched.report.verify import verification_view
 from hetsched.verify import verify as verify_executable
 
@@ -48,6 +50,7 @@ def verify(
     seed: Seed = 0,
     store: StoreFile = None,
     strict: Strict = False,
+    fallback: Fallback = False,
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -69,24 +72,31 @@ def verify(
     packaged = is_package(model)
     if packaged:
         refuse(planning, "has no effect on a package, which has it settled")
+    told = fallbacks_of(fallback, strict)
     with Steps(verbose) as steps:
         if packaged:
-            executable = hetsched.load(model, whole=True)
+            executable = hetsched.load(model, whole=True, fallback=told)
         else:
             graph = read_model(model, shape, steps)
             plan = api.partition(
                 graph,
-                machine_of(devices, system, winograd, store, steps),
+                machine_of(devices, system, winograd, store, steps, told),
                 partitioner or "auto",
                 objective,
                 cost_model,
                 store,
                 strict,
                 steps.begin("pricing"),
+                told,
             )
-            executable = api.compile(plan, progress=steps.begin("compiling"))
+            executable = api.compile(plan, progress=steps.begin("compiling"), fallback=told)
         with executable:
+            if told is not None:
+                # What then runs where is what is compared.
+                executable.start()
             given = read_inputs(inputs) if inputs else None
             verification = verify_executable(executable, given, seed, steps.begin("verifying"))
-    show(verification.to_dict(), json_, verification_view(verification))
+    document = verification.to_dict() | {"fallback": told or []}
+    document |= hardware(executable.plan.system.devices)
+    show(document, json_, verification_view(document, verification))
     verification.check()

@@ -314,7 +314,9 @@ class _Writer:
                 inner //= extent
                 name = self._named("i", loop.loop_var)
                 found = f"{index} / {inner} % {extent}" if inner > 1 else f"{index} % {extent}"
-                self._line(f"const {self._text(loop.loop_var)} {name} = {found} + {self._(loop.min)};")
+                self._line(
+                    f"const {self._text(loop.loop_var)} {name} = {found} + {self._(loop.min)};"
+                )
             self._statement(loops[-1].body)
 
     # Names and lines
@@ -453,7 +455,7 @@ class _Writer:
             return
         if isinstance(value, ir.Call) and self._called(value)[0] in DROPPED:
             return
-        raise UnsupportedOperation(f"OpenCL C has no {str(value):.60}")
+        raise UnsupportedOperation(f"OpenCL C has no {value!s:.60}")
 
     def _store(self, store: Any) -> None:
         (index,) = store.indices

@@ -19,7 +19,14 @@ from tvm import s_tir, tirx
 
 from hetsched.graph import Graph
 from hetsched.launches import (
-    CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program,
+    CONSTANT,
+    INPUT,
+    OUTPUT,
+    WEIGHT,
+    WORKSPACE,
+    Launch,
+    Place,
+    Program,
 )  # fmt: skip
 from hetsched.lowering.entry import COPY, PREFIX, Calls, Memory, calls_of, placed
 from hetsched.lowering.kernels import Nest, kernels

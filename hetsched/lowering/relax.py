@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from threading import Condition, RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -73,6 +73,8 @@ LARGEST_REPEATED_NBYTES = 4096
 # that the code is the same on every machine.
 MOST_MODULES = 8
 
+Made = TypeVar("Made")
+
 # TVM's passes in Python keep what they work on in lists of the process: one part at a time. Code
 # generation, the longer half, does not, and runs in several threads.
 passes = RLock()
@@ -111,13 +113,14 @@ class RelaxPart:
         )
 
 
-def refusal_of(graph: Graph) -> str | None:
-    """Why TVM cannot import and lower `graph`, or None; no code is made."""
+def refusal_of(graph: Graph, attempt: Callable[[Graph], Any] | None = None) -> str | None:
+    """Why TVM cannot import and lower `graph`, or do what `attempt` does; no code is made."""
+    attempt = attempt or lowered
     with quiet(), passes:
         try:
-            lowered(graph)
+            attempt(graph)
         except REFUSALS as error:
-            return _culprit(graph, error, lowered)
+            return _culprit(graph, error, attempt)
     return None
 
 
@@ -146,6 +149,27 @@ def compile_part(
         except REFUSALS as error:
             why = _culprit(graph, error, attempt)
     # Outside, so that TVM's half-made functions do not live on, and complain, with the error.
+    raise CompileError(f"part '{graph.name}': {why}")
+
+
+def attempted(graph: Graph, attempt: Callable[[Graph], Made]) -> Made:
+    """What `attempt` makes of `graph` by TVM's passes; one part at a time.
+
+    Raises
+    ------
+    CompileError
+        TVM refuses the part; the message has the operation.
+    """
+
+    def alone(part: Graph) -> Made:
+        with passes:
+            return attempt(part)
+
+    with quiet():
+        try:
+            return alone(graph)
+        except REFUSALS as error:
+            why = _culprit(graph, error, alone)
     raise CompileError(f"part '{graph.name}': {why}")
 
 
@@ -180,10 +204,13 @@ def _made(graph: Graph, rules: Rules, interpreted: bool = False) -> RelaxPart:
     return lifted if interpreted else _direct(lifted)
 
 
-def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
+def lowered(
+    graph: Graph, rules: Rules | None = None, vectors: Vectors | None = ANY_VECTORS
+) -> Lowered:
     """The module of `graph` in which every tensor operation is a call of a TensorIR function.
 
-    With `rules`, operations get the loops that have a schedule for them.
+    With `rules`, operations get the loops that have a schedule for them. Without `vectors` none
+    has loops of its own for a processor: all are left to be scheduled.
 
     Raises
     ------
@@ -198,7 +225,7 @@ def lowered(graph: Graph, rules: Rules | None = None) -> Lowered:
         if why is not None:
             raise UnsupportedOperation(f"{op}: {why}")
     graph = for_tvm(graph)
-    imported = _imported(graph, ANY_VECTORS if rules is None else rules.vectors)
+    imported = _imported(graph, vectors if rules is None else rules.vectors)
     module = relax.transform.DecomposeOpsForInference()(imported.module)
     module = _rewritten(module, _Folder(module))
     if rules is not None:
@@ -370,7 +397,7 @@ def _said(error: Exception) -> str:
     return MISSING_CONVERTER.sub("TVM has no converter for it", said)
 
 
-def _imported(graph: Graph, vectors: Vectors) -> Lowered:
+def _imported(graph: Graph, vectors: Vectors | None) -> Lowered:
     importer = _Importer(graph, vectors)
     for tensor in (*graph.inputs, *(t for op in graph.ops for t in (*op.reads, *op.writes))):
         if tensor.dtype == STRING:
@@ -509,7 +536,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
         One of these says what has no meaning here.
     """
 
-    def __init__(self, graph: Graph, vectors: Vectors) -> None:
+    def __init__(self, graph: Graph, vectors: Vectors | None) -> None:
         super().__init__({}, "float32")
         self._vectors = vectors
         self._ops = graph.ops

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 
 from hetsched.explain import Difference
-from hetsched.report.tables import MOST_ROWS, Document, scaled, shortened, table
+from hetsched.report.tables import MOST_ROWS, Document, hardware_view, scaled, shortened, table
 
 
 def difference_document(found: Difference) -> Document:
@@ -79,3 +79,4 @@ def difference_view(document: Document) -> Iterator[RenderableType]:
     if document["order_changed"]:
         yield ""
         yield "the nodes that both have come in another order"
+    yield from hardware_view(document)

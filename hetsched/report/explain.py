@@ -7,7 +7,16 @@ from rich.text import Text
 
 from hetsched.explain import Border, Explanation
 from hetsched.plan import Recipe
-from hetsched.report.tables import Document, energy_document, energy_view, scaled, shortened, table
+from hetsched.report.tables import (
+    Document,
+    energy_document,
+    energy_view,
+    hardware,
+    hardware_view,
+    scaled,
+    shortened,
+    table,
+)
 
 
 def explanation_document(
@@ -28,6 +37,7 @@ def explanation_document(
         ],
         "parts": [vars(border) | {} for border in borders],
         "energy": energy_document(recipe),
+        **hardware(recipe.tasks.system.devices),
     }
 
 
@@ -38,6 +48,7 @@ def explanation_view(document: Document) -> Iterator[RenderableType]:
         yield f"in {node['part']} on {node['device']}: {node['reason']}"
         yield ""
         yield _alternatives(node)
+        yield from hardware_view(document)
         return
     yield table(
         "Nodes",
@@ -71,6 +82,7 @@ def explanation_view(document: Document) -> Iterator[RenderableType]:
         f"predicted {scaled(document['makespan_seconds'], 1e-3, 3)} ms; "
         "name a node to see what it would cost on each device"
     )
+    yield from hardware_view(document)
 
 
 def _alternatives(node: Document) -> RenderableType:

@@ -16,6 +16,8 @@ from hetsched.report.tables import (
     energy_document,
     energy_view,
     gantt_view,
+    hardware,
+    hardware_view,
     scaled,
     shortened,
     table,
@@ -65,6 +67,7 @@ def plan_document(plan: Plan, memory: Memory | None = None) -> Document:
         "gap": cost / bound.seconds - 1 if bound.seconds else None,
         "notes": list(plan.notes),
         "refusals": _refusals(plan),
+        **hardware(plan.system.devices),
     }
 
 
@@ -145,6 +148,7 @@ def plan_view(document: Document, schedule: Schedule, width: int) -> Iterator[Re
                 for row in document["refusals"]
             ),
         )
+    yield from hardware_view(document)
 
 
 def _memory(plan: Plan, memory: Memory | None) -> list[Document]:
@@ -251,6 +255,7 @@ def front_document(
             }
             for values, plan in found
         ],
+        **hardware(found[0][1].system.devices if found else ()),
     }
 
 
@@ -273,3 +278,4 @@ def front_view(document: Document) -> Iterator[RenderableType]:
     for number, plan in enumerate(document["plans"], start=1):
         if "file" in plan:
             yield f"{number} is in {plan['file']}"
+    yield from hardware_view(document)

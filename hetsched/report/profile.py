@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from hetsched.api import Profiled, Profiling
 from hetsched.links import Repeated, runtime
 from hetsched.profiling import MOST_DRIFT
-from hetsched.report.tables import MOST_ROWS, Document, scaled, table, values_of
+from hetsched.report.tables import MOST_ROWS, Document, hardware_view, scaled, table, values_of
 from hetsched.store import Record, Store
 
 
@@ -141,6 +141,7 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
         if change is not None and abs(change) > MOST_DRIFT:
             told = f"{abs(change):.0%} {'slower' if change > 0 else 'faster'}"
             yield f"the machine {when.format(told)}; profile again when it does nothing else"
+    yield from hardware_view(document)
 
 
 def store_document(store: Store, device: str | None, kind: str | None) -> Document:

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
-from hetsched.report.tables import Document, chart_columns, scaled, table, what_of
+from hetsched.report.tables import Document, chart_columns, hardware_view, scaled, table, what_of
 from hetsched.schedule import Schedule, bars
 
 
@@ -92,6 +92,7 @@ def run_view(
         yield Text(bars(schedule, chart_columns(schedule, width), span))
     for line in document["drift"]:
         yield Text(line, "yellow")
+    yield from hardware_view(document)
 
 
 def median_run(measured: Sequence[Schedule]) -> Schedule:

@@ -10,6 +10,8 @@ from hetsched.report.tables import (
     energy_document,
     energy_view,
     gantt_view,
+    hardware,
+    hardware_view,
     scaled,
     table,
     transfers_view,
@@ -37,6 +39,7 @@ def simulation_document(recipe: Recipe, planned: Schedule, schedule: Schedule) -
         ],
         "energy": energy_document(recipe),
         "predicted": schedule.to_dict(),
+        **hardware(recipe.tasks.system.devices),
     }
 
 
@@ -63,3 +66,4 @@ def simulation_view(document: Document, schedule: Schedule, width: int) -> Itera
         f"predicted {scaled(document['makespan_seconds'], 1e-3, 3)} ms; "
         f"as planned {scaled(document['planned_seconds'], 1e-3, 3)} ms"
     )
+    yield from hardware_view(document)

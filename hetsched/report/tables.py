@@ -40,6 +40,22 @@ def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Re
     return Group(Text(title, "bold"), made)
 
 
+def hardware(devices: Iterable[Device]) -> Document:
+    """What each device is, by its name; a report that has it ends with it."""
+    return {"hardware": {device.name: device.description or "unknown" for device in devices}}
+
+
+def hardware_view(document: Document) -> Iterator[RenderableType]:
+    kinds: dict[str, list[str]] = {}
+    for name, description in document.get("hardware", {}).items():
+        kinds.setdefault(description, []).append(name)
+    if kinds:
+        yield ""
+        yield table(
+            "Hardware", ("", ""), ((", ".join(names), what) for what, names in kinds.items())
+        )
+
+
 def links_view(title: str, links: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
     if not links:
         return

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from hetsched.api import Tuning
-from hetsched.report.tables import Document, scaled, table
+from hetsched.report.tables import Document, hardware_view, scaled, table
 
 # Of a candidate's text in a table; longer are traces of schedules.
 LONGEST_CANDIDATE = 40
@@ -65,3 +65,4 @@ def tuning_view(document: Document) -> Iterator[RenderableType]:
         f"{changed} of {len(rows)} kernels are computed in another way from now on, {already} were "
         f"tried before; store {document['store']}"
     )
+    yield from hardware_view(document)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 
-from hetsched.report.tables import shortened, table
+from hetsched.report.tables import Document, hardware_view, shortened, table
 from hetsched.verify import Verification
 
 
-def verification_view(verification: Verification) -> Iterator[RenderableType]:
+def verification_view(document: Document, verification: Verification) -> Iterator[RenderableType]:
     yield table(
         "Against ONNX Runtime",
         ("part", "device", "worst tensor", "dtype", ">deviation", ">tolerance", "result"),
@@ -25,6 +25,7 @@ def verification_view(verification: Verification) -> Iterator[RenderableType]:
             for item in verification.comparisons
         ),
     )
+    yield from hardware_view(document)
     yield ""
     for name in verification.independent:
         yield f"warning: output '{name}' does not depend on the inputs; its equality proves little"

@@ -222,10 +222,9 @@ def unsplit(graph: Graph, system: System, prices: Prices, spec: str) -> Plan:
 
 def blocks(graph: Graph, devices: Sequence[Device]) -> Mapping[str, int]:
     """The tensors that `devices` hand to each other in blocks of channels, and their channels."""
-    kinds = {(device.target, load(Target, device.target).lanes(device)) for device in devices}
-    if len(kinds) > 1:
+    lanes, *others = {load(Target, device.target).lanes(device) for device in devices}
+    if others:
         return {}
-    ((_, lanes),) = kinds
     return dict.fromkeys(packed(graph, lanes), lanes) if lanes else {}
 
 

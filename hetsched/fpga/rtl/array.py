@@ -1,0 +1,288 @@
+"""The array: dot products of an input word with each column's weights, accumulated, requantised.
+
+Weight-stationary: a tile's weights stand still while its positions stream. All columns get the
+same word, through two rows of registers; so no position waits for another column, and a tile
+follows the other without a gap.
+
+Stages, counted from the one in which the input word's address is known (`sum` is where the sum of
+a column's products is; `total` where it is accumulated):
+
+====================  ==========================================================================
+1, 2, 3               address, block RAM, its output register
+4, 5                  the word, and a column's copy of it (or the column's channel, `depthwise`)
+6, 7, 8               multipliers
+9 .. sum              tree of adders
+sum - 3 .. sum        accumulators read, or the bias
+total = sum + 2       maximum or addition; written where the tile is not the last
+total + 1 .. + 3      times the multiplier, in two halves
+total + 4 .. + 7      added, shifted by fours, by ones, rounded
+total + 8 .. + 11     saturated to int8, and to the instruction's bounds; written
+====================  ==========================================================================
+"""
+
+from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal, Value, signed
+
+from hetsched.fpga.isa import Overlay
+from hetsched.fpga.rtl.blocks import BlockRam, Multiplier, Technology
+from hetsched.fpga.rtl.conv import ConvUnit, Stages
+
+WORD = 4
+"""The stage of the input word."""
+
+COLUMN = 5
+"""The stage of a column's copy, and of the weights."""
+
+PRODUCT = 8
+"""The stage of the products."""
+
+TAPS = 8
+"""Rows that get a tap where the tile is `depthwise`; the others' weights must be 0."""
+
+WEIGHT_LATENCY = 4
+"""Cycles from a weight word's address to its register."""
+
+BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS = 32, 17, 5
+PARAMETER_BITS = BIAS_BITS + MULTIPLIER_BITS + SHIFT_BITS
+
+
+class Array(Elaboratable):
+    """What a `ConvUnit` streams, computed; results go to `output_data`.
+
+    The three buffers that LOAD fills are read at `input_address`, `weight_address` and
+    `parameter_address`; their data come two cycles later.
+    """
+
+    def __init__(self, overlay: Overlay, unit: ConvUnit, technology: Technology) -> None:
+        self._overlay, self._unit, self._technology = overlay, unit, technology
+        rows, columns = overlay.rows, overlay.columns
+        self._sum = PRODUCT + (rows - 1).bit_length()
+        self._total = self._sum + 2
+        self.input_address = Signal.like(unit.position, reset_less=True)
+        self.input_data = Signal(8 * rows)
+        self.weight_address = Signal.like(unit.weight_address, reset_less=True)
+        self.weight_data = Signal(8 * columns)
+        self.parameter_address = Signal.like(unit.tile.parameter, reset_less=True)
+        self.parameter_data = [Signal(64, name=f"parameter{c}") for c in range(columns)]
+        self.output_write = Signal()
+        self.output_address = Signal.like(unit.tile.output, reset_less=True)
+        self.output_data = Signal(8 * columns)
+        self.signal = Signal(3)
+        self.finished = Signal()
+
+    def elaborate(self, platform: object) -> Module:
+        module = Module()
+        unit = self._unit
+        self._module = module
+        self._stages = Stages(module, unit.begins)
+        end = self._total + 12
+        self._valid = self._pipe(unit.kept, end, "valid")
+        ends = self._pipe(unit.ends, end, "ends")
+        signal = self._stages.held(unit.tile.signal, end)
+        module.d.comb += self.finished.eq(ends[end])
+        module.d.comb += self.signal.eq(Mux(ends[end], signal, 0))
+        weights = self._weights()
+        self._accumulate([self._dot(column, weights[c]) for c, column in enumerate(self._word())])
+        return module
+
+    def _pipe(self, value: Value, stages: int, name: str) -> list[Value]:
+        piped = [value]
+        for stage in range(stages):
+            piped.append(self._stages.later(piped[-1], f"{name}{stage + 1}"))
+        return piped
+
+    def _register(self, value: Value, name: str) -> Signal:
+        register = Signal.like(value, name=name, reset_less=True)
+        self._module.d.sync += register.eq(value)
+        return register
+
+    def _weights(self) -> list[list[Signal]]:
+        """The weights by column and row at stage `COLUMN`: a shadow fills, then all change."""
+        module, unit = self._module, self._unit
+        rows, columns = self._overlay.rows, self._overlay.columns
+        module.d.sync += self.weight_address.eq(unit.weight_address)
+        word = self._register(self.weight_data, "weight_word")
+        valid = self._pipe(unit.weight, WEIGHT_LATENCY, "weight_valid")[-1]
+        row = self._pipe(unit.weight_row, WEIGHT_LATENCY, "weight_row")[-1]
+        table = []
+        for c in range(columns):
+            table.append([])
+            for r in range(rows):
+                shadow = Signal(signed(8), name=f"shadow{r}_{c}", reset_less=True)
+                weight = Signal(signed(8), name=f"weight{r}_{c}", reset_less=True)
+                table[-1].append((shadow, weight))
+        for r in range(rows):
+            with module.If(valid & (row == r)):
+                module.d.sync += [
+                    table[c][r][0].eq(word[8 * c : 8 * c + 8]) for c in range(columns)
+                ]
+        for c in range(columns):
+            swap = self._register(self._stages.begins(COLUMN - 2), f"swap{c}")
+            swap.attrs["keep"] = 1
+            with module.If(swap):
+                module.d.sync += [weight.eq(shadow) for shadow, weight in table[c]]
+        return [[weight for _, weight in column] for column in table]
+
+    def _word(self) -> list[list[Value]]:
+        """The input at stage `COLUMN`, by column and row."""
+        module, unit, stages = self._module, self._unit, self._stages
+        rows, columns = self._overlay.rows, self._overlay.columns
+        module.d.sync += self.input_address.eq(unit.position)
+        word = self._register(self.input_data, "word")
+        lane = stages.held(unit.tile.lane, WORD)
+        blocks = rows // columns
+        own = word if blocks == 1 else word.word_select(lane[: blocks.bit_length() - 1], 8 * columns)
+        taps = [own]
+        for tap in range(1, TAPS):
+            taps.append(self._register(taps[-1], f"tap{tap}"))
+        inputs = []
+        flag = unit.tile.depthwise
+        for c in range(columns):
+            depthwise = stages.held(flag, WORD, copy=c + 1)
+            column = []
+            for r in range(rows):
+                value = word[8 * r : 8 * r + 8]
+                if r < TAPS:
+                    value = Mux(depthwise, taps[r][8 * c : 8 * c + 8], value)
+                copy = Signal(signed(8), name=f"input{r}_{c}", reset_less=True)
+                # Where nothing else tells the columns' copies apart, synthesis would merge them.
+                copy.attrs["keep"] = 1
+                module.d.sync += copy.eq(value)
+                column.append(copy)
+            inputs.append(column)
+        return inputs
+
+    def _dot(self, column: list[Value], weights: list[Signal]) -> Signal:
+        """The sum of a column's products, at stage `sum`."""
+        level: list[Signal] = []
+        for value, weight in zip(column, weights, strict=True):
+            multiplier = Multiplier(8, 8, self._technology)
+            self._module.submodules += multiplier
+            self._module.d.comb += [multiplier.a.eq(value), multiplier.b.eq(weight)]
+            level.append(multiplier.product)
+        while len(level) > 1:
+            level = [
+                self._register(left + right, "sum")
+                for left, right in zip(level[::2], level[1::2], strict=True)
+            ]
+        return level[0]
+
+    def _counter(self, start: Value, stage: int, name: str) -> Signal:
+        """The address of the output at `stage`: `start`, and one more after each output."""
+        counter = Signal.like(start, name=name, reset_less=True)
+        first = self._stages.held(start, stage - 1) if stage > Stages.APART else start
+        with self._module.If(self._valid[stage]):
+            self._module.d.sync += counter.eq(counter + 1)
+        with self._module.If(self._stages.begins(stage - 1)):
+            self._module.d.sync += counter.eq(first)
+        return counter
+
+    def _accumulate(self, sums: list[Signal]) -> None:
+        module, tile, stages = self._module, self._unit.tile, self._stages
+        overlay, held = self._overlay, self._stages.held
+        columns = overlay.columns
+        memory = BlockRam(32 * columns, overlay.accumulator_words, self._technology)
+        module.submodules.accumulators = memory
+        # The block RAM's two cycles, and one to choose.
+        read, write = self._sum - 3, self._total
+        last = held(tile.last, write)
+        module.d.comb += [
+            memory.read_address.eq(self._counter(tile.accumulator, read, "read")),
+            memory.write_address.eq(self._counter(tile.accumulator, write, "write")),
+            memory.write_enable.eq(self._valid[write] & ~last),
+            self.parameter_address.eq(held(tile.parameter, read - 1)),
+        ]
+        first, widen, maximum = tile.first, tile.widen, tile.maximum & ~tile.first
+        flags = (
+            held(first, self._sum - 1),
+            held(widen, self._sum - 1),
+            held(maximum, self._sum),
+        )
+        results = []
+        for c in range(columns):
+            parameter = self.parameter_data[c]
+            old = memory.read_data[32 * c : 32 * c + 32]
+            total = self._total_of(sums[c], old, parameter, flags)
+            module.d.comb += memory.write_data[32 * c : 32 * c + 32].eq(total)
+            results.append(self._requantised(total, parameter))
+        done = write + 11
+        wrote = self._register(self._valid[done - 1] & held(tile.last, done - 1), "wrote")
+        module.d.comb += [
+            self.output_write.eq(wrote),
+            self.output_address.eq(self._counter(tile.output, done, "output")),
+            self.output_data.eq(Cat(*results)),
+        ]
+
+    def _total_of(
+        self, addend: Signal, old: Value, parameter: Value, flags: tuple[Value, Value, Value]
+    ) -> Signal:
+        """The accumulator with `addend`, at stage `total`."""
+        module = self._module
+        first, widen, maximum = flags
+        bias = self._stages.held(
+            parameter[:BIAS_BITS], self._sum - 1, since=self._sum - 2
+        )
+        base = Signal(signed(32), name="base", reset_less=True)
+        module.d.sync += base.eq(Mux(first, bias, Mux(widen, old << 7, old)))
+        greater = Signal(name="greater")
+        module.d.comb += greater.eq(base[:9].as_signed() > addend[:9].as_signed())
+        left = Signal(signed(32), name="left", reset_less=True)
+        right = Signal.like(addend, name="right", reset_less=True)
+        total = Signal(signed(32), name="total", reset_less=True)
+        module.d.sync += [
+            left.eq(Mux(maximum & ~greater, 0, base)),
+            right.eq(Mux(maximum & greater, 0, addend)),
+            total.eq(left + right),
+        ]
+        return total
+
+    def _requantised(self, total: Signal, parameter: Value) -> Signal:
+        module, stages, tile = self._module, self._stages, self._unit.tile
+        at, since = self._total, self._sum - 2
+        multiplier = stages.held(
+            parameter[BIAS_BITS : BIAS_BITS + MULTIPLIER_BITS], at, since=since
+        )
+        shift = stages.held(
+            parameter[BIAS_BITS + MULTIPLIER_BITS : PARAMETER_BITS], at + 4, since=since
+        )
+        half = MULTIPLIER_BITS
+        low, high = Multiplier(18, 18, self._technology), Multiplier(18, 18, self._technology)
+        module.submodules += [low, high]
+        module.d.comb += [
+            low.a.eq(total[:half]),
+            low.b.eq(multiplier),
+            high.a.eq(total[half:].as_signed()),
+            high.b.eq(multiplier),
+        ]
+        # Of 32 and 17 bits, all but the 15 that the least shift drops.
+        product = Signal(signed(50), name="product", reset_less=True)
+        fours = Signal(signed(35), name="fours", reset_less=True)
+        ones = Signal(signed(35), name="ones", reset_less=True)
+        rounded = Signal(signed(35), name="rounded", reset_less=True)
+        zero = stages.held(tile.zero, at + 6)
+        module.d.sync += [
+            product.eq((high.product << half) + low.product),
+            fours.eq((product >> 15) >> (shift & 0x1C)),
+            ones.eq(fours >> stages.held(shift, at + 5, since=at + 4)[:2]),
+            rounded.eq((ones + Cat(1, zero).as_signed()) >> 1),
+        ]
+        byte = Signal(signed(8), name="byte", reset_less=True)
+        over, under = Signal(name="over", reset_less=True), Signal(name="under", reset_less=True)
+        sign = rounded[-1]
+        module.d.sync += [
+            byte.eq(rounded[:8]),
+            over.eq(~sign & rounded[7:].any()),
+            under.eq(sign & ~rounded[7:].all()),
+        ]
+        bounded = Signal(signed(8), name="bounded", reset_less=True)
+        module.d.sync += bounded.eq(Mux(over, 127, Mux(under, -128, byte)))
+        bottom, top = stages.held(tile.low, at + 9), stages.held(tile.high, at + 9)
+        below, above = Signal(name="below", reset_less=True), Signal(name="above", reset_less=True)
+        result = Signal(signed(8), name="result", reset_less=True)
+        module.d.sync += [
+            below.eq(bounded < bottom.as_signed()),
+            above.eq(bounded > top.as_signed()),
+        ]
+        kept = self._register(bounded, "kept")
+        bottom, top = stages.held(tile.low, at + 10), stages.held(tile.high, at + 10)
+        module.d.sync += result.eq(Mux(below, bottom, Mux(above, top, kept)))
+        return result

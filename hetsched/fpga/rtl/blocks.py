@@ -1,0 +1,162 @@
+"""What an FPGA has ready-made: block RAMs and multipliers, as ECP5 instances or as plain RTL.
+
+Both forms take the same number of cycles, so what is simulated is what is placed.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from amaranth.hdl import ClockSignal, Const, Elaboratable, Instance, Module, Signal, signed
+from amaranth.lib.memory import Memory
+
+
+class Technology(Enum):
+    """Whose primitives are instantiated; `GENERIC` leaves them to synthesis or a simulator."""
+
+    GENERIC = "generic"
+    ECP5 = "ecp5"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A way to use a DP16KD: words of `width` bits; word 0's lowest address bit is `lowest`."""
+
+    width: int
+    lowest: int
+
+    @property
+    def depth(self) -> int:
+        return 1 << 14 - self.lowest
+
+
+# 16 of the 18 bits of the widest are used where words are whole bytes; a ninth bit is, too.
+SHAPES = (Shape(18, 4), Shape(9, 3), Shape(4, 2), Shape(2, 1), Shape(1, 0))
+
+
+class BlockRam(Elaboratable):
+    """`depth` words of `width` bits with a write port and a read port of two cycles.
+
+    The word at `read_address` in one cycle is `read_data` two cycles later: the block's own
+    output register is used, without which it is 5 ns slower. A word that is read while it is
+    written is undefined.
+    """
+
+    def __init__(self, width: int, depth: int, technology: Technology) -> None:
+        self._width, self._depth, self._technology = width, depth, technology
+        bits = (depth - 1).bit_length()
+        self.write_enable = Signal()
+        self.write_address = Signal(bits)
+        self.write_data = Signal(width)
+        self.read_address = Signal(bits)
+        self.read_data = Signal(width, reset_less=True)
+
+    def elaborate(self, platform: object) -> Module:
+        module = Module()
+        if self._technology is Technology.ECP5:
+            self._instances(module)
+            return module
+        module.submodules.memory = memory = Memory(shape=self._width, depth=self._depth, init=[])
+        write, read = memory.write_port(), memory.read_port()
+        module.d.comb += [
+            write.en.eq(self.write_enable),
+            write.addr.eq(self.write_address),
+            write.data.eq(self.write_data),
+            read.addr.eq(self.read_address),
+            read.en.eq(1),
+        ]
+        module.d.sync += self.read_data.eq(read.data)
+        return module
+
+    def _instances(self, module: Module) -> None:
+        # The widest shape that is deep enough needs no multiplexer behind the blocks.
+        shape = next((shape for shape in SHAPES if shape.depth >= self._depth), None)
+        assert shape is not None, "a block RAM has at most 16384 words"
+        for start in range(0, self._width, shape.width):
+            bits = range(start, min(start + shape.width, self._width))
+            ports: dict[str, object] = {
+                "p_DATA_WIDTH_A": shape.width,
+                "p_DATA_WIDTH_B": shape.width,
+                "p_REGMODE_A": "NOREG",
+                "p_REGMODE_B": "OUTREG",
+                "p_RESETMODE": "SYNC",
+                "p_WRITEMODE_A": "NORMAL",
+                "p_WRITEMODE_B": "NORMAL",
+                "p_GSR": "DISABLED",
+                "i_CLKA": ClockSignal(),
+                "i_CLKB": ClockSignal(),
+                "i_WEA": self.write_enable,
+                "i_WEB": Const(0),
+                "i_CEA": Const(1),
+                "i_CEB": Const(1),
+                "i_OCEA": Const(1),
+                "i_OCEB": Const(1),
+                "i_RSTA": Const(0),
+                "i_RSTB": Const(0),
+            }
+            for port in "AB":
+                address = self.write_address if port == "A" else self.read_address
+                for select in range(3):
+                    ports[f"i_CS{port}{select}"] = Const(0)
+                for bit in range(14):
+                    index = bit - shape.lowest
+                    if 0 <= index < len(address):
+                        value: object = address[index]
+                    else:
+                        # The two lowest bits of the widest shape enable its bytes.
+                        value = Const(int(shape.width == 18 and bit < 2))
+                    ports[f"i_AD{port}{bit}"] = value
+            for place, bit in enumerate(bits):
+                ports[f"i_DIA{place}"] = self.write_data[bit]
+                ports[f"o_DOB{place}"] = self.read_data[bit]
+            module.submodules[f"block{start}"] = Instance("DP16KD", **ports)
+
+
+class Multiplier(Elaboratable):
+    """`product` is `a * b` of three cycles before, signed, of up to 18 bits each.
+
+    Registers stand at the inputs and the output of the DSP, and one more behind it: the way from
+    a DSP to the logic is long.
+    """
+
+    def __init__(self, a_bits: int, b_bits: int, technology: Technology) -> None:
+        self._technology = technology
+        self.a = Signal(signed(a_bits))
+        self.b = Signal(signed(b_bits))
+        self.product = Signal(signed(a_bits + b_bits), reset_less=True)
+
+    def elaborate(self, platform: object) -> Module:
+        module = Module()
+        if self._technology is Technology.ECP5:
+            self._instance(module)
+            return module
+        a = Signal.like(self.a, reset_less=True)
+        b = Signal.like(self.b, reset_less=True)
+        product = Signal.like(self.product)
+        module.d.sync += [
+            a.eq(self.a),
+            b.eq(self.b),
+            product.eq(a * b),
+            self.product.eq(product),
+        ]
+        return module
+
+    def _instance(self, module: Module) -> None:
+        a, b, product = Signal(signed(18)), Signal(signed(18)), Signal(36)
+        module.d.comb += [a.eq(self.a), b.eq(self.b)]
+        ports: dict[str, object] = {
+            "p_REG_INPUTA_CLK": "CLK0",
+            "p_REG_INPUTB_CLK": "CLK0",
+            "p_REG_OUTPUT_CLK": "CLK0",
+            "i_CLK0": ClockSignal(),
+            "i_CE0": Const(1),
+            "i_RST0": Const(0),
+            "i_SIGNEDA": Const(1),
+            "i_SIGNEDB": Const(1),
+            "i_SOURCEA": Const(0),
+            "i_SOURCEB": Const(0),
+        }
+        ports |= {f"i_A{bit}": a[bit] for bit in range(18)}
+        ports |= {f"i_B{bit}": b[bit] for bit in range(18)}
+        ports |= {f"o_P{bit}": product[bit] for bit in range(36)}
+        module.submodules.dsp = Instance("MULT18X18D", **ports)
+        module.d.sync += self.product.eq(product)

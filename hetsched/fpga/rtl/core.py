@@ -1,0 +1,226 @@
+"""The core: three units, their buffers, and the stream of instructions that they share out."""
+
+from collections.abc import Iterable
+
+from amaranth.hdl import Array as Choice
+from amaranth.hdl import Cat, Elaboratable, Module, Signal, Value
+
+from hetsched.fpga.isa import BEAT, WORDS, Buffer, Conv, Load, Overlay, Store, Sync
+from hetsched.fpga.rtl.array import PARAMETER_BITS, Array
+from hetsched.fpga.rtl.blocks import BlockRam, Technology
+from hetsched.fpga.rtl.conv import ConvUnit
+from hetsched.fpga.rtl.load import LoadUnit
+from hetsched.fpga.rtl.store import StoreUnit
+
+COUNTERS = ("cycles", "macs", "stall_load", "stall_store", "load_cycles", "store_cycles")
+"""Cycles that the core is busy, that the array takes an input word, that it takes none because
+CONV waits for LOAD's or for STORE's token, and that LOAD or STORE are at work."""
+
+
+class Banks:
+    """A buffer of words of several beats: a block RAM for each beat of a word."""
+
+    def __init__(
+        self, module: Module, name: str, words: int, beats: int, bits: int, technology: Technology
+    ) -> None:
+        self.memories = [BlockRam(bits, words, technology) for _ in range(beats)]
+        for index, memory in enumerate(self.memories):
+            module.submodules[f"{name}{index}"] = memory
+        self._select = (beats - 1).bit_length()
+
+    def write_beats(self, module: Module, enable: Value, address: Value, data: Value) -> None:
+        """Writes `data` to the beat at `address`."""
+        for index, memory in enumerate(self.memories):
+            module.d.comb += [
+                memory.write_enable.eq(enable & (address[: self._select] == index)),
+                memory.write_address.eq(address[self._select :]),
+                memory.write_data.eq(data),
+            ]
+
+    def write_words(self, module: Module, enable: Value, address: Value, data: Value) -> None:
+        for index, memory in enumerate(self.memories):
+            module.d.comb += [
+                memory.write_enable.eq(enable),
+                memory.write_address.eq(address),
+                memory.write_data.eq(data[8 * BEAT * index : 8 * BEAT * (index + 1)]),
+            ]
+
+    def read_words(self, module: Module, address: Value) -> list[Value]:
+        module.d.comb += [memory.read_address.eq(address) for memory in self.memories]
+        return [memory.read_data for memory in self.memories]
+
+    def read_beats(self, module: Module, address: Value) -> Value:
+        """The beat at the `address` of two cycles before."""
+        module.d.comb += [
+            memory.read_address.eq(address[self._select :]) for memory in self.memories
+        ]
+        if not self._select:
+            return self.memories[0].read_data
+        bank = address[: self._select]
+        for _ in range(2):
+            later = Signal.like(bank, name="bank")
+            module.d.sync += later.eq(bank)
+            bank = later
+        return Choice(memory.read_data for memory in self.memories)[bank]
+
+
+class Core(Elaboratable):
+    """An overlay. All outputs are registers, all inputs are taken at the rising edge.
+
+    Instructions come as beats, taken where `i_valid` and `i_ready` are 1. A read of DRAM is asked
+    for by `r_valid`, `r_address` and taken where `r_ready` is 1; its data come in order with
+    `d_valid`, and are always taken. A write is offered by `w_valid`, `w_address`, `w_data` and
+    taken where `w_ready` is 1. `busy` is 0 when all that was given is done.
+    """
+
+    def __init__(self, overlay: Overlay, technology: Technology = Technology.GENERIC) -> None:
+        self._overlay, self._technology = overlay, technology
+        self.i_valid = Signal()
+        self.i_ready = Signal()
+        self.i_data = Signal(8 * BEAT)
+        self.r_valid = Signal()
+        self.r_ready = Signal()
+        self.r_address = Signal(32)
+        self.d_valid = Signal()
+        self.d_data = Signal(8 * BEAT)
+        self.w_valid = Signal()
+        self.w_ready = Signal()
+        self.w_address = Signal(32)
+        self.w_data = Signal(8 * BEAT)
+        self.busy = Signal(init=1)
+        self.counters = {name: Signal(32, name=name) for name in COUNTERS}
+
+    @property
+    def inputs(self) -> tuple[Signal, ...]:
+        return (
+            self.i_valid, self.i_data, self.r_ready, self.d_valid, self.d_data, self.w_ready
+        )
+
+    @property
+    def outputs(self) -> tuple[Signal, ...]:
+        return (
+            self.i_ready,
+            self.r_valid,
+            self.r_address,
+            self.w_valid,
+            self.w_address,
+            self.w_data,
+            self.busy,
+            *self.counters.values(),
+        )
+
+    @property
+    def ports(self) -> Iterable[Signal]:
+        return (*self.inputs, *self.outputs)
+
+    def elaborate(self, platform: object) -> Module:
+        module = Module()
+        overlay = self._overlay
+        module.submodules.load = load = LoadUnit(overlay)
+        module.submodules.conv = conv = ConvUnit(overlay)
+        module.submodules.store = store = StoreUnit(overlay)
+        module.submodules.array = array = Array(overlay, conv, self._technology)
+        self._buffers(module, load, array, store)
+        queues = (load.queue, conv.queue, store.queue)
+        signals = (load.signal, array.signal, store.signal)
+        for taker, queue in enumerate(queues):
+            module.d.comb += queue.given.eq(Cat(signal[taker] for signal in signals))
+        module.d.comb += [
+            conv.queue.finished.eq(array.finished),
+            load.accepted.eq(self.r_ready),
+            load.arrived.eq(self.d_valid),
+            load.data.eq(self.d_data),
+            self.r_valid.eq(load.request),
+            self.r_address.eq(load.address),
+            store.accepted.eq(self.w_ready),
+            self.w_valid.eq(store.offered),
+            self.w_address.eq(store.address),
+            self.w_data.eq(store.data),
+        ]
+        idle = Signal()
+        module.d.comb += idle.eq(load.queue.idle & conv.queue.idle & store.queue.idle)
+        self._dispatch(module, queues, idle)
+        with module.If(self.busy):
+            counted = {
+                "cycles": 1,
+                "macs": conv.streams,
+                "stall_load": ~conv.streams & conv.queue.missing[0],
+                "stall_store": ~conv.streams & ~conv.queue.missing[0] & conv.queue.missing[2],
+                "load_cycles": ~load.queue.idle,
+                "store_cycles": ~store.queue.idle,
+            }
+            for name, counter in self.counters.items():
+                module.d.sync += counter.eq(counter + counted[name])
+        return module
+
+    def _dispatch(self, module: Module, queues: tuple, idle: Signal) -> None:
+        """Beats to instructions, instructions to the queues."""
+        word = Signal(64 * WORDS)
+        beats, full, passing = Signal(range(WORDS)), Signal(), Signal()
+        taken = Signal()
+        module.d.comb += taken.eq(self.i_valid & self.i_ready)
+        with module.If(taken):
+            module.d.sync += [word.eq(Cat(word[8 * BEAT :], self.i_data)), beats.eq(beats + 1)]
+            with module.If(beats == WORDS - 1):
+                module.d.sync += [full.eq(1), self.i_ready.eq(0)]
+        with module.Elif(~full):
+            module.d.sync += self.i_ready.eq(1)
+        code = word[:3]
+        kinds = (Load, Conv, Store)
+        for kind, queue in zip(kinds, queues, strict=True):
+            fits = full & (code == kind.code)
+            module.d.comb += [
+                queue.data.eq(word[: len(queue.data)]),
+                queue.push.eq(fits & queue.room),
+            ]
+        module.d.comb += passing.eq(
+            Cat(queue.push for queue in queues).any()
+            | full & (code == Sync.code) & idle
+        )
+        with module.If(passing):
+            module.d.sync += [full.eq(0), self.i_ready.eq(1)]
+        module.d.sync += self.busy.eq(
+            full | (beats != 0) | taken | ~idle
+        )
+
+    def _buffers(
+        self, module: Module, load: LoadUnit, array: Array, store: StoreUnit
+    ) -> None:
+        overlay, technology = self._overlay, self._technology
+        bits = 8 * BEAT
+        inputs = Banks(
+            module, "input", overlay.input_words, overlay.input_beats, bits, technology
+        )
+        weights = Banks(
+            module, "weights", overlay.weight_words, overlay.column_beats, bits, technology
+        )
+        parameters = Banks(
+            module,
+            "parameters",
+            overlay.parameter_words,
+            overlay.columns,
+            PARAMETER_BITS,
+            technology,
+        )
+        outputs = Banks(
+            module, "output", overlay.output_words, overlay.column_beats, bits, technology
+        )
+        for place, buffer in (
+            (Buffer.INPUT, inputs),
+            (Buffer.WEIGHTS, weights),
+            (Buffer.PARAMETERS, parameters),
+        ):
+            buffer.write_beats(module, load.write[place], load.write_address, load.write_data)
+        module.d.comb += [
+            array.input_data.eq(Cat(inputs.read_words(module, array.input_address))),
+            array.weight_data.eq(Cat(weights.read_words(module, array.weight_address))),
+        ]
+        words = parameters.read_words(module, array.parameter_address)
+        for parameter, word in zip(array.parameter_data, words, strict=True):
+            module.d.comb += parameter.eq(word)
+        outputs.write_words(
+            module, array.output_write, array.output_address, array.output_data
+        )
+        beat = Signal(bits)
+        module.d.sync += beat.eq(outputs.read_beats(module, store.read_address))
+        module.d.comb += store.read_data.eq(beat)

@@ -1,0 +1,193 @@
+"""Scheduled functions as kernels in source form, and how each function calls them.
+
+TVM splits a function into what a device computes and what the host does, which is no more than to
+allocate memory between kernels and to launch them. So the host's half is read, not compiled.
+
+Importing this file loads TVM's compiler.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx.build import codegen_build, split_host_device_mods
+from tvm_ffi import structural_walk
+
+from hetsched.errors import CompileError
+
+# The pass behind which kernels and host are functions of their own.
+SPLIT = "tirx.SplitHostDevice"
+SHARED_NBYTES = "tirx.use_dyn_shared_memory"
+AXES, GROUP, THREAD = "xyz", "blockIdx", "threadIdx"
+# In OpenCL C, where a kernel begins; and the attribute that tells its compiler the group.
+KERNEL = re.compile(r"__kernel void (\w+)\(([^{};]*)\)(?=\s*\{)")
+
+
+@dataclass(frozen=True)
+class Temporary:
+    """Memory that a function needs while it runs; `nbytes` of it, each with a number."""
+
+    number: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """A launch of `kernel` on so many `groups` of so many `threads`, along x, y and z.
+
+    `arguments` are parameters of the function, by their number, or its own memory; `written` says
+    of each whether the kernel stores to it.
+    """
+
+    kernel: str
+    groups: tuple[int, int, int]
+    threads: tuple[int, int, int]
+    arguments: tuple[int | Temporary, ...]
+    written: tuple[bool, ...]
+    shared_nbytes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceCode:
+    """Kernels in `source`, and the `calls` of each function, by its name, in order."""
+
+    source: str
+    calls: Mapping[str, tuple[KernelCall, ...]]
+
+
+def device_code(functions: Mapping[str, Any], target: Any) -> DeviceCode:
+    """The code of scheduled functions, by their names, for a device of `target`.
+
+    Raises
+    ------
+    CompileError
+        A function does something between its kernels.
+    """
+    named = {
+        tvm.ir.GlobalVar(name): function.with_attr("global_symbol", name)
+        for name, function in functions.items()
+    }
+    hosted = target.with_host(tvm.target.Target("llvm"))
+    module = tirx.transform.BindTarget(hosted)(tvm.IRModule(named))
+    lower, _, finalise = tirx.get_default_tir_pipeline(hosted)
+    split = _After(SPLIT)
+    with tvm.transform.PassContext(instruments=[split]), hosted:
+        module = lower(module)
+    there = {variable.name_hint: function for variable, function in split.module.functions.items()}
+    calls = {name: tuple(_calls(name, there)) for name in functions}
+    _, kernels = split_host_device_mods(module)
+    if not kernels:
+        return DeviceCode("", calls)
+    ((device, code),) = kernels.items()
+    source = str(codegen_build(finalise()(code), device).inspect_source())
+    if str(target.kind.name) == "opencl":
+        source = _with_group_sizes(source, calls)
+    return DeviceCode(source, calls)
+
+
+@tvm.ir.instrument.pass_instrument  # type: ignore[untyped-decorator]
+class _After:
+    """Keeps the module as the pass of a name leaves it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.module: Any = None
+
+    def run_after_pass(self, module: Any, info: Any) -> None:
+        if info.name == self._name:
+            self.module = module
+
+
+def _calls(name: str, functions: Mapping[str, Any]) -> Iterator[KernelCall]:
+    """What the host's half of a function launches."""
+    function = functions[name]
+    known: dict[Any, int | Temporary] = {
+        parameter: index for index, parameter in enumerate(function.params)
+    }
+    for statement in _statements(function.body):
+        match statement:
+            case tirx.AllocBuffer():
+                buffer = statement.buffer
+                nbytes = prod(map(int, buffer.shape)) * tvm.DataType(str(buffer.dtype)).itemsize
+                known[buffer] = Temporary(len(known), nbytes)
+            case tirx.DeclBuffer():
+                known[statement.buffer] = known[_buffer_of(name, statement.data)]
+            case tirx.Evaluate():
+                yield _call(name, statement.value, known, functions)
+            case _:
+                raise CompileError(f"'{name}' does more between its kernels than launch them")
+
+
+def _call(
+    name: str, call: Any, known: Mapping[Any, int | Temporary], functions: Mapping[str, Any]
+) -> KernelCall:
+    if getattr(getattr(call, "op", None), "name", "") != "tirx.call_ffi_kernel":
+        raise CompileError(f"'{name}' does more between its kernels than launch them")
+    kernel = str(call.args[0].value)
+    tags = [str(tag) for tag in call.attrs.launch_params]
+    passed = list(call.args[1:])
+    first = len(passed) - len(tags)
+    sizes = {tag: int(size) for tag, size in zip(tags, passed[first:], strict=True)}
+    groups, threads = (
+        tuple(sizes.pop(f"{index}.{axis}", 1) for axis in AXES) for index in (GROUP, THREAD)
+    )
+    shared = sizes.pop(SHARED_NBYTES, 0)
+    if sizes:
+        raise CompileError(f"'{name}' launches a kernel along {min(sizes)}")
+    arguments = tuple(known[_buffer_of(name, argument)] for argument in passed[:first])
+    stored = _stored(functions[kernel])
+    written = tuple(any(p.same_as(other) for other in stored) for p in functions[kernel].params)
+    return KernelCall(kernel, groups, threads, arguments, written, shared)
+
+
+def _buffer_of(name: str, address: Any) -> Any:
+    """The buffer whose address a kernel gets."""
+    if getattr(getattr(address, "op", None), "name", "") != "tirx.buffer_data":
+        raise CompileError(f"'{name}' passes a kernel what is no address of a buffer")
+    return address.args[0]
+
+
+def _statements(body: Any) -> Iterator[Any]:
+    """The statements of a host's function, in order."""
+    match body:
+        case tirx.SeqStmt():
+            for item in body.seq:
+                yield from _statements(item)
+        case tirx.AttrStmt():
+            yield from _statements(body.body)
+        case _:
+            yield body
+
+
+def _stored(kernel: Any) -> list[Any]:
+    """The parameters of a kernel that it stores to."""
+    declared: dict[Any, Any] = {}
+    stored: list[Any] = []
+
+    def declare(statement: Any) -> None:
+        declared[statement.buffer] = statement.data
+
+    def store(statement: Any) -> None:
+        stored.append(statement.buffer)
+
+    walks = [(tirx.DeclBuffer, declare), (tirx.BufferStore, store)]
+    structural_walk(kernel.body, walks, order="post")
+    return [declared[buffer] for buffer in stored if buffer in declared]
+
+
+def _with_group_sizes(source: str, calls: Mapping[str, tuple[KernelCall, ...]]) -> str:
+    """The source in which each kernel says how many work-items are in a group.
+
+    A compiler that knows can do without a general version, and use more registers.
+    """
+    sizes = {call.kernel: call.threads for own in calls.values() for call in own}
+
+    def told(match: re.Match[str]) -> str:
+        x, y, z = sizes[match[1]]
+        return f"__attribute__((reqd_work_group_size({x}, {y}, {z}))) {match[0]}"
+
+    return KERNEL.sub(told, source)

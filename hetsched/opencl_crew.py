@@ -1,0 +1,110 @@
+"""A program on an OpenCL device as code for a crew: `crew.c` calls OpenCL itself.
+
+Where device and host share memory nothing is copied: a kernel takes the address of what lies in
+memory that OpenCL has allocated, and a buffer lends other memory for a call.
+"""
+
+from ctypes import CDLL, c_void_p, cast
+from functools import partial
+
+import numpy as np
+import pyopencl as cl
+
+from hetsched.crew import address
+from hetsched.launches import INPUT, OUTPUT
+from hetsched.opencl import Failed, Loaded
+from hetsched.target import Code
+
+FUNCTION = "crew_opencl"
+# What it calls, in the order of `struct program`.
+CALLS = (
+    "clSetKernelArg",
+    "clSetKernelArgSVMPointer",
+    "clEnqueueNDRangeKernel",
+    "clCreateBuffer",
+    "clReleaseMemObject",
+    "clEnqueueMapBuffer",
+    "clEnqueueUnmapMemObject",
+    "clFinish",
+)
+MOST_AXES = 3
+# The structures of crew.c.
+LAUNCH = np.dtype(
+    [("kernel", "u8"), ("axes", "i8"), ("global", "u8", MOST_AXES), ("local", "u8", MOST_AXES)]
+)
+ARGUMENT = np.dtype([("kernel", "u8"), ("number", "i4"), ("tensor", "i4"), ("start", "i8")])
+TENSOR = np.dtype([("nbytes", "u8"), ("written", "i8")])
+PROGRAM = np.dtype(
+    [
+        *((name, "u8") for name in CALLS),
+        *((name, "u8") for name in ("context", "queue", "launches", "arguments", "tensors")),
+        ("counts", "i4", 4),
+    ]
+)
+# Of the table: the program and two cells for allocated memory, then three for each tensor, the
+# first of them its address.
+WITHIN = 1, 2
+FIRST_CELL, TENSOR_CELLS = 3, 3
+
+
+def code(loaded: Loaded, library: CDLL) -> Code | None:
+    """A loaded program as code, with the functions of `library`; None where that would copy.
+
+    The code is valid as long as `loaded` is there.
+    """
+    there, program = loaded.opened, loaded.program
+    # A driver of a GPU may copy what it is lent, or hold on to it.
+    lends = there.shares_memory and loaded.device.kind == "cpu"
+    if not lends or any(place.start for _, _, place in loaded.free):
+        return None
+    count = len(program.inputs)
+    tensors = np.array(
+        [*((t.nbytes, 0) for t in program.inputs), *((t.nbytes, 1) for t in program.outputs)],
+        TENSOR,
+    )
+    launches = np.zeros(len(program.launches), LAUNCH)
+    for row, launch, kernel in zip(launches, program.launches, loaded.kernels, strict=True):
+        axes = len(launch.global_size)
+        row["kernel"], row["axes"] = kernel.int_ptr, axes
+        row["global"][:axes], row["local"][:axes] = launch.global_size, launch.local_size
+    number_of = {INPUT: 0, OUTPUT: count}
+    arguments = np.array(
+        [
+            (loaded.kernels[index].int_ptr, number, number_of[place.region] + int(place.which), 0)
+            for index, number, place in loaded.free
+        ],
+        ARGUMENT,
+    )
+    driver = CDLL(cl._cl.__file__)
+    head = np.zeros(1, PROGRAM)
+    for name in CALLS:
+        head[name] = cast(getattr(driver, name), c_void_p).value
+    head["context"], head["queue"] = there.context.int_ptr, there.queue.int_ptr
+    head["launches"], head["arguments"] = address(launches), address(arguments)
+    head["tensors"] = address(tensors)
+    head["counts"] = len(launches), len(arguments), len(tensors), 0
+    table = np.zeros(FIRST_CELL + TENSOR_CELLS * len(tensors), np.uint64)
+    table[0] = address(head)
+    cells = tuple(range(FIRST_CELL, len(table), TENSOR_CELLS))
+    return Code(
+        function=cast(getattr(library, FUNCTION), c_void_p).value or 0,
+        table=table,
+        inputs=cells[:count],
+        outputs=cells[count:],
+        results=tuple(loaded.outputs),
+        threads=1,
+        # C has the addresses of these only.
+        enter=partial(_entered, head, launches, arguments, tensors, loaded),
+        module=library,
+        allocate=there.allocate if there.shared_pointers else None,
+        within=WITHIN if there.shared_pointers else None,
+        failed=_failed,
+    )
+
+
+def _entered(*_kept: object) -> None:
+    """Any thread may call OpenCL."""
+
+
+def _failed(status: int) -> Failed:
+    return Failed(status, "its launches")

@@ -1,0 +1,348 @@
+"""OpenCL devices: kernels of TVM's code generation in OpenCL C, run by pyopencl."""
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hetsched import lowering, schedules
+from hetsched.device import Device
+from hetsched.errors import CompileError, DeviceError, PackageError
+from hetsched.graph import Graph, to_onnx
+from hetsched.host import cores
+from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
+from hetsched.native import crew_code, damage_of, linker_for, opened
+from hetsched.op import Tensor
+from hetsched.opencl_devices import VENDORS, VENDORS_VARIABLE, device, select, survey
+from hetsched.schedules.rules import Rules
+from hetsched.schedules.vectors import Vectors
+from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
+
+LANGUAGE = "opencl"
+# What calls OpenCL without Python, where device and host share memory.
+CREW = "crew.so"
+# Copies words, each work-item those that lie together.
+COPYING = """__attribute__((reqd_work_group_size({groups}, 1, 1)))
+__kernel void copy_words(__global const long* restrict given, __global long* restrict made) {{
+  size_t first = get_global_id(0) * {each};
+  for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i];
+}}
+"""
+
+# Refusals by structure, for the groups that a network repeats.
+_refusals: dict[bytes, str | None] = {}
+
+
+@dataclass(frozen=True)
+class Opencl(Target):
+    """Whatever OpenCL runs on here: GPUs, and by PoCL the processor's cores.
+
+    A device that computes on the processor gets the loops of the `cpu` target, a GPU kernels by
+    the rules for GPUs.
+    """
+
+    def unavailable(self) -> str | None:
+        if find_spec("pyopencl") is None:
+            return "the package pyopencl is not installed"
+        found = survey()
+        if any(one.available for one in found.devices):
+            return None
+        if found.problems:
+            return "; ".join(found.problems)
+        if found.devices:
+            return "; ".join(f"{one} is not available, says its driver" for one in found.devices)
+        place = os.environ.get(VENDORS_VARIABLE) or VENDORS
+        return (
+            f"no OpenCL driver in {place} has a device; "
+            "Debian's pocl-opencl-icd runs OpenCL on the processor"
+        )
+
+    def problems(self) -> tuple[str, ...]:
+        return survey().problems
+
+    def devices(self) -> list[str]:
+        order = ("gpu", "accelerator", "other", "cpu")
+        found = [(index, one) for index, one in enumerate(survey().devices) if one.available]
+        found.sort(key=lambda item: order.index(item[1].kind))
+        return [f"{self.name}:{index}" for index, _ in found]
+
+    def device(self, name: str) -> Device:
+        return device(name, self.name)
+
+    def picks_cores(self, name: str) -> bool:
+        try:
+            return "@" not in name and bool(select(name, self.name)[1])
+        except DeviceError:
+            return False
+
+    def beside(self, name: str, taken: Collection[int]) -> Device:
+        left = [core for core in cores() if core not in taken]
+        if len(left) in (0, len(cores())):
+            return self.device(name)
+        # A device string has cores that follow each other: the most of them, the first ones.
+        runs: list[list[int]] = []
+        for core in left:
+            if runs and runs[-1][-1] + 1 == core:
+                runs[-1].append(core)
+            else:
+                runs.append([core])
+        chosen = max(runs, key=len)
+        where = f"{chosen[0]}-{chosen[-1]}" if len(chosen) > 1 else f"{chosen[0]}"
+        return self.device(f"{name if ':' in name else f'{name}:0'}@{where}")
+
+    def version(self) -> str:
+        return f"tvm {_installed('apache-tvm')}, rules {_rules()}"
+
+    def refusal(self, graph: Graph, device: Device) -> str | None:
+        # Late, because it loads TVM's compiler.
+        from hetsched.lowering.relax import refusal_of
+
+        if why := _not_yet(device):
+            return why
+        structure = to_onnx(graph, weights=False)
+        structure.graph.name = ""
+        key = structure.SerializeToString(deterministic=True)
+        if key not in _refusals:
+            _refusals[key] = refusal_of(graph)
+        return _refusals[key]
+
+    def lanes(self, device: Device) -> int | None:
+        return Vectors.of(device.isa).lanes if device.kind == "cpu" else None
+
+    def settings(self, device: Device) -> str:
+        limits = device.group_items, device.local_nbytes, device.compute_units
+        return f"{device.kind}; {device.isa}; {device.threads} threads; {limits}"
+
+    def compile(self, graph: Graph, device: Device) -> Artifact:
+        program, weights = self._program(graph, device)
+        given = {
+            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
+        }
+        files = program.files()
+        if (crew := self.crew(device)) is not None:
+            files[CREW] = crew
+        return Artifact(files, {**weights, **given})
+
+    def crew(self, device: Device) -> bytes | None:
+        # On other devices a driver may copy what a call is lent.
+        linker = linker_for(device.isa) if device.kind == "cpu" else None
+        return crew_code(linker, "-shared") if linker is not None else None
+
+    def footprint(self, graph: Graph, device: Device) -> Footprint | None:
+        program, weights = self._program(graph, device)
+        given = {
+            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
+        }
+        return _footprint(program, {**weights, **given})
+
+    def held(self, artifact: Artifact) -> Footprint | None:
+        return _footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
+
+    def copying(self, device: Device, words: int) -> Kernel:
+        # On the processor each unit copies what lies together, on others each item a word.
+        wanted = device.compute_units if device.kind == "cpu" else words
+        items = next(n for n in range(min(words, wanted), 0, -1) if words % n == 0)
+        groups = 64 if device.kind != "cpu" and items % 64 == 0 else 1
+        given, made = Tensor("given", (words,), "int64"), Tensor("made", (words,), "int64")
+        arguments = (
+            Place(INPUT, 0, 0, given.nbytes),
+            Place(OUTPUT, 0, 0, made.nbytes, written=True),
+        )
+        launch = Launch("copy_words", (items,), (groups,), arguments)
+        source = COPYING.format(each=words // items, groups=groups)
+        program = Program(LANGUAGE, source, (given,), (made,), (launch,))
+        return OpenclKernel(program, {}, device, "copy", library=self.crew(device))
+
+    def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
+        try:
+            program = Program.from_files(artifact.files, LANGUAGE)
+        except PackageError as error:
+            raise PackageError(f"part '{graph.name}' is damaged: {error}") from None
+        _check(program, graph, artifact.weights)
+        library = artifact.files.get(CREW)
+        if library is not None and (damage := damage_of(library)) is not None:
+            raise PackageError(f"part '{graph.name}' is damaged: {CREW} {damage}")
+        return OpenclKernel(program, artifact.weights, device, graph.name, graph, library)
+
+    def _program(self, graph: Graph, device: Device) -> tuple[Program, Mapping[str, np.ndarray]]:
+        if not graph.computed:
+            return Program(LANGUAGE, "", graph.inputs, (), ()), {}
+        from hetsched.lowering.opencl import program
+
+        if why := _not_yet(device):
+            raise CompileError(f"part '{graph.name}': {why}")
+        rules = Rules(Vectors.of(device.isa), device.threads)
+        return program(graph, rules, max(1, device.compute_units))
+
+
+class OpenclKernel(Kernel):
+    """A program of launches with its buffers, on an opened device.
+
+    Buffers are arrays where the device computes in the host's memory, and else `Resident` ones.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, np.ndarray],
+        device: Device,
+        name: str,
+        graph: Graph | None = None,
+        library: bytes | None = None,
+    ) -> None:
+        # Late, because it loads pyopencl and starts drivers.
+        from hetsched import opencl
+
+        self._opencl = opencl
+        self._name, self._device = name, device.name
+        self._shares_memory = device.memory_space == "host"
+        # By the thread that calls, or by the driver's own.
+        self.any_thread = self._shares_memory
+        self._results: Results | None = None
+        self._library = library
+        try:
+            self.loaded = opencl.Loaded(program, weights, device, name)
+            if graph is not None:
+                given = {name: self.receive(weights[name]) for name in _given(graph)}
+                self._results = Results(graph, given)
+        except opencl.Failed as error:
+            raise error.of(f"part '{name}' does not load", device.name) from error
+        # Whether what it begins goes on while the caller does something else.
+        self.asynchronous = not self.loaded.opened.on_caller
+
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        begun = self.begin(inputs)
+        begun.finish()
+        return begun.outputs
+
+    def begin(self, inputs: Sequence[Any]) -> "OpenclRun":
+        return OpenclRun(self, inputs)
+
+    def code(self) -> Code | None:
+        if self._library is None or (self._results and not self._results.all_computed):
+            return None
+        # Late, as above.
+        from hetsched import opencl_crew
+
+        return opencl_crew.code(self.loaded, opened(self._library))
+
+    def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
+        """The kernel of each launch, in order, and what it took by the device's own clock.
+
+        Raises
+        ------
+        PartError, DeviceError
+            A launch failed.
+        """
+        with self.failing():
+            started = self.loaded.start(inputs, stamped=True)
+            started.finish()
+            names = [launch.kernel for launch in self.loaded.program.launches]
+            return list(zip(names, started.seconds(), strict=True))
+
+    def receive(self, array: np.ndarray) -> Any:
+        return array if self._shares_memory else self.loaded.opened.receive(array)
+
+    def send(self, buffer: Any) -> np.ndarray:
+        if self._shares_memory:
+            return np.asarray(buffer)
+        return self.loaded.opened.send(buffer)
+
+    def close(self) -> None:
+        self.loaded.close()
+
+    def results(self, computed: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
+        """The part's outputs, of what was computed and what it was given."""
+        if self._results is None:
+            return computed
+        copied = np.copy if self._shares_memory else self.loaded.opened.copied
+        return self._results.of(computed, inputs, copied)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Raises an error with the part and its device for whatever OpenCL answers with."""
+        try:
+            yield
+        except self._opencl.Failed as error:
+            raise error.of(f"part '{self._name}' failed", self._device) from error
+
+
+class OpenclRun(Begun):
+    """A call of a kernel that has been enqueued."""
+
+    def __init__(self, kernel: OpenclKernel, inputs: Sequence[Any]) -> None:
+        self._kernel = kernel
+        with kernel.failing():
+            self._started = kernel.loaded.start(inputs)
+        self.outputs = kernel.results(self._started.outputs, inputs)
+
+    def finish(self) -> tuple[float, float]:
+        with self._kernel.failing():
+            return self._started.finish()
+
+
+def _not_yet(device: Device) -> str | None:
+    if device.kind != "cpu":
+        return "kernels for OpenCL devices of their own are not generated yet"
+    return None
+
+
+def _given(graph: Graph) -> dict[str, np.ndarray]:
+    """The outputs that are constants."""
+    names = [tensor.name for tensor in graph.outputs]
+    return {name: graph.constants[name] for name in names if name in graph.constants}
+
+
+def _check(program: Program, graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
+    """
+    Raises
+    ------
+    PackageError
+        The program is not that of the graph, or its weights are not these.
+    """
+    damaged = f"part '{graph.name}' is damaged:"
+    for what, own, tensors in (
+        ("inputs", program.inputs, graph.inputs),
+        ("outputs", program.outputs, graph.computed),
+    ):
+        expected = [(t.shape, t.dtype) for t in map(graph.handed, tensors)]
+        if [(t.shape, t.dtype) for t in own] != expected:
+            raise PackageError(f"{damaged} its program has other {what} than the part")
+    for name in (*program.weights, *_given(graph)):
+        if name not in weights:
+            raise PackageError(f"{damaged} there is no weight '{name}'")
+    for name, nbytes in program.weights.items():
+        if weights[name].nbytes != nbytes:
+            raise PackageError(
+                f"{damaged} weight '{name}' has {weights[name].nbytes} bytes, not {nbytes}"
+            )
+
+
+def _footprint(program: Program, weights: Mapping[str, np.ndarray]) -> Footprint:
+    own = len(program.constants) + program.workspace_nbytes
+    return Footprint({name: array.nbytes for name, array in weights.items()}, own)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+@cache
+def _rules() -> str:
+    """A digest of what shapes the code beside TVM: with other rules, times are others too."""
+    digest = sha256()
+    for package in (lowering, schedules):
+        for path in sorted(Path(str(package.__path__[0])).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]

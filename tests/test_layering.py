@@ -53,8 +53,8 @@ LOADERS = (
         + [f"hetsched.opencl.{name}" for name in "crew query runtime".split()]
         + [
             f"hetsched.lowering.{name}"
-            for name in "entry integer kernels metaschedule opencl recurrent relax stack "
-            "temporaries trials".split()
+            for name in "device_code entry gpu integer kernels metaschedule opencl program recurrent "
+            "relax stack temporaries trials".split()
         ]
     )
     | {

@@ -144,7 +144,7 @@ def test_a_package_hands_over_without_python(
 def test_what_opencl_answers_is_the_error_of_the_part(
     exchange: tuple[Executable, Mapping], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hetsched import opencl_crew
+    from hetsched.opencl import crew as opencl_crew
 
     made = opencl_crew.code
 

@@ -24,6 +24,7 @@ SPLIT = "tirx.SplitHostDevice"
 SHARED_NBYTES = "tirx.use_dyn_shared_memory"
 AXES, GROUP, THREAD = "xyz", "blockIdx", "threadIdx"
 # In OpenCL C, where a kernel begins; and the attribute that tells its compiler the group.
+LONGEST_NAME = 48
 KERNEL = re.compile(r"__kernel void (\w+)\(([^{};]*)\)(?=\s*\{)")
 
 
@@ -59,7 +60,7 @@ class DeviceCode:
     calls: Mapping[str, tuple[KernelCall, ...]]
 
 
-def device_code(functions: Mapping[str, Any], target: Any) -> DeviceCode:
+def device_code(given: Mapping[str, Any], target: Any) -> DeviceCode:
     """The code of scheduled functions, by their names, for a device of `target`.
 
     Raises
@@ -67,6 +68,8 @@ def device_code(functions: Mapping[str, Any], target: Any) -> DeviceCode:
     CompileError
         A function does something between its kernels.
     """
+    short = {name: _short(name, index) for index, name in enumerate(given)}
+    functions = {short[name]: function for name, function in given.items()}
     named = {
         tvm.ir.GlobalVar(name): function.with_attr("global_symbol", name)
         for name, function in functions.items()
@@ -78,7 +81,7 @@ def device_code(functions: Mapping[str, Any], target: Any) -> DeviceCode:
     with tvm.transform.PassContext(instruments=[split]), hosted:
         module = lower(module)
     there = {variable.name_hint: function for variable, function in split.module.functions.items()}
-    calls = {name: tuple(_calls(name, there)) for name in functions}
+    calls = {name: tuple(_calls(short[name], there)) for name in given}
     _, kernels = split_host_device_mods(module)
     if not kernels:
         return DeviceCode("", calls)
@@ -87,6 +90,11 @@ def device_code(functions: Mapping[str, Any], target: Any) -> DeviceCode:
     if str(target.kind.name) == "opencl":
         source = _with_group_sizes(source, calls)
     return DeviceCode(source, calls)
+
+
+def _short(name: str, index: int) -> str:
+    """A name for a function, and so for its kernels, that is not too long for any compiler."""
+    return f"f{index}_{name.removeprefix('fused_')[:LONGEST_NAME]}"
 
 
 @tvm.ir.instrument.pass_instrument  # type: ignore[untyped-decorator]
@@ -191,3 +199,4 @@ def _with_group_sizes(source: str, calls: Mapping[str, tuple[KernelCall, ...]]) 
         return f"__attribute__((reqd_work_group_size({x}, {y}, {z}))) {match[0]}"
 
     return KERNEL.sub(told, source)
+

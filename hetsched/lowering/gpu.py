@@ -18,8 +18,8 @@ from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch
 from hetsched.lowering.device_code import KernelCall, Temporary, device_code
 from hetsched.lowering.entry import _joined, _Memory, _placed, _Walk
 from hetsched.lowering.relax import attempted, fuse, lift_constants, lowered, refusal_of
-from hetsched.schedules import gpu_threads, gpu_tiles
-from hetsched.schedules.gpu_device import Limits
+from hetsched.schedules.gpu import threads, tiles
+from hetsched.schedules.gpu.limits import Limits
 from hetsched.tvm_runtime import ERRORS
 
 # Fewer rows or columns than this are no tile.
@@ -158,7 +158,7 @@ def scheduled_function(function: Any, target: Any, limits: Limits) -> Any:
         try:
             found = rule(function, target, limits)
         except ERRORS as e:
-            print("RULE", rule.__name__, str(e)[:300])
+            print("RULE", rule.__name__, function.attrs, str(e)[:200]); open("/tmp/cudaw/rule.py","w").write(function.script())
             continue
         if found is not None:
             return found.mod["main"].with_attr(SCHEDULED, True)
@@ -171,20 +171,20 @@ def _schedule_of(function: Any) -> Any:
 
 def _tiles(function: Any, target: Any, limits: Limits) -> Any | None:
     schedule = _schedule_of(function)
-    main = gpu_tiles.product_of(schedule)
+    main = tiles.product_of(schedule)
     if main is None:
         return None
-    sizes = gpu_tiles.sizes(schedule, main)
+    sizes = tiles.sizes(schedule, main)
     if min(sizes[1:3]) < LEAST_TILED:
         return None
-    tile = gpu_tiles.candidates(*sizes, limits)[0]
-    return gpu_tiles.apply(schedule, main, tile, explicit=target.kind.name != "cuda")
+    tile = tiles.candidates(*sizes, limits)[0]
+    return tiles.apply(schedule, main, tile, explicit=str(target.kind.name) != "cuda")
 
 
 def _threads(function: Any, target: Any, limits: Limits) -> Any | None:
     schedule = _schedule_of(function)
-    main = gpu_threads.reduction_of(schedule)
-    return None if main is None else gpu_threads.apply(schedule, main, limits)
+    main = threads.reduction_of(schedule)
+    return None if main is None else threads.apply(schedule, main, limits)
 
 
 def _dlight(rule: Any) -> Callable[[Any, Any, Limits], Any | None]:

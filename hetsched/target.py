@@ -210,6 +210,10 @@ class Target(Plugin):
     def unavailable(self) -> str | None:
         """Why nothing can be compiled or run here, or None."""
 
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with drivers of this machine, though others may work; a line for each."""
+        return ()
+
     @abstractmethod
     def devices(self) -> list[str]:
         """The device strings that this machine has, the most capable first."""

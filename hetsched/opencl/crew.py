@@ -12,7 +12,7 @@ import pyopencl as cl
 
 from hetsched.crew import address
 from hetsched.launches import INPUT, OUTPUT
-from hetsched.opencl import Failed, Loaded
+from hetsched.opencl.runtime import Failed, Loaded
 from hetsched.target import Code
 
 FUNCTION = "crew_opencl"

@@ -64,8 +64,9 @@ UNALIGNED = "typedef struct __attribute__((packed)) {{ {vector} v; }} unaligned_
 MOST_UNROLLED = 64
 # To the second cache, of compilers for processors; what OpenCL has for it does nothing in PoCL.
 FETCH = (
-    "#ifdef __clang__\n#define fetch(address) __builtin_prefetch((const void*)(size_t)(address), 0, 2)"
-    "\n#else\n#define fetch(address)\n#endif\n"
+    "#ifdef __clang__\n"
+    "#define fetch(address) __builtin_prefetch((const void*)(size_t)(address), 0, 2)\n"
+    "#else\n#define fetch(address)\n#endif\n"
 )
 # Calls that are their argument.
 HINTS = frozenset(["likely", "tvm_thread_invariant"])
@@ -109,6 +110,8 @@ def kernels(function: Any, units: int) -> Kernels:
         It does something that OpenCL C cannot say.
     """
     parameters = {parameter: index for index, parameter in enumerate(function.params)}
+    # Tensors begin where their places do.
+    starts = [p.elem_offset for p in function.params if isinstance(p.elem_offset, tirx.Var)]
     statements, shared = _top(function.body)
     groups = [statements] if units == 1 else _groups(statements)
     temporaries: list[int] = []
@@ -128,7 +131,7 @@ def kernels(function: Any, units: int) -> Kernels:
             places[statement.buffer] = temporary(statement.buffer, 1)
     nests = []
     for group in groups:
-        writer = _Writer(places, units, temporary)
+        writer = _Writer(places, units, temporary, dict.fromkeys(starts, "0"))
         for statement in group:
             writer.top(statement)
         nests.append(writer.nest())
@@ -256,7 +259,11 @@ class _Writer:
     """Writes one kernel."""
 
     def __init__(
-        self, places: Mapping[Any, int], units: int, temporary: Callable[[Any, int], int]
+        self,
+        places: Mapping[Any, int],
+        units: int,
+        temporary: Callable[[Any, int], int],
+        names: Mapping[Any, str],
     ) -> None:
         self._places = places
         self._units = units
@@ -267,7 +274,7 @@ class _Writer:
         # How many loops are around, and were around the variables that they change.
         self._around = 0
         self._loops: dict[Any, int] = {}
-        self._names: dict[Any, str] = {}
+        self._names = dict(names)
         self._arrays: dict[Any, _Array] = {}
         self._views: dict[Any, Any] = {}
         self._arguments: dict[str, _Array] = {}
@@ -373,7 +380,7 @@ class _Writer:
             case tirx.For():
                 self._loop(statement)
             case tirx.IfThenElse():
-                with self._block(f"if ({self._(statement.condition)})"):
+                with self._block(f"if {_bracketed(self._(statement.condition))}"):
                     self._statement(statement.then_case)
                 if statement.else_case is not None:
                     with self._block("else"):
@@ -723,6 +730,9 @@ class _Writer:
             name = str(_intrinsic(int(arguments.pop(0))))
             short = name.removeprefix("llvm.")
             name = short if short in FUNCTIONS else name
+        if name not in FUNCTIONS and name.removesuffix("f") in FUNCTIONS:
+            # C's name of the one for float32.
+            name = name.removesuffix("f")
         return RENAMED.get(name, name), arguments
 
     def _call(self, call: Any) -> str:
@@ -763,7 +773,8 @@ class _Writer:
             return f"({condition} ? {a} : {b})"
         name = self._named("t")
         self._line(f"{self._text(call)} {name};")
-        for head, value, lines in ((f"if ({condition})", a, before_a), ("else", b, before_b)):
+        head = f"if {_bracketed(condition)}"
+        for head, value, lines in ((head, a, before_a), ("else", b, before_b)):
             with self._block(head):
                 self._lines += lines
                 self._line(f"{name} = {value};")
@@ -889,6 +900,16 @@ def _terms(index: Any, sign: str = "+") -> list[tuple[Any, str]]:
 
 def _is_one(expression: Any) -> bool:
     return isinstance(expression, tirx.IntImm) and int(expression) == 1
+
+
+def _bracketed(text: str) -> str:
+    """In one pair of brackets; compilers warn of a comparison in two."""
+    depth = 0
+    for index, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return text if text.startswith("(") and index == len(text) - 1 else f"({text})"
+    return f"({text})"
 
 
 def _is_narrow(kind: _Type) -> bool:

@@ -8,6 +8,7 @@ more, the parallel loops of a function are kernels whose work-items share them o
 Importing this file loads TVM's compiler.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from hetsched.launches import (
     Place,
     Program,
 )  # fmt: skip
-from hetsched.lowering.entry import COPY, Calls, Memory, calls_of, placed
+from hetsched.lowering.entry import COPY, PREFIX, Calls, Memory, calls_of, placed
 from hetsched.lowering.kernels import Nest, kernels
 from hetsched.lowering.relax import compile_part, passes
 from hetsched.schedules.rules import Rules
@@ -36,7 +37,7 @@ from hetsched.schedules.rules import Rules
 ALIGNMENT = 512
 TARGET = tvm.target.Target("opencl")
 # No scheduler looks for other work-items in a group, and a compiler need not prepare for them.
-# LLVM halves vectors of 512 bits where no function takes or gives one, on processors that slow down.
+# For some processors LLVM halves vectors of 512 bits, unless a function says that it needs them.
 HEAD = "__attribute__((reqd_work_group_size(1, 1, 1), min_vector_width(512)))\n__kernel void "
 # Copies all of a tensor, four bytes at a time or one.
 COPIES = {
@@ -172,7 +173,8 @@ class _Sources:
         """The name of the kernel for these loops of a function."""
         self._helpers |= dict.fromkeys(nest.helpers)
         if nest.text not in self._names:
-            self._names[nest.text] = f"k{len(self._names)}_{function}"
+            readable = re.sub(r"\W", "", function.removeprefix(PREFIX))
+            self._names[nest.text] = f"k{len(self._names)}_{readable}"
         return self._names[nest.text]
 
     def text(self) -> str:

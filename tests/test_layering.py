@@ -52,8 +52,8 @@ LOADERS = (
         ["hetsched.tvm_runtime", "hetsched.opencl", "hetsched.opencl_crew", "hetsched.opencl_query"]
         + [
             f"hetsched.lowering.{name}"
-            for name in "entry integer metaschedule recurrent relax stack temporaries "
-            "trials".split()
+            for name in "device_code entry gpu integer kernels metaschedule opencl program recurrent "
+            "relax stack temporaries trials".split()
         ]
     )
     | {

@@ -54,14 +54,21 @@ FUNCTIONS = frozenset(
     "fabs floor fma fmod hypot ldexp log log10 log1p log2 nextafter popcount pow rint round "
     "rsqrt sin sinh sqrt tan tanh trunc".split()
 )
+# Functions that a processor has an instruction for, which PoCL's library of functions does not use.
+ROUNDING = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "roundeven"}
+WHOLE = (
+    "#if defined(__has_builtin) && __has_builtin(__builtin_elementwise_{builtin})\n"
+    "#define whole_{name}(x) __builtin_elementwise_{builtin}(x)\n"
+    "#else\n#define whole_{name}(x) {name}(x)\n#endif\n"
+)
 QUESTIONS = frozenset(["isnan", "isinf", "isfinite"])
 POLYNOMIALS: Mapping[str, Callable[[Any], Any]] = {
     "exp": polynomials.exp, "erf": polynomials.erf, "tanh": polynomials.tanh,
 }  # fmt: skip
 # A vector at any address of its elements: PoCL stores by vstore16 in three parts.
 UNALIGNED = "typedef struct __attribute__((packed)) {{ {vector} v; }} unaligned_{vector};\n"
-# Of stores, in all turns of an innermost loop that is unrolled.
-MOST_UNROLLED = 64
+# Of an innermost loop that is unrolled: stores in all turns, and turns.
+MOST_UNROLLED, MOST_TURNS = 64, 16
 # To the second cache, of compilers for processors; what OpenCL has for it does nothing in PoCL.
 FETCH = (
     "#ifdef __clang__\n"
@@ -420,9 +427,9 @@ class _Writer:
         name = self._named("i", loop.loop_var)
         if loop.kind == tirx.ForKind.UNROLLED or _is_short(loop):
             self._line("#pragma unroll")
-        with self._block(f"for ({kind} {name} = {first}; {name} < {end}; {name} += {step})"):
-            with self._turns(loop.loop_var):
-                self._statement(loop.body)
+        head = f"for ({kind} {name} = {first}; {name} < {end}; {name} += {step})"
+        with self._block(head), self._turns(loop.loop_var):
+            self._statement(loop.body)
 
     @contextmanager
     def _turns(self, *variables: Any) -> Iterator[None]:
@@ -761,6 +768,9 @@ class _Writer:
                 return f"((bool){text})"
             wanted = f"int{source.lanes}"
             return text if source.mask == wanted else f"convert_{wanted}({text})"
+        if name in ROUNDING:
+            self._helpers[name] = WHOLE.format(name=name, builtin=ROUNDING[name])
+            return f"whole_{name}({self._(arguments[0])})"
         if name in FUNCTIONS:
             return f"{name}({', '.join(map(self._, arguments))})"
         raise UnsupportedOperation(f"OpenCL C has no {name}")
@@ -860,6 +870,7 @@ def _is_short(loop: Any) -> bool:
     return (
         isinstance(loop.extent, tirx.IntImm)
         and stores is not None
+        and int(loop.extent) <= MOST_TURNS
         and int(loop.extent) * stores <= MOST_UNROLLED
     )
 

@@ -137,8 +137,8 @@ class Opencl(Target):
         # Late, because it loads pyopencl and starts drivers.
         from hetsched.opencl import runtime
 
-        # A failure is told by who loads it.
-        with suppress(runtime.Failed):
+        # A failure, or that it is another machine's, is told by who loads it.
+        with suppress(runtime.Failed, DeviceError):
             runtime.prepare(Program.from_files(artifact.files, LANGUAGE), device)
 
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:

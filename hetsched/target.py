@@ -302,7 +302,7 @@ class Target(Plugin):
         return None
 
     def copying(self, device: Device, words: int) -> Kernel | None:
-        """What reads `words` integers of 64 bits on `device` and writes others: to measure by.
+        """What adds one to `words` integers of 64 bits on `device`: to measure by.
 
         None, the default, where code on the host's memory does it.
         """

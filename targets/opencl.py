@@ -32,7 +32,7 @@ CREW = "crew.so"
 COPYING = """__attribute__((reqd_work_group_size({groups}, 1, 1)))
 __kernel void copy_words(__global const long* restrict given, __global long* restrict made) {{
   size_t first = get_global_id(0) * {each};
-  for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i];
+  for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i] + 1;
 }}
 """
 

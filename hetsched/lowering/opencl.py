@@ -28,7 +28,8 @@ from hetsched.schedules.rules import Rules
 ALIGNMENT = 512
 TARGET = tvm.target.Target("opencl")
 # No scheduler looks for other work-items in a group, and a compiler need not prepare for them.
-HEAD = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void "
+# For some processors LLVM halves vectors of 512 bits, unless a function says that it needs them.
+HEAD = "__attribute__((reqd_work_group_size(1, 1, 1), min_vector_width(512)))\n__kernel void "
 # Copies all of a tensor, four bytes at a time or one.
 COPIES = {
     4: "(__global const uint* restrict a0, __global uint* restrict a1) {{\n"
@@ -131,7 +132,6 @@ def _lowered(functions: Mapping[str, Any]) -> dict[str, Any]:
         tirx.transform.RemoveNoOp(),
         s_tir.transform.RewriteUnsafeSelect(),
         tirx.transform.LowerIntrin(),
-        tirx.transform.CommonSubexprElim(),
     ]
     lowered = tvm.transform.Sequential(steps)(module)
     return {variable.name_hint: function for variable, function in lowered.functions.items()}

@@ -218,6 +218,17 @@ class Opened:
         found: np.ndarray = cl.fsvm_empty(self.context, (nbytes,), np.uint8, alignment=ALIGNMENT)
         return found
 
+    def workspace(self, nbytes: int) -> cl.Buffer:
+        """Memory for kernels alone; where the host's is shared, that of an array.
+
+        numpy asks for huge pages, drivers do not, and tiles touch many pages.
+        """
+        if not self.shares_memory:
+            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.HOST_NO_ACCESS
+            return cl.Buffer(self.context, flags, nbytes)
+        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
+        return cl.Buffer(self.context, flags, hostbuf=empty((nbytes,), np.dtype(np.uint8)))
+
     def receive(self, array: np.ndarray) -> Resident:
         """The values of an array in the device's own memory."""
         with told("an input cannot be copied to the device"):
@@ -517,8 +528,7 @@ class Loaded:
             flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
             found[CONSTANT, 0] = cl.Buffer(there.context, flags, hostbuf=program.constants)
         if program.workspace_nbytes:
-            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.HOST_NO_ACCESS
-            found[WORKSPACE, 0] = cl.Buffer(there.context, flags, program.workspace_nbytes)
+            found[WORKSPACE, 0] = there.workspace(program.workspace_nbytes)
         return found
 
     def _fixed(self) -> list[tuple[int, int, Place]]:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from math import prod
 from typing import Any
 
@@ -40,6 +41,7 @@ LARGEST_NBYTES = (1 << 48) - 1
 _SHAPE = {
     "version": int,
     "language": str,
+    "digest": str,
     "inputs": [{"name": str, "shape": [int], "dtype": str}],
     "outputs": [{"name": str, "shape": [int], "dtype": str}],
     "weights": {str: int},
@@ -173,6 +175,7 @@ class Program:
             {
                 "version": VERSION,
                 "language": self.language,
+                "digest": _digest(self.source, self.constants),
                 "inputs": list(map(_plain, self.inputs)),
                 "outputs": list(map(_plain, self.outputs)),
                 "weights": dict(self.weights),
@@ -215,6 +218,8 @@ class Program:
             raise PackageError(
                 f"{CONSTANTS} has {len(constants)} bytes, not {found['constants_nbytes']}"
             )
+        if found["digest"] != _digest(source, constants):
+            raise PackageError(f"{SOURCES.get(found['language'])} or {CONSTANTS} was changed")
         return cls(
             found["language"],
             source,
@@ -247,6 +252,10 @@ class Program:
         if program.language != language:
             raise PackageError(f"{LAUNCHES} is in {program.language}, not {language}")
         return program
+
+
+def _digest(source: str, constants: bytes) -> str:
+    return sha256(source.encode() + b"\0" + constants).hexdigest()
 
 
 def _text(files: Mapping[str, bytes], name: str) -> str:

@@ -195,7 +195,7 @@ def _handovers(source: Device, sink: Device, nbytes: int) -> _Handover:
 
 
 def copying(device: Device, words: int) -> Kernel:
-    """A part that reads `words` integers of 64 bits on `device` and writes others.
+    """A part that adds one to `words` integers of 64 bits on `device`.
 
     Raises
     ------

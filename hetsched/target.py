@@ -210,6 +210,10 @@ class Target(Plugin):
     def unavailable(self) -> str | None:
         """Why nothing can be compiled or run here, or None."""
 
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with drivers of this machine, though others may work; a line for each."""
+        return ()
+
     @abstractmethod
     def devices(self) -> list[str]:
         """The device strings that this machine has, the most capable first."""
@@ -298,7 +302,7 @@ class Target(Plugin):
         return None
 
     def copying(self, device: Device, words: int) -> Kernel | None:
-        """What reads `words` integers of 64 bits on `device` and writes others: to measure by.
+        """What adds one to `words` integers of 64 bits on `device`: to measure by.
 
         None, the default, where code on the host's memory does it.
         """

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
 from hetsched.native import crew_code, damage_of, linker_for, opened
 from hetsched.op import Tensor
-from hetsched.opencl_devices import VENDORS, VENDORS_VARIABLE, device, select, survey
+from hetsched.opencl.devices import VENDORS, VENDORS_VARIABLE, device, select, survey
 from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
@@ -33,7 +32,7 @@ CREW = "crew.so"
 COPYING = """__attribute__((reqd_work_group_size({groups}, 1, 1)))
 __kernel void copy_words(__global const long* restrict given, __global long* restrict made) {{
   size_t first = get_global_id(0) * {each};
-  for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i];
+  for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i] + 1;
 }}
 """
 
@@ -50,8 +49,6 @@ class Opencl(Target):
     """
 
     def unavailable(self) -> str | None:
-        if find_spec("pyopencl") is None:
-            return "the package pyopencl is not installed"
         found = survey()
         if any(one.available for one in found.devices):
             return None
@@ -199,9 +196,9 @@ class OpenclKernel(Kernel):
         library: bytes | None = None,
     ) -> None:
         # Late, because it loads pyopencl and starts drivers.
-        from hetsched import opencl
+        from hetsched.opencl import runtime
 
-        self._opencl = opencl
+        self._runtime = runtime
         self._name, self._device = name, device.name
         self._shares_memory = device.memory_space == "host"
         # By the thread that calls, or by the driver's own.
@@ -209,11 +206,11 @@ class OpenclKernel(Kernel):
         self._results: Results | None = None
         self._library = library
         try:
-            self.loaded = opencl.Loaded(program, weights, device, name)
+            self.loaded = runtime.Loaded(program, weights, device, name)
             if graph is not None:
                 given = {name: self.receive(weights[name]) for name in _given(graph)}
                 self._results = Results(graph, given)
-        except opencl.Failed as error:
+        except runtime.Failed as error:
             raise error.of(f"part '{name}' does not load", device.name) from error
         # Whether what it begins goes on while the caller does something else.
         self.asynchronous = not self.loaded.opened.on_caller
@@ -230,9 +227,9 @@ class OpenclKernel(Kernel):
         if self._library is None or (self._results and not self._results.all_computed):
             return None
         # Late, as above.
-        from hetsched import opencl_crew
+        from hetsched.opencl import crew
 
-        return opencl_crew.code(self.loaded, opened(self._library))
+        return crew.code(self.loaded, opened(self._library))
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
@@ -271,7 +268,7 @@ class OpenclKernel(Kernel):
         """Raises an error with the part and its device for whatever OpenCL answers with."""
         try:
             yield
-        except self._opencl.Failed as error:
+        except self._runtime.Failed as error:
             raise error.of(f"part '{self._name}' failed", self._device) from error
 
 

@@ -80,7 +80,7 @@ def test_a_damaged_program_is_refused(change: Callable[[Any], None], message: st
         (LAUNCHES, b"{", "is no JSON"),
         (LAUNCHES, b"[]", "launches.json is []"),
         ("kernels.cl", b"\xff", "is no text"),
-        ("kernels.cl", b"", "no kernel in the source"),
+        ("kernels.cl", b"", "was changed"),
         ("constants.bin", None, "constants.bin has 0 bytes, not 516"),
     ],
 )

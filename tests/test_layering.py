@@ -12,15 +12,15 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module imports from lines below its own; a folder is one name, whose files may
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
-errors  device  opencl_query  schedule  trial  split  region  confidence
+errors  device  schedule  trial  split  region  confidence
 plugin  dtype  files  host  meters  document
-store  op  oracle  trace  tvm_runtime  opencl_devices
+store  op  oracle  trace  tvm_runtime
 fusion  schedules  launches
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
 cache  request  forms  quantization  fpga
-crew  opencl
-opencl_crew  native  executor  footprint
+crew
+opencl  native  executor  footprint
 links
 overheads
 system
@@ -49,11 +49,12 @@ EXTENSIONS = frozenset("operations schedulers targets cost_models partitioners".
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = (
     frozenset(
-        ["hetsched.tvm_runtime", "hetsched.opencl", "hetsched.opencl_crew", "hetsched.opencl_query"]
+        ["hetsched.tvm_runtime"]
+        + [f"hetsched.opencl.{name}" for name in "crew query runtime".split()]
         + [
             f"hetsched.lowering.{name}"
-            for name in "entry integer metaschedule recurrent relax stack temporaries "
-            "trials".split()
+            for name in "device_code entry gpu integer kernels metaschedule opencl program recurrent "
+            "relax stack temporaries trials".split()
         ]
     )
     | {
@@ -61,6 +62,7 @@ LOADERS = (
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
         "polynomials pooling recurrent rows window winograd".split()
     }
+    | {"hetsched.fpga.simulator"}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.

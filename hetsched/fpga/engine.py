@@ -129,7 +129,7 @@ class Engine:
         self,
         instructions: np.ndarray,
         memory: np.ndarray,
-        dram: Memory = Memory(),  # noqa: B008, a frozen value
+        dram: Memory = Memory(),
         patience: int = 100_000,
     ) -> Counts:
         """Runs encoded `instructions` to their end, on `memory`, bytes that are read and written.
@@ -248,9 +248,9 @@ def _build(overlay: Overlay, engine: str, folder: Path) -> Path:
             [compiler, *FLAGS, "-DCXXRTL", f"-I{include}", "-I.", harness, "-o", made.name], folder
         )
         return made
-    # Flat, Verilator finds more to optimise.
+    # Conditions stay conditions: what is not enabled then costs nothing.
     yosys(
-        [*begin, "proc", "flatten", "opt", "memory_collect", "write_verilog -noattr top.v"],
+        [*begin, "proc -nomux -norom", "memory_collect", "write_verilog -norename -noattr top.v"],
         folder,
     )
     root = _installed("verilator")

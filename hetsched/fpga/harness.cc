@@ -54,9 +54,10 @@ struct Simulator {
 
     void edge() {
 #ifdef CXXRTL
-        // Only the rising edge does anything; all outputs are registers.
-        top.prev_p_clk.set(0u);
+        // The falling edge lets what follows from the registers settle.
         top.p_clk.set(1u);
+        top.step();
+        top.p_clk.set(0u);
         top.step();
 #else
         top.clk = 0;

@@ -20,7 +20,7 @@ Numeric meaning of one CONV at an output position, for each column c:
    tile [r][c]. The accumulator becomes `sum + bias[c]` at the first tile if `first`, else
    `accumulator + sum`, in int32 that wraps. With `widen`, what is accumulated (the bias too) is
    multiplied by 128 before the first tile of each pass of the middle loop but the first. With
-   `maximum`, max(accumulator, sum) replaces the addition, and the first tile is `sum` alone; both
+   `maximum`, max(accumulator, sum) replaces the addition but at the first tile of a `first`; both
    must lie in -256..255.
 2. At the last tile, if `last`, the accumulator a is requantised and goes to `output`:
    `requantise(a, multiplier[c], shift[c], zero, low, high)`; it does not go to `accumulators`.
@@ -34,7 +34,7 @@ one tile whose row k - 1 - j holds the weights of tap j, and a row of n outputs 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -234,7 +234,10 @@ class Store:
 
 @dataclass(frozen=True)
 class Sync:
-    """No later instruction starts before all earlier ones are done; tokens are not touched."""
+    """No later instruction starts before all earlier ones are done, and all tokens are dropped.
+
+    A launch that does not know what tokens the one before has left begins with it.
+    """
 
     code: ClassVar[int] = 4
     unit: ClassVar[int] = 0
@@ -348,7 +351,10 @@ def decode(words: np.ndarray) -> Iterator[Instruction]:
                 value -= 1 << bits
             values[name] = value
             number >>= bits
-        known = {field.name: values[field.name] for field in fields(kind)}
+        known: dict[str, Any] = {
+            field.name: bool(values[field.name]) if field.type is bool else values[field.name]
+            for field in fields(kind)
+        }
         yield kind(**known)
 
 
@@ -388,7 +394,7 @@ def parameters(bias: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> n
         if value.size and not (value.min() >= legal.start and value.max() < legal.stop):
             raise DeviceError(f"a {name} is not in {legal.start} to {legal.stop - 1}")
     words = (bias & 0xFFFFFFFF) | multiplier << 32 | (shift - SHIFTS.start) << 49
-    return words.astype(np.uint64)
+    return np.asarray(words, np.uint64)
 
 
 def requantise(

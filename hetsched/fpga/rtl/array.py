@@ -103,7 +103,7 @@ class Array(Elaboratable):
         word = self._register(self.weight_data, "weight_word")
         valid = self._pipe(unit.weight, WEIGHT_LATENCY, "weight_valid")[-1]
         row = self._pipe(unit.weight_row, WEIGHT_LATENCY, "weight_row")[-1]
-        table = []
+        table: list[list[tuple[Signal, Signal]]] = []
         for c in range(columns):
             table.append([])
             for r in range(rows):
@@ -130,7 +130,9 @@ class Array(Elaboratable):
         word = self._register(self.input_data, "word")
         lane = stages.held(unit.tile.lane, WORD)
         blocks = rows // columns
-        own = word if blocks == 1 else word.word_select(lane[: blocks.bit_length() - 1], 8 * columns)
+        own = (
+            word if blocks == 1 else word.word_select(lane[: blocks.bit_length() - 1], 8 * columns)
+        )
         taps = [own]
         for tap in range(1, TAPS):
             taps.append(self._register(taps[-1], f"tap{tap}"))
@@ -177,7 +179,7 @@ class Array(Elaboratable):
         return counter
 
     def _accumulate(self, sums: list[Signal]) -> None:
-        module, tile, stages = self._module, self._unit.tile, self._stages
+        module, tile = self._module, self._unit.tile
         overlay, held = self._overlay, self._stages.held
         columns = overlay.columns
         memory = BlockRam(32 * columns, overlay.accumulator_words, self._technology)
@@ -218,9 +220,7 @@ class Array(Elaboratable):
         """The accumulator with `addend`, at stage `total`."""
         module = self._module
         first, widen, maximum = flags
-        bias = self._stages.held(
-            parameter[:BIAS_BITS], self._sum - 1, since=self._sum - 2
-        )
+        bias = self._stages.held(parameter[:BIAS_BITS], self._sum - 1, since=self._sum - 2)
         base = Signal(signed(32), name="base", reset_less=True)
         module.d.sync += base.eq(Mux(first, bias, Mux(widen, old << 7, old)))
         greater = Signal(name="greater")

@@ -44,7 +44,7 @@ class Stages:
     def __init__(self, module: Module, begins: Signal) -> None:
         self._module = module
         self._begins = [begins]
-        self._held: dict[tuple[int, int], Value] = {}
+        self._held: dict[tuple[int, int, int], Value] = {}
 
     def begins(self, stage: int) -> Signal:
         while len(self._begins) <= stage:
@@ -201,9 +201,7 @@ class ConvUnit(Elaboratable):
         with module.If(taken):
             module.d.sync += [
                 following.eq(found),
-                shape.eq(
-                    (found.last_position == 0) | (found.last_line == 0) << 1
-                ),
+                shape.eq((found.last_position == 0) | (found.last_line == 0) << 1),
                 here.eq(1),
                 ready.eq(0),
                 self.weight.eq(1),

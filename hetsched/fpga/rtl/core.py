@@ -92,9 +92,7 @@ class Core(Elaboratable):
 
     @property
     def inputs(self) -> tuple[Signal, ...]:
-        return (
-            self.i_valid, self.i_data, self.r_ready, self.d_valid, self.d_data, self.w_ready
-        )
+        return (self.i_valid, self.i_data, self.r_ready, self.d_valid, self.d_data, self.w_ready)
 
     @property
     def outputs(self) -> tuple[Signal, ...]:
@@ -166,31 +164,25 @@ class Core(Elaboratable):
         with module.Elif(~full):
             module.d.sync += self.i_ready.eq(1)
         code = word[:3]
-        kinds = (Load, Conv, Store)
-        for kind, queue in zip(kinds, queues, strict=True):
-            fits = full & (code == kind.code)
+        codes = (Load.code, Conv.code, Store.code)
+        for own, queue in zip(codes, queues, strict=True):
+            fits = full & (code == own)
             module.d.comb += [
                 queue.data.eq(word[: len(queue.data)]),
                 queue.push.eq(fits & queue.room),
             ]
-        module.d.comb += passing.eq(
-            Cat(queue.push for queue in queues).any()
-            | full & (code == Sync.code) & idle
-        )
+        syncs = Signal()
+        module.d.comb += syncs.eq(full & (code == Sync.code) & idle)
+        module.d.comb += [queue.forget.eq(syncs) for queue in queues]
+        module.d.comb += passing.eq(syncs | Cat(queue.push for queue in queues).any())
         with module.If(passing):
             module.d.sync += [full.eq(0), self.i_ready.eq(1)]
-        module.d.sync += self.busy.eq(
-            full | (beats != 0) | taken | ~idle
-        )
+        module.d.sync += self.busy.eq(full | (beats != 0) | taken | ~idle)
 
-    def _buffers(
-        self, module: Module, load: LoadUnit, array: Array, store: StoreUnit
-    ) -> None:
+    def _buffers(self, module: Module, load: LoadUnit, array: Array, store: StoreUnit) -> None:
         overlay, technology = self._overlay, self._technology
         bits = 8 * BEAT
-        inputs = Banks(
-            module, "input", overlay.input_words, overlay.input_beats, bits, technology
-        )
+        inputs = Banks(module, "input", overlay.input_words, overlay.input_beats, bits, technology)
         weights = Banks(
             module, "weights", overlay.weight_words, overlay.column_beats, bits, technology
         )
@@ -218,9 +210,7 @@ class Core(Elaboratable):
         words = parameters.read_words(module, array.parameter_address)
         for parameter, word in zip(array.parameter_data, words, strict=True):
             module.d.comb += parameter.eq(word)
-        outputs.write_words(
-            module, array.output_write, array.output_address, array.output_data
-        )
+        outputs.write_words(module, array.output_write, array.output_address, array.output_data)
         beat = Signal(bits)
         module.d.sync += beat.eq(outputs.read_beats(module, store.read_address))
         module.d.comb += store.read_data.eq(beat)

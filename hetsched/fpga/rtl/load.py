@@ -54,9 +54,7 @@ class LoadUnit(Elaboratable):
         stage = Signal(2)
         loaded, added, running = Signal(), Signal(), Signal()
         present = Signal()
-        module.d.comb += self.queue.take.eq(
-            self.queue.ready & (stage == 0) & ~running & ~present
-        )
+        module.d.comb += self.queue.take.eq(self.queue.ready & (stage == 0) & ~running & ~present)
         module.d.comb += [loaded.eq(stage == 1), added.eq(stage == 2)]
         x, y, plane = Signal(17), Signal(13), Signal(12)
         last_x, last_y, last_plane = Signal(17), Signal(13), Signal(12)
@@ -100,9 +98,7 @@ class LoadUnit(Elaboratable):
         with module.If(go):
             module.d.sync += [
                 present.eq(running),
-                real.eq(
-                    running & (x >= load.left) & (x < end_x) & (y >= load.top) & (y < end_y)
-                ),
+                real.eq(running & (x >= load.left) & (x < end_x) & (y >= load.top) & (y < end_y)),
                 opens.eq(x == load.left),
                 closes.eq(x + 1 == end_x),
                 closes_plane.eq(y + 1 == end_y),
@@ -115,9 +111,7 @@ class LoadUnit(Elaboratable):
                 module.d.sync += target.eq(target + 1)
         module.d.comb += [
             tags.w_en.eq(present & go),
-            tags.w_data.eq(
-                Cat(real, tag.buffer, target, tag.fill, ends, Mux(ends, tag.signal, 0))
-            ),
+            tags.w_data.eq(Cat(real, tag.buffer, target, tag.fill, ends, Mux(ends, tag.signal, 0))),
         ]
         # Third stage: its address.
         with module.If(go):

@@ -19,7 +19,8 @@ class Queue(Elaboratable):
 
     `tokens` has, for each of the three units in the order of the bits of `wait`, how many tokens
     it has given that are not taken; the own unit's is never looked at. The unit takes `head` by
-    `take` while `ready`; it reports each finished instruction by `finished`.
+    `take` while `ready`; it reports each finished instruction by `finished`. `forget` drops all
+    tokens.
     """
 
     def __init__(self, kind: type, depth: int) -> None:
@@ -29,6 +30,7 @@ class Queue(Elaboratable):
         self.room = Signal()
         self.data = Signal(self.layout.size)
         self.given = Signal(3)
+        self.forget = Signal()
         self.ready = Signal()
         self.head = Signal(self.layout)
         self.take = Signal()
@@ -65,6 +67,8 @@ class Queue(Elaboratable):
             ]
             with module.If(self.given[unit] ^ taken):
                 module.d.sync += [tokens[unit].eq(changed), empty[unit].eq(changed == 0)]
+            with module.If(self.forget):
+                module.d.sync += [tokens[unit].eq(0), empty[unit].eq(1)]
         running = Signal(4)
         with module.If(self.take & ~self.finished):
             module.d.sync += running.eq(running + 1)
@@ -74,5 +78,3 @@ class Queue(Elaboratable):
             ~self.push & (queue.level == 0) & ~held & (running == 0) & ~self.finished
         )
         return module
-
-

@@ -23,7 +23,7 @@ from tvm import tirx
 from tvm.s_tir.dlight.gpu import matmul
 from tvm.tirx.analysis import undefined_vars
 
-from hetsched.schedules.gpu_device import Limits
+from hetsched.schedules.gpu.limits import Limits
 from hetsched.schedules.loops import extent
 
 # Neighbours that a thread computes: as many floats as one load moves.
@@ -148,7 +148,10 @@ def sizes(schedule: Any, main: Any) -> tuple[int, int, int, int]:
 
 
 def apply(schedule: Any, main: Any, tile: Tile, explicit: bool) -> Any:
-    """The function in tiles; loops are unrolled in the source if `explicit`, else by its compiler."""
+    """The function in tiles.
+
+    Loops over registers are written out if `explicit`, else the compiler of the source is told to.
+    """
     along_i = _stored_along_i(schedule, main)
     _normalise(schedule, main)
     schedule.pad_einsum(main, [1, tile.i, tile.j, tile.k])

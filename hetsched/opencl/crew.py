@@ -11,8 +11,9 @@ import numpy as np
 import pyopencl as cl
 
 from hetsched.crew import address
+from hetsched.errors import HetschedError
 from hetsched.launches import INPUT, OUTPUT
-from hetsched.opencl import Failed, Loaded
+from hetsched.opencl.runtime import Failed, Loaded
 from hetsched.target import Code
 
 FUNCTION = "crew_opencl"
@@ -98,7 +99,7 @@ def code(loaded: Loaded, library: CDLL) -> Code | None:
         module=library,
         allocate=there.allocate if there.shared_pointers else None,
         within=WITHIN if there.shared_pointers else None,
-        failed=_failed,
+        failed=partial(_failed, loaded.device.name),
     )
 
 
@@ -106,5 +107,5 @@ def _entered(*_kept: object) -> None:
     """Any thread may call OpenCL."""
 
 
-def _failed(status: int) -> Failed:
-    return Failed(status, "its launches")
+def _failed(device: str, status: int) -> HetschedError:
+    return Failed(status, "OpenCL").of("its launches failed", device)

@@ -1,0 +1,438 @@
+"""Cases for the FPGA's core: a layer at random, its program, and what it must compute.
+
+The programs are laid out by hand and the results are computed by numpy from the definition of
+the layer, so neither shares code with the compiler.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hetsched.fpga.isa import (
+    Buffer,
+    Conv,
+    Instruction,
+    Load,
+    Overlay,
+    Store,
+    Sync,
+    Unit,
+    parameters,
+    requantise,
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution (or a product of matrices: kernel 1, height 1), a maximum or a sum."""
+
+    channels: int
+    height: int
+    width: int
+    outputs: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 0
+    kind: str = "conv"
+    zero: int = 0
+    low: int = -128
+    high: int = 127
+    fill: int = 0
+    lines: int = 0
+    """Output lines of a band; 0 for all of them."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the outputs."""
+        reach = [self.dilation * (k - 1) for k in self.kernel]
+        return (
+            (self.height + 2 * self.padding - reach[0] - 1) // self.stride + 1,
+            (self.width + 2 * self.padding - reach[1] - 1) // self.stride + 1,
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer's data; `instructions` run on `memory` leave the results at `result`."""
+
+    layer: Layer
+    instructions: tuple[Instruction, ...]
+    memory: np.ndarray
+    result: int
+    expected: np.ndarray
+    macs: int
+
+    def results(self, memory: np.ndarray) -> np.ndarray:
+        values = memory[self.result : self.result + self.expected.size]
+        return values.view(np.int8).reshape(self.expected.shape)
+
+
+class Dram:
+    """Memory that fills from the bottom, in multiples of 64 bytes."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._used = 0
+
+    def put(self, values: np.ndarray) -> int:
+        part = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        start = self._used
+        self._used += -(-part.size // 64) * 64
+        self._parts.append(np.pad(part, (0, self._used - start - part.size)))
+        return start
+
+    def bytes(self) -> np.ndarray:
+        return np.concatenate(self._parts)
+
+
+def blocks(values: np.ndarray, size: int) -> np.ndarray:
+    """[channels, height, width] as [channels / size, height, width, size]."""
+    values = np.pad(values, ((0, -len(values) % size), (0, 0), (0, 0)))
+    count, height, width = len(values) // size, *values.shape[1:]
+    return values.reshape(count, size, height, width).transpose(0, 2, 3, 1)
+
+
+def case(overlay: Overlay, layer: Layer, seed: int) -> Case:
+    """`layer` with data at random."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.integers(-128, 128, (layer.channels, layer.height, layer.width))
+    inputs = inputs.astype(np.int8)
+    padded = np.pad(
+        inputs.astype(np.int64),
+        ((0, 0), *[(layer.padding, layer.padding)] * 2),
+        constant_values=layer.fill,
+    )
+    build = {"conv": _dense, "depthwise": _depthwise, "maximum": _maximum, "add": _add}
+    return build[layer.kind](overlay, layer, rng, inputs, padded)
+
+
+def _windows(layer: Layer, padded: np.ndarray, i: int, j: int) -> np.ndarray:
+    """The input that tap (i, j) of the kernel meets at each output."""
+    height, width = layer.shape
+    y, x, step = i * layer.dilation, j * layer.dilation, layer.stride
+    return padded[:, y : y + (height - 1) * step + 1 : step, x : x + (width - 1) * step + 1 : step]
+
+
+def _requantisation(
+    rng: np.random.Generator, outputs: int, spread: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bias, multiplier and shift for accumulators that spread by `spread`."""
+    bias = rng.integers(-int(spread) - 1, int(spread) + 2, outputs)
+    multiplier = rng.integers(1 << 16, 1 << 17, outputs)
+    shift = 16 + np.clip(
+        np.log2(spread / 50).round().astype(int) + rng.integers(0, 2, outputs), 0, 31
+    )
+    return bias, multiplier, shift
+
+
+def _bands(layer: Layer) -> list[tuple[int, int]]:
+    """First line and lines of the parts that the outputs are computed in."""
+    height = layer.shape[0]
+    lines = layer.lines or height
+    return [(start, min(lines, height - start)) for start in range(0, height, lines)]
+
+
+def _load_band(
+    layer: Layer, overlay: Overlay, source: int, start: int, lines: int, first: int, planes: int
+) -> Load:
+    """The input lines of a band of outputs with their halo, at input word `first`."""
+    pad, beats = layer.padding, overlay.input_beats
+    top = start * layer.stride - pad
+    end = (start + lines - 1) * layer.stride + layer.dilation * (layer.kernel[0] - 1) + 1 - pad
+    rows = min(end, layer.height) - max(top, 0)
+    return Load(
+        source + max(top, 0) * layer.width * overlay.rows,
+        first * beats,
+        layer.width * beats,
+        rows,
+        planes,
+        row_stride=layer.width * overlay.rows,
+        plane_stride=layer.height * layer.width * overlay.rows,
+        left=pad * beats,
+        right=pad * beats,
+        top=max(-top, 0),
+        bottom=max(end - layer.height, 0),
+        fill=layer.fill,
+    )
+
+
+def _band_words(layer: Layer, lines: int) -> tuple[int, int]:
+    """Words of a line and of a plane of a band's input."""
+    line = layer.width + 2 * layer.padding
+    return line, line * ((lines - 1) * layer.stride + layer.dilation * (layer.kernel[0] - 1) + 1)
+
+
+def _store(
+    overlay: Overlay, layer: Layer, result: int, block: int, start: int, lines: int, word: int
+) -> Store:
+    """A block of output channels of a band, from output word `word` on."""
+    height, width = layer.shape
+    parts = overlay.rows // overlay.columns
+    plane = height * width * overlay.rows
+    place = result + block // parts * plane + block % parts * overlay.columns
+    beats = overlay.column_beats
+    if parts == 1:
+        return Store(place + start * width * overlay.rows, word * beats, lines * width * beats)
+    assert beats == 1, "a row of outputs at a step has words of one beat"
+    return Store(place + start * width * overlay.rows, word, lines * width, step=overlay.rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layer as the core runs it: for each block of outputs, its tiles and its CONV.
+
+    `tiles` are [block, tile, rows, columns]; `conv(block, lines, first, line, plane)` reads its
+    input from word `first` on, of so many words a line and a plane.
+    """
+
+    tiles: np.ndarray
+    bias: np.ndarray
+    multiplier: np.ndarray
+    shift: np.ndarray
+    conv: Callable[[int, int, int, int, int], Conv]
+    accumulators: np.ndarray
+    macs: int
+
+
+def _case(
+    overlay: Overlay,
+    layer: Layer,
+    plan: Plan,
+    inputs: np.ndarray,
+    more: np.ndarray | None = None,
+) -> Case:
+    """The program goes through the blocks of outputs in each band, in two halves of the buffers.
+
+    A turn is a block of outputs: its loads, its CONV and its STORE. Loads and the CONV wait for
+    what used their half two turns ago.
+    """
+    dram = Dram()
+    source = dram.put(blocks(inputs, overlay.rows))
+    other = dram.put(blocks(more, overlay.rows)) if more is not None else source
+    weights = dram.put(plan.tiles)
+    count, columns = len(plan.tiles), overlay.columns
+    requant = [np.pad(v, (0, -len(v) % columns)) for v in (plan.bias, plan.multiplier)]
+    shift = np.pad(plan.shift, (0, -len(plan.shift) % columns), constant_values=16)
+    words = parameters(*requant, shift)
+    requantisation = dram.put(words)
+    height, width = layer.shape
+    planes, result_planes = (-(-c // overlay.rows) for c in (layer.channels, layer.outputs))
+    result = dram.put(np.full((result_planes, height, width, overlay.rows), 77, np.int8))
+    size = plan.tiles[0].size // columns
+    assert 2 * size <= overlay.weight_words
+    assert count <= overlay.parameter_words
+    program: list[Instruction] = [
+        Sync(),
+        Load(requantisation, 0, words.size, buffer=Buffer.PARAMETERS),
+    ]
+    turn = 0
+    for band, (start, lines) in enumerate(_bands(layer)):
+        line, plane = _band_words(layer, lines)
+        first = band % 2 * (overlay.input_words // 2)
+        assert planes * plane * (1 + (more is not None)) <= overlay.input_words // 2
+        assert lines * width <= min(overlay.accumulator_words, overlay.output_words // 2)
+        for block in range(count):
+            half = turn % 2
+            weight, word = half * overlay.weight_words // 2, half * overlay.output_words // 2
+            loads = [
+                Load(
+                    weights + block * plan.tiles[0].size,
+                    weight * overlay.column_beats,
+                    plan.tiles[0].size // 8,
+                    buffer=Buffer.WEIGHTS,
+                )
+            ]
+            if not block:
+                loads.append(_load_band(layer, overlay, source, start, lines, first, planes))
+                if more is not None:
+                    place = first + planes * plane
+                    loads.append(_load_band(layer, overlay, other, start, lines, place, planes))
+            if turn >= 2:
+                loads[0] = replace(loads[0], wait=Unit.CONV)
+            loads[-1] = replace(loads[-1], signal=Unit.CONV)
+            program += loads
+            program.append(
+                replace(
+                    plan.conv(block, lines, first, line, plane),
+                    weights=weight,
+                    parameter=block,
+                    output=word,
+                    zero=layer.zero,
+                    low=layer.low,
+                    high=layer.high,
+                    wait=Unit.LOAD | (Unit.STORE if turn >= 2 else 0),
+                    signal=Unit.LOAD | Unit.STORE,
+                )
+            )
+            store = _store(overlay, layer, result, block, start, lines, word)
+            program.append(replace(store, wait=Unit.CONV, signal=Unit.CONV))
+            turn += 1
+    outputs = requantise(
+        plan.accumulators,
+        *(v[: layer.outputs, None, None] for v in (plan.multiplier, plan.shift)),
+        layer.zero,
+        layer.low,
+        layer.high,
+    )
+    whole = np.full((result_planes * overlay.rows, height, width), 77, np.int8)
+    whole[: layer.outputs] = outputs
+    return Case(layer, tuple(program), dram.bytes(), result, blocks(whole, overlay.rows), plan.macs)
+
+
+def _diagonal(overlay: Overlay, block: int, values: np.ndarray) -> np.ndarray:
+    """A tile that gives each column its own channel, times one of `values`."""
+    tile = np.zeros((overlay.rows, overlay.columns), np.int8)
+    lane = block % (overlay.rows // overlay.columns) * overlay.columns
+    tile[lane + np.arange(overlay.columns), np.arange(overlay.columns)] = values
+    return tile
+
+
+def _dense(
+    overlay: Overlay, layer: Layer, rng: np.random.Generator, inputs: np.ndarray, padded: np.ndarray
+) -> Case:
+    rows, columns = overlay.rows, overlay.columns
+    kh, kw = layer.kernel
+    weights = rng.integers(-128, 128, (layer.outputs, layer.channels, kh, kw)).astype(np.int8)
+    requant = _requantisation(rng, layer.outputs, 5000.0 * (layer.channels * kh * kw) ** 0.5)
+    sums = np.zeros((layer.outputs, *layer.shape), np.int64)
+    for i in range(kh):
+        for j in range(kw):
+            window = _windows(layer, padded, i, j).astype(float)
+            # Sums of products of bytes are exact in double precision.
+            sums += np.einsum("oc,chw->ohw", weights[:, :, i, j].astype(float), window).astype(
+                np.int64
+            )
+    parts = np.pad(
+        weights, ((0, -layer.outputs % columns), (0, -layer.channels % rows), (0, 0), (0, 0))
+    )
+    tiles = parts.reshape(-1, columns, parts.shape[1] // rows, rows, kh, kw)
+    tiles = tiles.transpose(0, 2, 4, 5, 3, 1).reshape(len(tiles), -1, rows, columns)
+
+    def conv(block: int, lines: int, first: int, line: int, plane: int) -> Conv:
+        return Conv(
+            first,
+            layer.shape[1],
+            layer.stride,
+            lines,
+            layer.stride * line,
+            inner=kw,
+            inner_stride=layer.dilation,
+            middle=kh,
+            middle_stride=layer.dilation * line,
+            outer=parts.shape[1] // rows,
+            outer_stride=plane,
+        )
+
+    macs = weights.size * layer.shape[0] * layer.shape[1]
+    plan = Plan(tiles, *requant, conv, sums + requant[0][:, None, None], macs)
+    return _case(overlay, layer, plan, inputs)
+
+
+def _depthwise(
+    overlay: Overlay, layer: Layer, rng: np.random.Generator, inputs: np.ndarray, padded: np.ndarray
+) -> Case:
+    columns, parts = overlay.columns, overlay.rows // overlay.columns
+    kh, kw = layer.kernel
+    weights = rng.integers(-128, 128, (layer.channels, kh, kw)).astype(np.int8)
+    requant = _requantisation(rng, layer.outputs, 5000.0 * (kh * kw) ** 0.5)
+    sums = np.zeros((layer.outputs, *layer.shape), np.int64)
+    for i in range(kh):
+        for j in range(kw):
+            sums += weights[:, i, j, None, None] * _windows(layer, padded, i, j)
+    whole = np.pad(weights, ((0, -layer.channels % columns), (0, 0), (0, 0)))
+    tiles = np.zeros((len(whole) // columns, kh, overlay.rows, columns), np.int8)
+    # The row counts positions back: the first tap is the oldest.
+    tiles[:, :, :kw] = whole.reshape(-1, columns, kh, kw).transpose(0, 2, 3, 1)[:, :, ::-1]
+
+    def conv(block: int, lines: int, first: int, line: int, plane: int) -> Conv:
+        return Conv(
+            first + block // parts * plane,
+            (layer.shape[1] - 1) * layer.stride + kw,
+            1,
+            lines,
+            layer.stride * line,
+            middle=kh,
+            middle_stride=line,
+            drop=kw - 1,
+            step=layer.stride,
+            lane=block % parts,
+            depthwise=True,
+        )
+
+    macs = weights.size * layer.shape[0] * layer.shape[1]
+    plan = Plan(tiles, *requant, conv, sums + requant[0][:, None, None], macs)
+    return _case(overlay, layer, plan, inputs)
+
+
+def _maximum(
+    overlay: Overlay, layer: Layer, rng: np.random.Generator, inputs: np.ndarray, padded: np.ndarray
+) -> Case:
+    kh, kw = layer.kernel
+    parts = overlay.rows // overlay.columns
+    windows = [_windows(layer, padded, i, j) for i in range(kh) for j in range(kw)]
+    count = -(-layer.outputs // overlay.columns)
+    ones = np.ones(overlay.columns, np.int8)
+    tiles = np.stack([[_diagonal(overlay, block, ones)] * (kh * kw) for block in range(count)])
+
+    def conv(block: int, lines: int, first: int, line: int, plane: int) -> Conv:
+        return Conv(
+            first + block // parts * plane,
+            layer.shape[1],
+            layer.stride,
+            lines,
+            layer.stride * line,
+            inner=kw,
+            inner_stride=layer.dilation,
+            middle=kh,
+            middle_stride=layer.dilation * line,
+            maximum=True,
+        )
+
+    same = np.zeros(layer.outputs, int), np.full(layer.outputs, 1 << 16), np.full(layer.outputs, 16)
+    return _case(overlay, layer, Plan(tiles, *same, conv, np.max(windows, axis=0), 0), inputs)
+
+
+def _add(
+    overlay: Overlay, layer: Layer, rng: np.random.Generator, inputs: np.ndarray, padded: np.ndarray
+) -> Case:
+    parts = overlay.rows // overlay.columns
+    more = rng.integers(-128, 128, inputs.shape).astype(np.int8)
+    factors = rng.integers(-16383, 16384, (2, layer.outputs))
+    high, low = np.clip(factors >> 7, -128, 127), factors & 127
+    requant = _requantisation(rng, layer.outputs, 1e6)
+    requant = (requant[0] // 128, *requant[1:])
+    sums = requant[0][:, None, None] + sum(
+        w[:, None, None] * x.astype(np.int64) for w, x in zip(high, (inputs, more), strict=True)
+    )
+    sums = 128 * sums + sum(
+        w[:, None, None] * x.astype(np.int64) for w, x in zip(low, (inputs, more), strict=True)
+    )
+    columns = overlay.columns
+    halves = np.pad(np.stack([high, low]), ((0, 0), (0, 0), (0, -layer.outputs % columns)))
+    tiles = np.stack(
+        [
+            [
+                _diagonal(overlay, block, value[columns * block : columns * (block + 1)])
+                for half in halves
+                for value in half
+            ]
+            for block in range(halves.shape[2] // columns)
+        ]
+    )
+
+    def conv(block: int, lines: int, first: int, line: int, plane: int) -> Conv:
+        return Conv(
+            first + block // parts * plane,
+            layer.shape[1],
+            1,
+            lines,
+            line,
+            inner=2,
+            inner_stride=-(-layer.channels // overlay.rows) * plane,
+            middle=2,
+            widen=True,
+        )
+
+    return _case(overlay, layer, Plan(tiles, *requant, conv, sums, 0), inputs, more)

@@ -10,13 +10,17 @@ MODEL ?= tests/data/basic_pitch.onnx
 SHAPE ?= serving_default_input_2:0=1,43844,1
 SOURCES := hetsched partitioners cost_models targets tests bench examples setup.py
 
-.PHONY: demo test check format opencl bench bench-peers clean
+.PHONY: demo test test-gpu check format opencl bench bench-peers clean
 
 demo: $(INSTALLED) opencl
 	$(BIN)/python -m examples.demo $(MODEL) --shape $(SHAPE) --folder demo
 
 test: check opencl
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On a machine with a device of CUDA; elsewhere each test says why it is skipped.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu tests
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -17,7 +17,7 @@ import tvm
 from tvm import s_tir, tirx
 
 from hetsched.graph import Graph
-from hetsched.launches import Program
+from hetsched.launches import MOST_LETTERS, Program
 from hetsched.lowering.entry import PREFIX, Calls, calls_of
 from hetsched.lowering.kernels import Kernels, Nest, kernels
 from hetsched.lowering.program import Step, Steps, assembled, copies
@@ -94,7 +94,7 @@ class _Sources:
         self._helpers |= dict.fromkeys(nest.helpers)
         if nest.text not in self._names:
             readable = re.sub(r"\W", "", function.removeprefix(PREFIX))
-            self._names[nest.text] = f"k{len(self._names)}_{readable}"
+            self._names[nest.text] = f"k{len(self._names)}_{readable}"[:MOST_LETTERS]
         return self._names[nest.text]
 
     def text(self) -> str:

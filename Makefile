@@ -21,6 +21,11 @@ test: check opencl
 # On a machine with a device of CUDA; elsewhere each test says why it is skipped.
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu tests
+# What needs a GPU, and what every target has to do on the GPUs that are here.
+test-gpu: $(INSTALLED)
+	$(BIN)/hetsched devices
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m pytest -k "opencl or cuda" tests/test_targets.py tests/test_partitions.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -18,6 +18,7 @@ from tvm.tirx.build import codegen_build, split_host_device_mods
 from tvm_ffi import structural_walk
 
 from hetsched.errors import UnsupportedOperation
+from hetsched.lowering.entry import PREFIX
 from hetsched.lowering.program import Step, Steps
 
 # The pass behind which kernels and host are functions of their own.
@@ -88,7 +89,8 @@ def device_code(given: Mapping[str, Any], target: Any) -> DeviceCode:
 
 def _short(name: str, index: int) -> str:
     """A name for a function, and so for its kernels, that is not too long for any compiler."""
-    return f"f{index}_{name.removeprefix('fused_')[:LONGEST_NAME]}"
+    plain = re.sub(r"\W", "_", name.removeprefix(PREFIX).removeprefix("fused_"))
+    return f"f{index}_{plain[:LONGEST_NAME]}"
 
 
 @tvm.ir.instrument.pass_instrument

@@ -10,6 +10,7 @@ Importing this file loads TVM's compiler.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,16 @@ def program(
 ) -> tuple[Program, Mapping[str, np.ndarray]]:
     """The part for a device of so many compute units, and the weights that it reads, by name.
 
-    Each place in it starts at a multiple of `alignment` bytes.
+    Each place in it starts at a multiple of `alignment` bytes. Bytes are multiplied without the
+    instructions that the processor of `rules` may have for it.
 
     Raises
     ------
     CompileError
         The part has something that no kernel can be made of.
     """
+
+    rules = replace(rules, vectors=replace(rules.vectors, dot="lanes"))
 
     def build(module: Any) -> tuple[Calls, Mapping[str, Steps], str]:
         with passes:

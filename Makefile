@@ -18,9 +18,6 @@ demo: $(INSTALLED) opencl
 test: check opencl
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# On a machine with a device of CUDA; elsewhere each test says why it is skipped.
-test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -m gpu tests
 # What needs a GPU, and what every target has to do on the GPUs that are here.
 test-gpu: $(INSTALLED)
 	$(BIN)/hetsched devices

@@ -281,7 +281,7 @@ def test_an_address_beyond_the_memory_is_an_error() -> None:
 def test_no_more_tokens_are_left_than_a_unit_counts() -> None:
     build, rng = Build(), np.random.default_rng(0)
     w = build.weights(rng.integers(-9, 9, (8, 5000)).astype(np.int8), np.full(5000, 1e-3), axis=1)
-    graph = build.graph(build.rounded(build.op("MatMul", build.input(1, 8), w)))
+    graph = build.graph(build.rounded(build.op("MatMul", build.input(12, 8), w)))
     overlay = OVERLAYS[1]
     made = program(network(graph), overlay)
     tokens = dict.fromkeys(((a, b) for a in UNITS for b in UNITS), 0)

@@ -90,8 +90,8 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
         )
     if document["absent"]:
         yield ""
-        rows = ((item["name"], item["reason"]) for item in document["absent"])
-        yield table("Not here", ("target", "why"), rows)
+        absent = ((item["name"], item["reason"]) for item in document["absent"])
+        yield table("Not here", ("target", "why"), absent)
 
 
 def _groups(device: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """OpenCL devices: kernels of TVM's code generation in OpenCL C, run by pyopencl."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -237,6 +237,18 @@ class OpenclKernel(Kernel):
         from hetsched.opencl import crew
 
         return crew.code(self.loaded, opened(self._library))
+
+    def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+        code = self.code()
+        if code is None or not self.loaded.opened.on_caller:
+            return super().bind(inputs)
+        from hetsched.opencl import crew
+
+        kinds = self.loaded.inputs
+        arrays = [
+            np.asarray(array, kind[1], order="C") for array, kind in zip(inputs, kinds, strict=True)
+        ]
+        return crew.bound(self.loaded, code, arrays)
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.

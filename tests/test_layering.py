@@ -60,7 +60,7 @@ LOADERS = (
     | {
         f"hetsched.schedules.{name}"
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
-        "polynomials pooling recurrent rows window winograd".split()
+        "polynomials pooling recurrent rows sorting window winograd".split()
     }
     | {"hetsched.fpga.simulator"}
     | {"hetsched.schedules.gpu.threads", "hetsched.schedules.gpu.tiles"}

@@ -29,8 +29,9 @@ VERSION = 1
 INPUT, OUTPUT, WEIGHT, CONSTANT, WORKSPACE = "input", "output", "weight", "constants", "workspace"
 NUMBERED = (INPUT, OUTPUT)
 WRITABLE = (OUTPUT, WORKSPACE)
-# What both languages take as a name, and hardly more than TVM makes.
-IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+# Of a kernel: drivers make names of files of it, and PoCL ends the process where one is too long.
+MOST_LETTERS = 200
+IDENTIFIER = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{MOST_LETTERS - 1}}}")
 # Of a kernel in a source.
 KERNEL = re.compile(r"\b(?:__kernel|kernel|__global__)\b[^;{}]*?\b([A-Za-z_][A-Za-z0-9_]*)\s*\(")
 MOST_AXES = 3

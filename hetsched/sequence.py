@@ -137,9 +137,7 @@ class KernelSequence:
         made = _compiled(target, list(parts.values()), device, progress, deadline)
         for group in graph.groups:
             if group.name in parts:
-                # Where a driver compiles what it loads, that takes its time too.
-                if perf_counter() < deadline:
-                    self._done(self._load, target, parts[group.name], *made[group.name])
+                self._done(self._load, target, parts[group.name], *made[group.name])
         self._done(self._connect, graph)
 
     def burst(self, seconds: float) -> dict[str, list[float]]:
@@ -393,7 +391,9 @@ def _compiled(
         if perf_counter() >= deadline:
             return None
         try:
-            return compiled(target, part, device)
+            artifact = compiled(target, part, device)
+            target.prepare(artifact, device)
+            return artifact
         except CompileError as error:
             return error
 

@@ -281,6 +281,12 @@ class Target(Plugin):
             The compiler refuses it.
         """
 
+    def prepare(self, artifact: Artifact, device: Device) -> None:
+        """Does ahead what `load` would have to do once here, such as a driver's compiling.
+
+        Several threads may call this at once.
+        """
+
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
         """What `graph` would hold on `device`, exactly, before it is compiled.
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -132,6 +132,14 @@ class Opencl(Target):
         # On other devices a driver may copy what a call is lent.
         linker = linker_for(device.isa) if device.kind == "cpu" else None
         return crew_code(linker, "-shared") if linker is not None else None
+
+    def prepare(self, artifact: Artifact, device: Device) -> None:
+        # Late, because it loads pyopencl and starts drivers.
+        from hetsched.opencl import runtime
+
+        # A failure, or that it is another machine's, is told by who loads it.
+        with suppress(runtime.Failed, DeviceError):
+            runtime.prepare(Program.from_files(artifact.files, LANGUAGE), device)
 
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
         program, weights = self._program(graph, device)

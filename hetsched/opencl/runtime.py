@@ -411,6 +411,18 @@ def built(there: Opened, source: str, names: Sequence[str]) -> dict[str, cl.Prog
     return dict.fromkeys(names, program)
 
 
+def prepare(program: Program, device: Device) -> None:
+    """Keeps the binary of a program for who loads it.
+
+    Raises
+    ------
+    Failed
+        The source does not compile.
+    """
+    if program.launches and default_cache().folder is not None:
+        built(opened(device), program.source, [launch.kernel for launch in program.launches])
+
+
 def _build(program: cl.Program) -> None:
     # What a compiler has to say counts where it refuses. Who sets aside warnings has to be alone.
     with _building, warnings.catch_warnings():

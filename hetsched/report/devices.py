@@ -65,13 +65,13 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
         hardware.setdefault(key, []).append(device["name"])
     for (description, isa, caches, groups), names in hardware.items():
         yield ""
-        rows = [
+        about = [
             ("devices", ", ".join(names)),
             ("processor", description),
             ("instructions", isa),
             ("caches of a core", caches),
         ]
-        yield table("Hardware", ("", ""), [*rows, ("work-groups", groups)] if groups else rows)
+        yield table("Hardware", ("", ""), [*about, ("work-groups", groups)] if groups else about)
     yield from links_view("Links, measured", document["links"])
     yield ""
     if document["meters"]:
@@ -90,8 +90,8 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
         )
     if document["absent"]:
         yield ""
-        rows = ((item["name"], item["reason"]) for item in document["absent"])
-        yield table("Not here", ("target", "why"), rows)
+        absent = ((item["name"], item["reason"]) for item in document["absent"])
+        yield table("Not here", ("target", "why"), absent)
 
 
 def _groups(device: Mapping[str, Any]) -> str:

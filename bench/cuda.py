@@ -124,7 +124,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(rows: Sequence[Row], by: str) -> None:
     table = Table(title=f"CUDA C, machine code by {by}")
-    heads = "model", "device", "kernels", "launches", "source KB", "cubin KB", "s", "s cubin", "refusal"
+    heads = (
+        "model",
+        "device",
+        "kernels",
+        "launches",
+        "source KB",
+        "cubin KB",
+        "s",
+        "s cubin",
+        "refusal",
+    )
     for index, head in enumerate(heads):
         table.add_column(head, justify="left" if index < 2 or head == "refusal" else "right")
     for row in rows:

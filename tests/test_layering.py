@@ -62,7 +62,7 @@ LOADERS = (
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
         "polynomials pooling recurrent rows window winograd".split()
     }
-    | {"hetsched.fpga.simulator"}
+    | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.

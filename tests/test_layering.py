@@ -62,7 +62,7 @@ LOADERS = (
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
         "polynomials pooling recurrent rows sorting window winograd".split()
     }
-    | {"hetsched.fpga.simulator"}
+    | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
     | {"hetsched.schedules.gpu.threads", "hetsched.schedules.gpu.tiles"}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {

@@ -1,7 +1,7 @@
 """OpenCL devices: kernels of TVM's code generation in OpenCL C, run by pyopencl."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,11 +21,17 @@ from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
 from hetsched.native import crew_code, damage_of, linker_for, opened
 from hetsched.op import Tensor
 from hetsched.opencl.devices import VENDORS, VENDORS_VARIABLE, device, select, survey
+from hetsched.schedules.gpu.limits import Limits
 from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
 
 LANGUAGE = "opencl"
+# The features without which no kernel has values of a type.
+NEEDED = {"float16": "fp16", "float64": "fp64"}
+# What OpenCL promises of any device, and what its kernels use at most.
+GROUP_ITEMS, LOCAL_NBYTES = 64, 32 << 10
+MOST_GROUP_ITEMS, MOST_LOCAL_NBYTES = 256, 32 << 10
 # What calls OpenCL without Python, where device and host share memory.
 CREW = "crew.so"
 # Copies words, each work-item those that lie together.
@@ -37,7 +43,7 @@ __kernel void copy_words(__global const long* restrict given, __global long* res
 """
 
 # Refusals by structure, for the groups that a network repeats.
-_refusals: dict[bytes, str | None] = {}
+_refusals: dict[tuple[str, bytes], str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -100,15 +106,16 @@ class Opencl(Target):
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
-        from hetsched.lowering.relax import refusal_of
+        from hetsched.lowering import gpu, relax
 
-        if why := _not_yet(device):
-            return why
+        if device.kind != "cpu" and (lack := _lack(graph, device)):
+            return lack
         structure = to_onnx(graph, weights=False)
         structure.graph.name = ""
-        key = structure.SerializeToString(deterministic=True)
+        key = device.kind, structure.SerializeToString(deterministic=True)
         if key not in _refusals:
-            _refusals[key] = refusal_of(graph)
+            why_not = relax.refusal_of if device.kind == "cpu" else gpu.why_not
+            _refusals[key] = why_not(graph)
         return _refusals[key]
 
     def lanes(self, device: Device) -> int | None:
@@ -180,12 +187,15 @@ class Opencl(Target):
     def _program(self, graph: Graph, device: Device) -> tuple[Program, Mapping[str, np.ndarray]]:
         if not graph.computed:
             return Program(LANGUAGE, "", graph.inputs, (), ()), {}
-        from hetsched.lowering.opencl import program
+        # Late, because they load TVM's compiler.
+        from hetsched.lowering import gpu, opencl
 
-        if why := _not_yet(device):
-            raise CompileError(f"part '{graph.name}': {why}")
-        rules = Rules(Vectors.of(device.isa), device.threads)
-        return program(graph, rules, max(1, device.compute_units))
+        if device.kind == "cpu":
+            rules = Rules(Vectors.of(device.isa), device.threads)
+            return opencl.program(graph, rules, max(1, device.compute_units))
+        if lack := _lack(graph, device):
+            raise CompileError(f"part '{graph.name}': {lack}")
+        return gpu.program(graph, _described(device), _limits(device))
 
 
 class OpenclKernel(Kernel):
@@ -238,6 +248,18 @@ class OpenclKernel(Kernel):
         from hetsched.opencl import crew
 
         return crew.code(self.loaded, opened(self._library))
+
+    def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+        code = self.code()
+        if code is None or not self.loaded.opened.on_caller:
+            return super().bind(inputs)
+        from hetsched.opencl import crew
+
+        kinds = self.loaded.inputs
+        arrays = [
+            np.asarray(array, kind[1], order="C") for array, kind in zip(inputs, kinds, strict=True)
+        ]
+        return crew.bound(self.loaded, code, arrays)
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
@@ -294,9 +316,34 @@ class OpenclRun(Begun):
             return self._started.finish()
 
 
-def _not_yet(device: Device) -> str | None:
-    if device.kind != "cpu":
-        return "kernels for OpenCL devices of their own are not generated yet"
+def _described(device: Device) -> Mapping[str, Any]:
+    """TVM's target for a device that is no processor."""
+    return {
+        "kind": "opencl",
+        "max_num_threads": device.group_items or GROUP_ITEMS,
+        "max_threads_per_block": device.group_items or GROUP_ITEMS,
+        "max_shared_memory_per_block": device.local_nbytes or LOCAL_NBYTES,
+        # Work-items of a group need not run in step.
+        "thread_warp_size": 1,
+    }
+
+
+def _limits(device: Device) -> Limits:
+    return Limits(
+        units=device.compute_units or Limits().units,
+        threads_group=min(device.group_items or GROUP_ITEMS, MOST_GROUP_ITEMS),
+        shared_nbytes_group=min(device.local_nbytes or LOCAL_NBYTES, MOST_LOCAL_NBYTES),
+        warp=1,
+    )
+
+
+def _lack(graph: Graph, device: Device) -> str | None:
+    """The tensor of a type that a device which is no processor cannot compute with, if any."""
+    tensors = (*graph.inputs, *(tensor for op in graph.ops for tensor in op.writes))
+    for tensor in tensors:
+        feature = NEEDED.get(tensor.dtype)
+        if feature is not None and feature not in device.isa.split():
+            return f"'{tensor.name}' is {tensor.dtype}, and '{device.name}' has no {feature}"
     return None
 
 

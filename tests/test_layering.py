@@ -18,9 +18,9 @@ store  op  oracle  trace  tvm_runtime
 fusion  schedules  launches
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache  request  forms  quantization  fpga
+cache  request  forms  quantization  fpga  programs
 crew
-opencl  native  executor  footprint
+opencl  cuda  native  executor  footprint
 links
 overheads
 system
@@ -53,8 +53,8 @@ LOADERS = (
         + [f"hetsched.opencl.{name}" for name in "crew query runtime".split()]
         + [
             f"hetsched.lowering.{name}"
-            for name in "device_code entry gpu integer kernels metaschedule opencl program recurrent "
-            "relax stack temporaries trials".split()
+            for name in "device_code entry gpu integer kernels metaschedule opencl program "
+            "recurrent relax stack temporaries trials".split()
         ]
     )
     | {
@@ -63,6 +63,7 @@ LOADERS = (
         "polynomials pooling recurrent rows window winograd".split()
     }
     | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
+    | {"hetsched.schedules.gpu.threads", "hetsched.schedules.gpu.tiles"}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.

@@ -62,7 +62,7 @@ def program(
             sources = _Sources()
             steps = {
                 name: _steps(sources, name, kernels(function, units))
-                for name, function in _lowered(calls.functions).items()
+                for name, function in lowered(calls.functions).items()
             }
         for name, nbytes in copies(calls).items():
             steps[name] = _steps(sources, "copy", _copying(nbytes))
@@ -106,7 +106,7 @@ class _Sources:
         return "\n".join(["".join(self._helpers), *whole])
 
 
-def _lowered(functions: Mapping[str, Any]) -> dict[str, Any]:
+def lowered(functions: Mapping[str, Any]) -> dict[str, Any]:
     """The functions as loops over flat buffers and vectors, as TVM lowers them."""
     module = tvm.IRModule(
         {

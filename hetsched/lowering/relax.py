@@ -564,8 +564,6 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
             return super()._convert_operator(op_name, inputs, attrs, opset)
         index = int(attrs["tvm_custom"]["name"])
         op, layer = self._ops[index], self.layers[index]
-        if self._vectors is None:
-            raise UnsupportedOperation(f"{op}: its loops are for a processor with vectors")
         return relax.Tuple(recurrent.convert(self.bb, op, layer, inputs, self._vectors))
 
 

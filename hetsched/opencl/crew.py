@@ -4,13 +4,16 @@ Where device and host share memory nothing is copied: a kernel takes the address
 memory that OpenCL has allocated, and a buffer lends other memory for a call.
 """
 
-from ctypes import CDLL, c_void_p, cast
+from collections.abc import Callable, Sequence
+from ctypes import CDLL, CFUNCTYPE, c_int, c_void_p, cast
 from functools import partial
+from math import prod
 
 import numpy as np
 import pyopencl as cl
 
 from hetsched.crew import address
+from hetsched.dtype import empty
 from hetsched.errors import HetschedError
 from hetsched.launches import INPUT, OUTPUT
 from hetsched.opencl.runtime import Failed, Loaded
@@ -29,12 +32,15 @@ CALLS = (
     "clFinish",
 )
 MOST_AXES = 3
+# TVM's number of a value that is an address.
+ADDRESS = 4
 # The structures of crew.c.
 LAUNCH = np.dtype(
     [("kernel", "u8"), ("axes", "i8"), ("global", "u8", MOST_AXES), ("local", "u8", MOST_AXES)]
 )
 ARGUMENT = np.dtype([("kernel", "u8"), ("number", "i4"), ("tensor", "i4"), ("start", "i8")])
 TENSOR = np.dtype([("nbytes", "u8"), ("written", "i8")])
+VALUE = np.dtype([("kind", "i4"), ("unused", "i4"), ("content", "i8")])
 PROGRAM = np.dtype(
     [
         *((name, "u8") for name in CALLS),
@@ -101,6 +107,45 @@ def code(loaded: Loaded, library: CDLL) -> Code | None:
         within=WITHIN if there.shared_pointers else None,
         failed=partial(_failed, loaded.device.name),
     )
+
+
+def bound(
+    loaded: Loaded, code: Code, inputs: Sequence[np.ndarray]
+) -> Callable[[], list[np.ndarray]]:
+    """A call of the code of `loaded` that reads these arrays and writes to its own, the same ones each time.
+
+    Between the launches there is no Python, which would cost some microseconds at each, as what
+    it does has left the near caches meanwhile.
+    """
+    outputs = [(code.allocate or _unshared)(n) for n in map(_nbytes, code.results)]
+    found = [
+        memory[: _nbytes(kind)].view(kind[1]).reshape(kind[0])
+        for memory, kind in zip(outputs, code.results, strict=True)
+    ]
+    table = code.table.copy()
+    table[list(code.inputs)] = [address(array) for array in inputs]
+    table[list(code.outputs)] = [address(array) for array in found]
+    given, made = np.zeros(1, VALUE), np.zeros(1, VALUE)
+    given["kind"], given["content"] = ADDRESS, address(table)
+    call = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_void_p)(code.function)
+    arguments = None, c_void_p(address(given)), 1, c_void_p(address(made))
+
+    def run(_kept: object = (code, inputs, table, given)) -> list[np.ndarray]:
+        call(*arguments)
+        if status := int(made["content"][0]):
+            raise _failed(loaded.device.name, status)
+        return found
+
+    return run
+
+
+def _nbytes(kind: tuple[tuple[int, ...], np.dtype]) -> int:
+    shape, dtype = kind
+    return prod(shape) * dtype.itemsize
+
+
+def _unshared(nbytes: int) -> np.ndarray:
+    return empty((nbytes,), np.dtype(np.uint8))
 
 
 def _entered(*_kept: object) -> None:

@@ -4,25 +4,21 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hetsched import lowering, schedules
 from hetsched.device import Device
-from hetsched.errors import CompileError, DeviceError, PackageError
+from hetsched.errors import CompileError, DeviceError, PackageError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
 from hetsched.native import crew_code, damage_of, linker_for, opened
 from hetsched.op import Tensor
 from hetsched.opencl.devices import VENDORS, VENDORS_VARIABLE, device, select, survey
+from hetsched.programs import footprint, generator, given, program_of
 from hetsched.schedules.gpu.limits import Limits
-from hetsched.schedules.rules import Rules
+from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
 
@@ -51,8 +47,16 @@ class Opencl(Target):
     """Whatever OpenCL runs on here: GPUs, and by PoCL the processor's cores.
 
     A device that computes on the processor gets the loops of the `cpu` target, a GPU kernels by
-    the rules for GPUs.
+    the rules for GPUs. `winograd` says how the processor computes convolutions by 3 x 3, as for
+    `cpu`.
     """
+
+    winograd: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.winograd not in WINOGRAD:
+            there = ", ".join(WINOGRAD)
+            raise PluginError(f"'{self.winograd}' is no winograd of opencl; there are {there}")
 
     def unavailable(self) -> str | None:
         found = survey()
@@ -102,7 +106,7 @@ class Opencl(Target):
         return self.device(f"{name if ':' in name else f'{name}:0'}@{where}")
 
     def version(self) -> str:
-        return f"tvm {_installed('apache-tvm')}, rules {_rules()}"
+        return f"{generator()}, winograd {self.winograd}"
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
@@ -150,13 +154,10 @@ class Opencl(Target):
 
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
         program, weights = self._program(graph, device)
-        given = {
-            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
-        }
-        return _footprint(program, {**weights, **given})
+        return footprint(program, {**weights, **given(graph)})
 
     def held(self, artifact: Artifact) -> Footprint | None:
-        return _footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
+        return footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
 
     def copying(self, device: Device, words: int) -> Kernel:
         # On the processor each unit copies what lies together, on others each item a word.
@@ -174,11 +175,7 @@ class Opencl(Target):
         return OpenclKernel(program, {}, device, "copy", library=self.crew(device))
 
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
-        try:
-            program = Program.from_files(artifact.files, LANGUAGE)
-        except PackageError as error:
-            raise PackageError(f"part '{graph.name}' is damaged: {error}") from None
-        _check(program, graph, artifact.weights)
+        program = program_of(artifact, graph, LANGUAGE)
         library = artifact.files.get(CREW)
         if library is not None and (damage := damage_of(library)) is not None:
             raise PackageError(f"part '{graph.name}' is damaged: {CREW} {damage}")
@@ -191,7 +188,7 @@ class Opencl(Target):
         from hetsched.lowering import gpu, opencl
 
         if device.kind == "cpu":
-            rules = Rules(Vectors.of(device.isa), device.threads)
+            rules = Rules(Vectors.of(device.isa), device.threads, winograd=self.winograd)
             return opencl.program(graph, rules, max(1, device.compute_units))
         if lack := _lack(graph, device):
             raise CompileError(f"part '{graph.name}': {lack}")
@@ -226,8 +223,8 @@ class OpenclKernel(Kernel):
         try:
             self.loaded = runtime.Loaded(program, weights, device, name)
             if graph is not None:
-                given = {name: self.receive(weights[name]) for name in _given(graph)}
-                self._results = Results(graph, given)
+                constants = {name: self.receive(weights[name]) for name in given(graph)}
+                self._results = Results(graph, constants)
         except runtime.Failed as error:
             raise error.of(f"part '{name}' does not load", device.name) from error
         # Whether what it begins goes on while the caller does something else.
@@ -345,56 +342,3 @@ def _lack(graph: Graph, device: Device) -> str | None:
         if feature is not None and feature not in device.isa.split():
             return f"'{tensor.name}' is {tensor.dtype}, and '{device.name}' has no {feature}"
     return None
-
-
-def _given(graph: Graph) -> dict[str, np.ndarray]:
-    """The outputs that are constants."""
-    names = [tensor.name for tensor in graph.outputs]
-    return {name: graph.constants[name] for name in names if name in graph.constants}
-
-
-def _check(program: Program, graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
-    """
-    Raises
-    ------
-    PackageError
-        The program is not that of the graph, or its weights are not these.
-    """
-    damaged = f"part '{graph.name}' is damaged:"
-    for what, own, tensors in (
-        ("inputs", program.inputs, graph.inputs),
-        ("outputs", program.outputs, graph.computed),
-    ):
-        expected = [(t.shape, t.dtype) for t in map(graph.handed, tensors)]
-        if [(t.shape, t.dtype) for t in own] != expected:
-            raise PackageError(f"{damaged} its program has other {what} than the part")
-    for name in (*program.weights, *_given(graph)):
-        if name not in weights:
-            raise PackageError(f"{damaged} there is no weight '{name}'")
-    for name, nbytes in program.weights.items():
-        if weights[name].nbytes != nbytes:
-            raise PackageError(
-                f"{damaged} weight '{name}' has {weights[name].nbytes} bytes, not {nbytes}"
-            )
-
-
-def _footprint(program: Program, weights: Mapping[str, np.ndarray]) -> Footprint:
-    own = len(program.constants) + program.workspace_nbytes
-    return Footprint({name: array.nbytes for name, array in weights.items()}, own)
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-@cache
-def _rules() -> str:
-    """A digest of what shapes the code beside TVM: with other rules, times are others too."""
-    digest = sha256()
-    for package in (lowering, schedules):
-        for path in sorted(Path(str(package.__path__[0])).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]

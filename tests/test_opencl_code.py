@@ -106,6 +106,9 @@ OPERATIONS: Mapping[str, tuple[onnx.ModelProto, list[Array]]] = {
         "ScatterND", 11, ROWS, np.array([[0, 1], [1, -1]]), ROWS[:, 0].copy(), constants=1
     ),
     "largest": operation("ArgMax", 12, ROWS, axis=2),
+    "first": operation("TopK", 11, ROWS, np.array([5]), constants=1, axis=2, outputs=2),
+    "last": operation("TopK", 11, np.round(ROWS), np.array([3]), constants=1, axis=1, outputs=2,
+                      largest=0),
     "resized": operation(
         "Resize", 13, IMAGE, None, None, np.array([1, 20, 15, 6]), constants=3, mode="linear"
     ),
@@ -219,7 +222,7 @@ def text_of(body: str, units: int = 1, **shapes: tuple[int, ...]) -> str:
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
     text = f"@T.prim_func(s_tir=True)\ndef f({arguments}):\n{lines}\n"
     function = import_module("tvm.script").from_source(text)
-    found = kernels.kernels(lowering.lowered({"f": function})["f"], units)
+    found = kernels.kernels(lowering.flattened({"f": function})["f"], units)
     return "".join(nest.text for nest in found.nests)
 
 
@@ -261,8 +264,16 @@ def golden(name: str, text: str) -> str:
 
 
 def test_what_has_no_kernel_is_refused_by_name() -> None:
-    model, _ = operation("TopK", 11, ROWS, np.array([2]), constants=1, outputs=2)
-    with pytest.raises(CompileError, match="TopK 'node0'"):
-        program(named(onnx.shape_inference.infer_shapes(model)))
     with pytest.raises(UnsupportedOperation, match="no type for float8"):
         kernels._Type.of("float8_e4m3fn")
+    made = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["y"], "node0")],
+        "zero",
+        [helper.make_tensor_value_info("x", 1, (3,))],
+        [helper.make_tensor_value_info("y", 7, (1, 2))],
+    )
+    graph = named(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]))
+    with pytest.raises(CompileError, match="NonZero 'node0'"):
+        program(graph)
+    assert "NonZero" in (lowering.why_not(graph) or "")
+    assert lowering.why_not(named(OPERATIONS["first"][0])) is None

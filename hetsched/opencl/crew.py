@@ -112,7 +112,7 @@ def code(loaded: Loaded, library: CDLL) -> Code | None:
 def bound(
     loaded: Loaded, code: Code, inputs: Sequence[np.ndarray]
 ) -> Callable[[], list[np.ndarray]]:
-    """A call of the code of `loaded` that reads these arrays and writes to its own, the same ones each time.
+    """A call of the code of `loaded` that reads these arrays and writes to its own, the same ones.
 
     Between the launches there is no Python, which would cost some microseconds at each, as what
     it does has left the near caches meanwhile.

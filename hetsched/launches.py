@@ -33,7 +33,9 @@ WRITABLE = (OUTPUT, WORKSPACE)
 MOST_LETTERS = 200
 IDENTIFIER = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{MOST_LETTERS - 1}}}")
 # Of a kernel in a source.
-KERNEL = re.compile(r"\b(?:__kernel|kernel|__global__)\b[^;{}]*?\b([A-Za-z_][A-Za-z0-9_]*)\s*\(")
+KERNEL = re.compile(
+    r"\b(?:__kernel|kernel|__global__)\b[^;{}]*?\b(?!__launch_bounds__)([A-Za-z_][A-Za-z0-9_]*)\s*\("
+)
 MOST_AXES = 3
 # Of work-items along an axis, and of bytes anywhere.
 LARGEST_EXTENT = (1 << 31) - 1

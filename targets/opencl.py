@@ -4,15 +4,10 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hetsched import lowering, schedules
 from hetsched.device import Device
 from hetsched.errors import CompileError, DeviceError, PackageError, PluginError
 from hetsched.graph import Graph, to_onnx
@@ -21,11 +16,18 @@ from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
 from hetsched.native import crew_code, damage_of, linker_for, opened
 from hetsched.op import Tensor
 from hetsched.opencl.devices import VENDORS, VENDORS_VARIABLE, device, select, survey
+from hetsched.programs import footprint, generator, given, program_of
+from hetsched.schedules.gpu.limits import Limits
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
 
 LANGUAGE = "opencl"
+# The features without which no kernel has values of a type.
+NEEDED = {"float16": "fp16", "float64": "fp64"}
+# What OpenCL promises of any device, and what its kernels use at most.
+GROUP_ITEMS, LOCAL_NBYTES = 64, 32 << 10
+MOST_GROUP_ITEMS, MOST_LOCAL_NBYTES = 256, 32 << 10
 # What calls OpenCL without Python, where device and host share memory.
 CREW = "crew.so"
 # Copies words, each work-item those that lie together.
@@ -37,7 +39,7 @@ __kernel void copy_words(__global const long* restrict given, __global long* res
 """
 
 # Refusals by structure, for the groups that a network repeats.
-_refusals: dict[bytes, str | None] = {}
+_refusals: dict[tuple[str, bytes], str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,20 @@ class Opencl(Target):
         return self.device(f"{name if ':' in name else f'{name}:0'}@{where}")
 
     def version(self) -> str:
-        return f"tvm {_installed('apache-tvm')}, rules {_rules()}, winograd {self.winograd}"
+        return f"{generator()}, winograd {self.winograd}"
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
-        from hetsched.lowering.relax import refusal_of
+        from hetsched.lowering import gpu, relax
 
-        if why := _not_yet(device):
-            return why
+        if device.kind != "cpu" and (lack := _lack(graph, device)):
+            return lack
         structure = to_onnx(graph, weights=False)
         structure.graph.name = ""
-        key = structure.SerializeToString(deterministic=True)
+        key = device.kind, structure.SerializeToString(deterministic=True)
         if key not in _refusals:
-            _refusals[key] = refusal_of(graph)
+            why_not = relax.refusal_of if device.kind == "cpu" else gpu.why_not
+            _refusals[key] = why_not(graph)
         return _refusals[key]
 
     def lanes(self, device: Device) -> int | None:
@@ -151,13 +154,10 @@ class Opencl(Target):
 
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
         program, weights = self._program(graph, device)
-        given = {
-            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
-        }
-        return _footprint(program, {**weights, **given})
+        return footprint(program, {**weights, **given(graph)})
 
     def held(self, artifact: Artifact) -> Footprint | None:
-        return _footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
+        return footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
 
     def copying(self, device: Device, words: int) -> Kernel:
         # On the processor each unit copies what lies together, on others each item a word.
@@ -175,11 +175,7 @@ class Opencl(Target):
         return OpenclKernel(program, {}, device, "copy", library=self.crew(device))
 
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
-        try:
-            program = Program.from_files(artifact.files, LANGUAGE)
-        except PackageError as error:
-            raise PackageError(f"part '{graph.name}' is damaged: {error}") from None
-        _check(program, graph, artifact.weights)
+        program = program_of(artifact, graph, LANGUAGE)
         library = artifact.files.get(CREW)
         if library is not None and (damage := damage_of(library)) is not None:
             raise PackageError(f"part '{graph.name}' is damaged: {CREW} {damage}")
@@ -188,12 +184,15 @@ class Opencl(Target):
     def _program(self, graph: Graph, device: Device) -> tuple[Program, Mapping[str, np.ndarray]]:
         if not graph.computed:
             return Program(LANGUAGE, "", graph.inputs, (), ()), {}
-        from hetsched.lowering.opencl import program
+        # Late, because they load TVM's compiler.
+        from hetsched.lowering import gpu, opencl
 
-        if why := _not_yet(device):
-            raise CompileError(f"part '{graph.name}': {why}")
-        rules = Rules(Vectors.of(device.isa), device.threads, winograd=self.winograd)
-        return program(graph, rules, max(1, device.compute_units))
+        if device.kind == "cpu":
+            rules = Rules(Vectors.of(device.isa), device.threads, winograd=self.winograd)
+            return opencl.program(graph, rules, max(1, device.compute_units))
+        if lack := _lack(graph, device):
+            raise CompileError(f"part '{graph.name}': {lack}")
+        return gpu.program(graph, _described(device), _limits(device))
 
 
 class OpenclKernel(Kernel):
@@ -224,8 +223,8 @@ class OpenclKernel(Kernel):
         try:
             self.loaded = runtime.Loaded(program, weights, device, name)
             if graph is not None:
-                given = {name: self.receive(weights[name]) for name in _given(graph)}
-                self._results = Results(graph, given)
+                constants = {name: self.receive(weights[name]) for name in given(graph)}
+                self._results = Results(graph, constants)
         except runtime.Failed as error:
             raise error.of(f"part '{name}' does not load", device.name) from error
         # Whether what it begins goes on while the caller does something else.
@@ -314,60 +313,32 @@ class OpenclRun(Begun):
             return self._started.finish()
 
 
-def _not_yet(device: Device) -> str | None:
-    if device.kind != "cpu":
-        return "kernels for OpenCL devices of their own are not generated yet"
+def _described(device: Device) -> Mapping[str, Any]:
+    """TVM's target for a device that is no processor."""
+    return {
+        "kind": "opencl",
+        "max_num_threads": device.group_items or GROUP_ITEMS,
+        "max_threads_per_block": device.group_items or GROUP_ITEMS,
+        "max_shared_memory_per_block": device.local_nbytes or LOCAL_NBYTES,
+        # Work-items of a group need not run in step.
+        "thread_warp_size": 1,
+    }
+
+
+def _limits(device: Device) -> Limits:
+    return Limits(
+        units=device.compute_units or Limits().units,
+        threads_group=min(device.group_items or GROUP_ITEMS, MOST_GROUP_ITEMS),
+        shared_nbytes_group=min(device.local_nbytes or LOCAL_NBYTES, MOST_LOCAL_NBYTES),
+        warp=1,
+    )
+
+
+def _lack(graph: Graph, device: Device) -> str | None:
+    """The tensor of a type that a device which is no processor cannot compute with, if any."""
+    tensors = (*graph.inputs, *(tensor for op in graph.ops for tensor in op.writes))
+    for tensor in tensors:
+        feature = NEEDED.get(tensor.dtype)
+        if feature is not None and feature not in device.isa.split():
+            return f"'{tensor.name}' is {tensor.dtype}, and '{device.name}' has no {feature}"
     return None
-
-
-def _given(graph: Graph) -> dict[str, np.ndarray]:
-    """The outputs that are constants."""
-    names = [tensor.name for tensor in graph.outputs]
-    return {name: graph.constants[name] for name in names if name in graph.constants}
-
-
-def _check(program: Program, graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
-    """
-    Raises
-    ------
-    PackageError
-        The program is not that of the graph, or its weights are not these.
-    """
-    damaged = f"part '{graph.name}' is damaged:"
-    for what, own, tensors in (
-        ("inputs", program.inputs, graph.inputs),
-        ("outputs", program.outputs, graph.computed),
-    ):
-        expected = [(t.shape, t.dtype) for t in map(graph.handed, tensors)]
-        if [(t.shape, t.dtype) for t in own] != expected:
-            raise PackageError(f"{damaged} its program has other {what} than the part")
-    for name in (*program.weights, *_given(graph)):
-        if name not in weights:
-            raise PackageError(f"{damaged} there is no weight '{name}'")
-    for name, nbytes in program.weights.items():
-        if weights[name].nbytes != nbytes:
-            raise PackageError(
-                f"{damaged} weight '{name}' has {weights[name].nbytes} bytes, not {nbytes}"
-            )
-
-
-def _footprint(program: Program, weights: Mapping[str, np.ndarray]) -> Footprint:
-    own = len(program.constants) + program.workspace_nbytes
-    return Footprint({name: array.nbytes for name, array in weights.items()}, own)
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-@cache
-def _rules() -> str:
-    """A digest of what shapes the code beside TVM: with other rules, times are others too."""
-    digest = sha256()
-    for package in (lowering, schedules):
-        for path in sorted(Path(str(package.__path__[0])).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]

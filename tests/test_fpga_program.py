@@ -276,3 +276,24 @@ def test_an_address_beyond_the_memory_is_an_error() -> None:
     made: Program = program(network(drawn_part(0)), SMALL)
     with pytest.raises(PartError, match="beyond the memory"):
         execute(SMALL, made.instructions, made.memory(drawn(drawn_part(0), 0))[:-64].copy())
+
+
+def test_no_more_tokens_are_left_than_a_unit_counts() -> None:
+    build, rng = Build(), np.random.default_rng(0)
+    w = build.weights(rng.integers(-9, 9, (8, 5000)).astype(np.int8), np.full(5000, 1e-3), axis=1)
+    graph = build.graph(build.rounded(build.op("MatMul", build.input(12, 8), w)))
+    overlay = OVERLAYS[1]
+    made = program(network(graph), overlay)
+    tokens = dict.fromkeys(((a, b) for a in UNITS for b in UNITS), 0)
+    most = 0
+    for one in made.instructions:
+        for unit in UNITS:
+            tokens[unit, one.unit] -= bool(one.wait & unit)
+            tokens[one.unit, unit] += bool(one.signal & unit)
+        most = max(most, *tokens.values())
+    # The core counts to 255, and a unit may be behind by its queue.
+    assert 100 < most <= 255 - 2 * overlay.queue
+    inputs = drawn(graph, 0)
+    np.testing.assert_array_equal(
+        simulate(made, inputs)[0], reference.run(network(graph), inputs)[0]
+    )

@@ -17,6 +17,7 @@ from hetsched import api
 from hetsched.device import Device
 from hetsched.errors import (
     BuildError,
+    CompileError,
     DeviceError,
     DeviceLost,
     HetschedError,
@@ -31,6 +32,7 @@ from hetsched.op import Tensor
 from hetsched.opencl import devices
 from hetsched.opencl.devices import Found, Survey, device, select, survey
 from hetsched.plugin import load
+from hetsched.system import System
 from hetsched.target import Artifact, Kernel, Target
 
 CORE = cores()[-1]
@@ -166,6 +168,30 @@ def test_a_device_with_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "survey", lambda: Survey((replace(GPU, available=False),), ()))
     with pytest.raises(DeviceError, match="is not available"):
         device("opencl:0", "opencl")
+
+
+def test_limits_are_fields_of_a_machine_file(tmp_path: Path) -> None:
+    text = """
+name = "board"
+[[device]]
+name = "opencl:0"
+target = "opencl"
+kind = "gpu"
+isa = "opencl fp16"
+compute_units = 4
+group_items = 128
+local_nbytes = 16384
+"""
+    path = tmp_path / "machine.toml"
+    path.write_text(text)
+    (found,) = System.load(path).devices
+    assert (found.compute_units, found.group_items, found.local_nbytes) == (4, 128, 16384)
+    path.write_text(System.load(path).to_toml())
+    assert System.load(path).devices == (found,)
+    for wrong in ("-1", "1.5", "true", "'1'"):
+        path.write_text(text.replace("compute_units = 4", f"compute_units = {wrong}"))
+        with pytest.raises(DeviceError, match="'compute_units' is"):
+            System.load(path)
 
 
 @pytest.fixture
@@ -490,5 +516,64 @@ assert "tvm" not in sys.modules
 
 def test_an_artifact_runs_without_tvm(first: Device) -> None:
     code = WITHOUT_TVM.format(tests=str(Path(__file__).parent), name=first.name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_parts_for_a_gpu(target: Target, first: Device) -> None:
+    """With groups and memory of their own; what runs OpenCL here runs them too, slowly."""
+    one = replace(
+        own_memory(first), kind="gpu", isa="opencl fp64", group_items=64, local_nbytes=1 << 15
+    )
+    graph = graph_of("y", "x", "w")
+    with target.load(target.compile(graph, one), graph, one) as kernel:
+        found = list(map(kernel.send, kernel.run([kernel.receive(X)])))
+    for array, expected in zip(found, (X * WEIGHT, X, WEIGHT), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-6)
+
+
+def test_a_type_that_a_gpu_lacks_is_a_refusal(target: Target, first: Device) -> None:
+    one = replace(own_memory(first), kind="gpu", isa="opencl")
+    value = helper.make_tensor_value_info
+    made = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], name="relu")],
+        "narrow",
+        [value("x", 10, (4,))],
+        [value("y", 10, (4,))],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    graph = from_onnx(model)
+    why = f"'x' is float16, and '{first.name}' has no fp16"
+    assert target.refusal(graph, one) == why
+    with pytest.raises(CompileError, match="has no fp16"):
+        target.compile(graph, one)
+
+
+WORKERS = """
+import os
+import sys
+sys.path[:0] = [{tests!r}]
+from test_opencl import X, artifact, graph_of
+from hetsched.host import cores
+from hetsched.opencl import runtime
+from hetsched.plugin import load
+from hetsched.target import Target
+target = load(Target, "opencl")
+# First a device whose launches are computed by who makes them.
+for where in (cores()[:1], cores()[-2:], cores()[:2]):
+    device = target.device(f"opencl:cpu@{{where[0]}}-{{where[-1]}}")
+    with target.load(artifact(), graph_of("y"), device) as kernel:
+        kernel.run([X])
+        if kernel.asynchronous:
+            for worker in runtime._workers:
+                assert os.sched_getaffinity(worker) == set(where), (worker, where)
+assert runtime._workers
+"""
+
+
+def test_workers_of_a_driver_are_held_on_the_cores_of_the_device(target: Target) -> None:
+    if not any(found.is_pocl for found in survey().devices) or len(cores()) < 2:
+        pytest.skip("PoCL on two cores or more is not here")
+    code = WORKERS.format(tests=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

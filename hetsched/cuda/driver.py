@@ -10,7 +10,14 @@ from ctypes import CDLL, byref, c_char_p, c_int
 from functools import cache
 from typing import Any
 
-from hetsched.errors import BuildError, DeviceError, DeviceLost, HetschedError, OutOfMemory, PartError
+from hetsched.errors import (
+    BuildError,
+    DeviceError,
+    DeviceLost,
+    HetschedError,
+    OutOfMemory,
+    PartError,
+)
 
 LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 SUCCESS, NOT_READY = 0, 600

@@ -8,19 +8,18 @@ one while the device reads the other.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from ctypes import (
-    Array,
     addressof,
-    c_char,
     c_float,
     c_int,
     c_size_t,
     c_uint,
+    c_uint8,
     c_uint64,
     c_void_p,
-    cast,
-    pointer,
+    sizeof,
 )
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from threading import Lock
 from time import perf_counter
@@ -57,6 +56,15 @@ class Memory:
         self._back.atexit = False
 
 
+class Event:
+    """A place in a stream, which the device passes some time."""
+
+    def __init__(self, there: Driver) -> None:
+        self.handle = there.made("cuEventCreate", c_void_p, c_uint(0), what="an event")
+        self._end = finalize(self, there.call, "cuEventDestroy_v2", self.handle)
+        self._end.atexit = False
+
+
 @dataclass(eq=False)
 class Resident:
     """A tensor on the device. Who reads it elsewhere waits for `ready`, the end of who makes it."""
@@ -64,7 +72,7 @@ class Resident:
     memory: Memory
     shape: tuple[int, ...]
     dtype: np.dtype
-    ready: Any = None
+    ready: Event | None = None
 
 
 @dataclass(eq=False)
@@ -75,12 +83,11 @@ class Opened:
     """
 
     driver: Driver
-    handle: int
     name: str
     context: c_void_p
     stream: c_void_p
     copies: c_void_p
-    origin: c_void_p
+    origin: Event
     origin_seconds: float
     free: dict[int, list[int]] = field(default_factory=dict)
     running: deque[tuple[Any, Any]] = field(default_factory=deque)
@@ -124,20 +131,15 @@ class Opened:
         found = self.driver.made("cuMemAlloc_v2", c_uint64, size, what=f"{what}, {nbytes} bytes")
         return int(found.value)
 
-    def event(self) -> c_void_p:
-        made: c_void_p = self.driver.made("cuEventCreate", c_void_p, c_uint(0), what="an event")
-        finalize(made, self._forgotten, made.value).atexit = False
-        return made
+    def record(self, event: "Event", stream: c_void_p) -> None:
+        self.driver.call("cuEventRecord", event.handle, stream, what="an event")
 
-    def _forgotten(self, event: int | None) -> None:
-        self.driver.call("cuEventDestroy_v2", c_void_p(event), what="an event")
-
-    def record(self, event: c_void_p, stream: c_void_p) -> None:
-        self.driver.call("cuEventRecord", event, stream, what="an event")
+    def wait(self, event: "Event", what: str) -> None:
+        self.driver.call("cuEventSynchronize", event.handle, what=what)
 
     def purge(self) -> None:
         """Forgets the runs that have ended, and what they needed."""
-        while self.running and self.driver.is_over(self.running[0][0]):
+        while self.running and self.driver.is_over(self.running[0][0].handle):
             self.running.popleft()
 
     def weight(self, array: np.ndarray) -> "Weight":
@@ -165,7 +167,7 @@ class Opened:
         self.enter()
         array = empty(resident.shape, resident.dtype)
         if resident.ready is not None:
-            waits = (self.copies, resident.ready, c_uint(0))
+            waits = (self.copies, resident.ready.handle, c_uint(0))
             self.driver.call("cuStreamWaitEvent", *waits, what="a copy")
         self._out.read(resident.memory.address, array.reshape(-1).view(np.uint8))
         return array
@@ -177,17 +179,16 @@ class Opened:
         to, source = c_uint64(memory.address), c_uint64(resident.memory.address)
         size = c_size_t(memory.nbytes)
         self.driver.call("cuMemcpyDtoDAsync_v2", to, source, size, self.stream, what="a copy")
-        ready = self.event()
+        ready = Event(self.driver)
         self.record(ready, self.stream)
         self.running.append((ready, resident))
         return Resident(memory, resident.shape, resident.dtype, ready)
 
-    def seconds_of(self, event: c_void_p) -> float:
+    def seconds_of(self, event: Event) -> float:
         """When something was over that has ended, by `perf_counter`."""
-        elapsed = c_float()
-        pointer_to = pointer(elapsed)
-        self.driver.call("cuEventElapsedTime", pointer_to, self.origin, event, what="an event")
-        return self.origin_seconds + elapsed.value * 1e-3
+        ends = self.origin.handle, event.handle
+        elapsed = self.driver.made("cuEventElapsedTime", c_float, *ends, what="an event")
+        return self.origin_seconds + float(elapsed.value) * 1e-3
 
     def synchronise(self) -> None:
         self.driver.call("cuStreamSynchronize", self.stream, what="its launches")
@@ -195,7 +196,7 @@ class Opened:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """An array on the device and on the host, whose address is no other's as long as it is there."""
+    """An array on device and host, whose address is no other's as long as it is there."""
 
     memory: Memory
     array: np.ndarray
@@ -214,12 +215,12 @@ class Staging:
         """The bytes `given` to the device; returns when they are there."""
         call, stream = self._there.driver.call, self._there.copies
         with self._lock:
-            halves, ends = self._pinned(), [self._there.event() for _ in range(2)]
+            halves, ends = self._pinned(), [Event(self._there.driver) for _ in range(2)]
             for turn, start in enumerate(range(0, given.size, self._half)):
                 place, half = halves[turn % 2]
                 piece = given[start : start + self._half]
                 if turn > 1:
-                    call("cuEventSynchronize", ends[turn % 2], what="a copy")
+                    self._there.wait(ends[turn % 2], "a copy")
                 half[: piece.size] = piece
                 to, size = c_uint64(address + start), c_size_t(piece.size)
                 call("cuMemcpyHtoDAsync_v2", to, c_void_p(place), size, stream, what="a copy")
@@ -239,11 +240,11 @@ class Staging:
             self._there.record(ends[turn % 2], stream)
 
         with self._lock:
-            halves, ends = self._pinned(), [self._there.event() for _ in range(2)]
+            halves, ends = self._pinned(), [Event(self._there.driver) for _ in range(2)]
             if starts:
                 fetch(0)
             for turn, start in enumerate(starts):
-                call("cuEventSynchronize", ends[turn % 2], what="a copy")
+                self._there.wait(ends[turn % 2], "a copy")
                 if turn + 1 < len(starts):
                     fetch(turn + 1)
                 piece = taken[start : start + self._half]
@@ -255,8 +256,8 @@ class Staging:
             made = self._there.driver.made(
                 "cuMemHostAlloc", c_void_p, size, flags, what="pinned memory"
             )
-            whole = (c_char * self._half).from_address(made.value)
-            self._halves.append((made.value, np.frombuffer(whole, np.uint8)))
+            whole = (c_uint8 * self._half).from_address(made.value)
+            self._halves.append((made.value, np.ctypeslib.as_array(whole)))
         return self._halves
 
 
@@ -290,8 +291,7 @@ def _open(there: Driver, name: str) -> Opened:
         there.made("cuStreamCreate", c_void_p, c_uint(NON_BLOCKING), what="a stream")
         for _ in range(2)
     )
-    origin = there.made("cuEventCreate", c_void_p, c_uint(0), what="an event")
-    found = Opened(there, handle, name, context, stream, copies, origin, 0.0)
+    found = Opened(there, name, context, stream, copies, Event(there), 0.0)
     _begin_clock(found)
     return found
 
@@ -299,7 +299,7 @@ def _open(there: Driver, name: str) -> Opened:
 def _begin_clock(there: Opened) -> None:
     """Notes when the device is at `origin`; it must have nothing to do."""
     there.record(there.origin, there.stream)
-    there.driver.call("cuEventSynchronize", there.origin, what="an event")
+    there.wait(there.origin, "an event")
     there.origin_seconds = perf_counter()
 
 
@@ -349,7 +349,8 @@ class Loaded:
             [(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in tensors]
             for tensors in (program.inputs, program.outputs)
         )
-        # Of each launch the addresses, and the addresses of these, which the driver wants.
+        # Of each launch the addresses, of which the driver wants the addresses.
+        self._values: list[Any] = []
         self._free: list[tuple[Any, int, str, int, int]] = []
         self._calls = [self._call(launch) for launch in program.launches]
 
@@ -395,7 +396,9 @@ class Loaded:
                 self._free.append(free)
             else:
                 values[index] = self._own[place.region, place.which].address + place.start
-        addresses = _addresses_in(values)
+        self._values.append(values)
+        first, size = addressof(values), sizeof(c_uint64)
+        addresses = (c_void_p * len(values))(*(first + size * i for i in range(len(values))))
         groups, threads = (
             [c_uint(size) for size in (*sizes, 1, 1)[:3]]
             for sizes in (launch.groups, launch.local_size)
@@ -446,7 +449,7 @@ class Loaded:
             what = f"launch {number}, of '{self.program.launches[number].kernel}'"
             there.driver.call("cuLaunchKernel", *call, what=what)
             if stamped:
-                run.marks.append(there.event())
+                run.marks.append(Event(there.driver))
                 there.record(run.marks[-1], there.stream)
 
 
@@ -459,8 +462,8 @@ class Started:
     def __init__(self, loaded: Loaded, inputs: Sequence[Resident], stamped: bool) -> None:
         there = self._there = loaded.opened
         self.inputs = list(inputs)
-        self._begin, self._end = there.event(), there.event()
-        self.marks: list[c_void_p] = []
+        self._begin, self._end = Event(there.driver), Event(there.driver)
+        self.marks: list[Event] = []
         self.outputs = [
             Resident(
                 Memory(there, prod(shape) * dtype.itemsize, "an output"), shape, dtype, self._end
@@ -486,7 +489,7 @@ class Started:
         """
         there = self._there
         there.enter()
-        there.driver.call("cuEventSynchronize", self._end, what="its launches")
+        there.wait(self._end, "its launches")
         now = perf_counter()
         found = (there.seconds_of(event) for event in (self._begin, self._end))
         first, last = (min(max(seconds, self._began), now) for seconds in found)
@@ -495,13 +498,4 @@ class Started:
     def seconds(self) -> list[float]:
         """What each launch took, of a run that was stamped and has ended."""
         times = list(map(self._there.seconds_of, (self._begin, *self.marks)))
-        return [after - before for before, after in zip(times, times[1:], strict=False)]
-
-
-def _addresses_in(values: "Array[c_uint64]") -> Any:
-    """An array with the address of each value, which keeps the values."""
-    size = 8
-    first = addressof(values)
-    addresses = (c_void_p * len(values))(*(first + size * index for index in range(len(values))))
-    addresses.kept = values
-    return cast(addresses, c_void_p) if not len(values) else addresses
+        return [after - before for before, after in pairwise(times)]

@@ -236,7 +236,8 @@ def yosys(commands: Sequence[str], folder: Path) -> str:
 
 
 def _build(overlay: Overlay, engine: str, folder: Path) -> Path:
-    (folder / "top.il").write_text(rtlil(overlay))
+    technology = {"verilator": "simulation", "cxxrtl": "generic"}[engine]
+    (folder / "top.il").write_text(rtlil(overlay, technology))
     begin = ["read_rtlil top.il", "hierarchy -top top"]
     made = folder / "engine.so"
     compiler = str(_compiler())
@@ -248,11 +249,16 @@ def _build(overlay: Overlay, engine: str, folder: Path) -> Path:
             [compiler, *FLAGS, "-DCXXRTL", f"-I{include}", "-I.", harness, "-o", made.name], folder
         )
         return made
-    # Conditions stay conditions: what is not enabled then costs nothing.
-    yosys(
-        [*begin, "proc -nomux -norom", "memory_collect", "write_verilog -norename -noattr top.v"],
-        folder,
-    )
+    # Flat and with enables found, half as much is computed in a cycle.
+    passes = [
+        "proc",
+        "flatten",
+        "opt",
+        "wreduce t:$mul t:$add",
+        "memory_collect",
+        "write_verilog -noattr top.v",
+    ]
+    yosys([*begin, *passes], folder)
     root = _installed("verilator")
     _called(
         [

@@ -9,6 +9,7 @@
 #include "top.cc"
 #else
 #include "Vtop.h"
+#include "Vtop___024root.h"
 #include "verilated.h"
 #endif
 
@@ -60,8 +61,8 @@ struct Simulator {
         top.p_clk.set(0u);
         top.step();
 #else
-        top.clk = 0;
-        top.eval();
+        // Nothing happens at the falling edge: it is only noted.
+        top.rootp->__Vtrigprevexpr___TOP__clk__0 = 0;
         top.clk = 1;
         top.eval();
 #endif

@@ -6,22 +6,29 @@ it in the stream, so no queue can be too short.
 """
 
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from hetsched.fpga.isa import Conv, Instruction, Load, Store, Unit
 
 UNITS = (Unit.LOAD, Unit.CONV, Unit.STORE)
+# Tokens that one unit may have given another that are not taken: the core counts up to 255, and
+# the giver may be ahead of the stream's order by the queue of the taker.
+MOST_TOKENS = 192
+# Where there would be more, how far behind the giver's latest instruction the taker stays.
+SLACK = 16
 
 
 @dataclass
 class Entry:
-    """An instruction in the stream, `place` of its unit, and what had ended when it starts.
+    """An instruction in the stream, `index` of all and `place` of its unit.
 
-    `seen` is how many instructions of each unit are known to have ended by then.
+    `seen` is how many instructions of each unit are known to have ended when it starts.
     """
 
     instruction: Load | Conv | Store
+    index: int
     place: int
     seen: tuple[int, ...]
     wait: int = 0
@@ -100,6 +107,8 @@ class Stream:
         self._entries: list[Entry] = []
         self._by_unit: tuple[list[Entry], ...] = ([], [], [])
         self._seen: list[tuple[int, ...]] = [(0, 0, 0)] * len(UNITS)
+        # For each giver and taker, where in the stream the latest tokens are taken.
+        self._taken: dict[tuple[int, int], deque[int]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -114,13 +123,14 @@ class Stream:
             if other is None or other.place < entry.place:
                 latest[entry.unit] = entry
         own = self._by_unit[unit]
-        made = Entry(instruction, len(own), ())
+        made = Entry(instruction, len(self._entries), len(own), ())
         # The latest first: what it has seen may spare the others.
         waited = [entry for entry in latest if entry is not None and entry.unit != unit]
         for entry in sorted(waited, key=lambda entry: -sum(entry.seen)):
             other_unit = entry.unit
             if entry.place < seen[other_unit]:
                 continue
+            entry = self._giver(entry, unit)
             made.wait |= UNITS[other_unit]
             entry.signal |= UNITS[unit]
             seen[other_unit] = entry.place + 1
@@ -131,6 +141,17 @@ class Stream:
         own.append(made)
         self._entries.append(made)
         return made
+
+    def _giver(self, entry: Entry, unit: int) -> Entry:
+        """Who gives `unit` a token that tells that `entry` has ended: itself, or one behind it."""
+        taken = self._taken.setdefault((entry.unit, unit), deque())
+        while taken and taken[0] <= entry.index:
+            taken.popleft()
+        if len(taken) >= MOST_TOKENS:
+            others = self._by_unit[entry.unit]
+            entry = others[max(entry.place, len(others) - SLACK)]
+        taken.append(len(self._entries))
+        return entry
 
     def instructions(self) -> tuple[Instruction, ...]:
         return tuple(

@@ -20,7 +20,8 @@ MOST_INNER = 2 ** _BITS["inner"] - 1
 MOST_MIDDLE = 2 ** _BITS["middle"] - 1
 MOST_OUTER = 2 ** _BITS["outer"] - 1
 MOST_STEP = 2 ** _BITS["step"] - 1
-MOST_DROP: int = 2 ** _BITS["drop"] - 1
+# Rows of a tile that see the positions before, in a depthwise one.
+TAPS = 8
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,7 @@ class Depthwise(Dense):
     def _each(self) -> int:
         """Taps of a row of the kernel in one tile."""
         dilation = self.window.dilations[1]
-        reach: int = min(self.overlay.rows - 1, MOST_DROP)
-        return min(self.window.kernel[1], 1 + reach // dilation)
+        return min(self.window.kernel[1], 1 + (TAPS - 1) // dilation)
 
     def pieces(self, blocks: tuple[int, int]) -> Iterator[Piece]:
         height, width = self.window.kernel

@@ -12,18 +12,37 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
-from tvm_ffi import structural_walk
+from tvm_ffi import structural_map, structural_walk
 
 from hetsched.errors import UnsupportedOperation
+from hetsched.lowering.entry import PREFIX
 from hetsched.lowering.program import Step, Steps
 
 # The pass behind which kernels and host are functions of their own.
 SPLIT = "tirx.SplitHostDevice"
 SHARED_NBYTES = "tirx.use_dyn_shared_memory"
 AXES, GROUP, THREAD = "xyz", "blockIdx", "threadIdx"
+# TVM's first lines of CUDA C, which need headers of packages, and what does in their place.
+HEADERS = re.compile(r"#ifdef __CUDACC_RTC__.*?<cuda\.h>\n#endif\n", re.DOTALL)
+PREAMBLE = """#ifdef __CUDACC_RTC__
+typedef signed char int8_t;
+typedef short int16_t;
+typedef int int32_t;
+typedef long long int64_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#else
+#include <cstdint>
+#endif
+"""
+# C's names of functions of float32, which OpenCL C calls by the name alone.
+FLOAT_NAMES = re.compile(r"\b(a?(?:cos|sin|tan)h?|atan2|erf|expm1|log1p|round|trunc)f(?=\()")
 # In OpenCL C, where a kernel begins; and the attribute that tells its compiler the group.
 LONGEST_NAME = 48
 KERNEL = re.compile(r"__kernel void (\w+)\(([^{};]*)\)(?=\s*\{)")
@@ -63,18 +82,43 @@ def device_code(given: Mapping[str, Any], target: Any) -> DeviceCode:
     if not kernels:
         return DeviceCode("", steps)
     ((device, code),) = kernels.items()
-    source = str(codegen_build(finalise()(code), device).inspect_source())
-    if str(target.kind.name) == "opencl":
+    code = finalise()(code)
+    if str(target.kind.name) == "cuda":
+        source = HEADERS.sub(PREAMBLE, _source(code, device))
+    else:
+        source = FLOAT_NAMES.sub(r"\1", _source(_exact(code), device))
         source = _with_group_sizes(source, steps)
     return DeviceCode(source, steps)
 
 
+def _source(code: Any, device: Any) -> str:
+    return str(codegen_build(code, device).inspect_source())
+
+
+def _exact(module: Any) -> Any:
+    """Kernels whose numbers are written by their bits where TVM's six digits would change them."""
+
+    def number(found: Any) -> Any:
+        value = np.float32(found.value)
+        if str(found.ty.dtype) != "float32" or np.float32(f"{value:.6e}") == value:
+            return found
+        bits = tirx.IntImm("int32", int(value.view(np.int32)))
+        return tirx.call_pure_extern("float32", "as_float", bits)
+
+    functions = {
+        variable: function.with_body(structural_map(function.body, (tirx.FloatImm, number)))
+        for variable, function in module.functions.items()
+    }
+    return tvm.IRModule(functions, attrs=module.attrs)
+
+
 def _short(name: str, index: int) -> str:
     """A name for a function, and so for its kernels, that is not too long for any compiler."""
-    return f"f{index}_{name.removeprefix('fused_')[:LONGEST_NAME]}"
+    plain = re.sub(r"\W", "_", name.removeprefix(PREFIX).removeprefix("fused_"))
+    return f"f{index}_{plain[:LONGEST_NAME]}"
 
 
-@tvm.ir.instrument.pass_instrument  # type: ignore[untyped-decorator]
+@tvm.ir.instrument.pass_instrument
 class _After:
     """Keeps the module as the pass of a name leaves it."""
 

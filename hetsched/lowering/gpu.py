@@ -12,7 +12,7 @@ import tvm
 from tvm import relax, s_tir, tirx
 from tvm.s_tir import dlight
 
-from hetsched.errors import UnsupportedOperation
+from hetsched.errors import DeviceError, UnsupportedOperation
 from hetsched.graph import Graph
 from hetsched.launches import Program
 from hetsched.lowering.device_code import device_code
@@ -21,7 +21,7 @@ from hetsched.lowering.program import assembled, copies
 from hetsched.lowering.relax import attempted, fuse, lift_constants, lowered, refusal_of
 from hetsched.schedules.gpu import threads, tiles
 from hetsched.schedules.gpu.limits import Limits
-from hetsched.tvm_runtime import ERRORS
+from hetsched.tvm_runtime import ERRORS, first_line
 
 # Of a place in a region: every device of OpenCL can begin a buffer there, CUDA takes any of 16.
 ALIGNMENT = 512
@@ -42,6 +42,21 @@ def program(
     """
     described = tvm.target.Target(target)
     return attempted(graph, lambda part: _made(part, described, limits))
+
+
+def architecture(target: Mapping[str, Any] | str) -> str:
+    """The architecture of a target, such as `sm_90`.
+
+    Raises
+    ------
+    DeviceError
+        TVM knows no such target.
+    """
+    try:
+        return str(tvm.target.Target(target).attrs["arch"])
+    except ERRORS as error:
+        why = first_line(error)
+        raise DeviceError(f"TVM knows no target {target!r} of CUDA: {why}") from None
 
 
 def why_not(graph: Graph) -> str | None:

@@ -363,7 +363,7 @@ class _Writer:
         self._line(f"const {kind} {name} = {text};")
         return name
 
-    def _apart(self, expression: Any) -> tuple[str, list[str]]:
+    def _aside(self, expression: Any) -> tuple[str, list[str]]:
         """An expression, and the lines that it needs before it, which are not yet written."""
         before, self._lines = self._lines, []
         self._depth += 1
@@ -648,7 +648,7 @@ class _Writer:
         a = self._(expression.a)
         if _Type.of(expression.ty.dtype).lanes > 1:
             return f"({a} {'&' if is_and else '|'} {self._(expression.b)})"
-        b, lines = self._apart(expression.b)
+        b, lines = self._aside(expression.b)
         if not lines:
             return f"({a} {'&&' if is_and else '||'} {b})"
         name = self._named("t")
@@ -712,15 +712,28 @@ class _Writer:
 
     def _shuffle(self, expression: Any) -> str:
         kind = _Type.of(expression.ty.dtype)
-        lanes: list[str] = []
-        for vector in expression.vectors:
-            source = _Type.of(vector.ty.dtype)
-            name = self._value(self._(vector), source.text)
-            lanes += [f"{name}.s{n}" for n in LANE_NAMES[: source.lanes]] if source.lanes > 1 else [
-                name
-            ]  # fmt: skip
+        lanes = [lane for vector in expression.vectors for lane in self._apart(vector)]
         chosen = [lanes[int(index)] for index in expression.indices]
         return chosen[0] if kind.lanes == 1 else f"({kind.text})({', '.join(chosen)})"
+
+    def _apart(self, vector: Any) -> list[str]:
+        """The lanes of a vector."""
+        lanes = int(tvm.DataType(str(vector.ty.dtype)).lanes)
+        if lanes == 1:
+            return [self._value(self._(vector), self._text(vector))]
+        if lanes in LANES:
+            name = self._value(self._(vector), self._text(vector))
+            return [f"{name}.s{lane}" for lane in LANE_NAMES[:lanes]]
+        if not isinstance(vector, ir.Call) or self._called(vector)[0] != "reinterpret":
+            raise UnsupportedOperation(f"OpenCL C has no vectors of {vector.ty.dtype}")
+        # More lanes than a vector has, as parts of the lanes of one.
+        wide = self._apart(vector.args[0])
+        part = _Type.of(tvm.DataType(str(vector.ty.dtype)).with_lanes(lanes // len(wide)))
+        return [
+            f"as_{part.text}({lane}).s{index}"
+            for lane in wide
+            for index in LANE_NAMES[: part.lanes]
+        ]
 
     def _let(self, expression: Any) -> str:
         text = self._(expression.value)
@@ -810,7 +823,7 @@ class _Writer:
     def _either(self, call: Any) -> str:
         """Only the value that is wanted is computed."""
         condition = self._(call.args[0])
-        (a, before_a), (b, before_b) = map(self._apart, call.args[1:])
+        (a, before_a), (b, before_b) = map(self._aside, call.args[1:])
         if not before_a and not before_b:
             return f"({condition} ? {a} : {b})"
         name = self._named("t")

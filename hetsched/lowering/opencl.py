@@ -22,7 +22,7 @@ from hetsched.launches import MOST_LETTERS, Program
 from hetsched.lowering.entry import PREFIX, Calls, calls_of
 from hetsched.lowering.kernels import Kernels, Nest, kernels
 from hetsched.lowering.program import Step, Steps, assembled, copies
-from hetsched.lowering.relax import compile_part, passes
+from hetsched.lowering.relax import compile_part, fuse, lowered, passes, refusal_of
 from hetsched.schedules.rules import Rules
 
 # Of a buffer within a buffer: no device asks for more.
@@ -62,15 +62,24 @@ def program(
             sources = _Sources()
             steps = {
                 name: _steps(sources, name, kernels(function, units))
-                for name, function in _lowered(calls.functions).items()
+                for name, function in flattened(calls.functions).items()
             }
         for name, nbytes in copies(calls).items():
             steps[name] = _steps(sources, "copy", _copying(nbytes))
         return calls, steps, sources.text()
 
-    (calls, steps, source), part = compile_part(graph, build, rules, interpreted=True)
+    (calls, steps, source), part = compile_part(graph, build, rules, interpreted=True, sorts=False)
     found = assembled(graph, part.weights, calls, steps, "opencl", source, alignment)
     return found, part.weights
+
+
+def why_not(graph: Graph) -> str | None:
+    """Why no program can be made of `graph`, or None; quick, as no loops are scheduled."""
+
+    def attempt(part: Graph) -> Calls:
+        return calls_of(fuse(lowered(part, sorts=False)).module)
+
+    return refusal_of(graph, attempt)
 
 
 def _steps(sources: "_Sources", name: str, made: Kernels) -> Steps:
@@ -106,7 +115,7 @@ class _Sources:
         return "\n".join(["".join(self._helpers), *whole])
 
 
-def _lowered(functions: Mapping[str, Any]) -> dict[str, Any]:
+def flattened(functions: Mapping[str, Any]) -> dict[str, Any]:
     """The functions as loops over flat buffers and vectors, as TVM lowers them."""
     module = tvm.IRModule(
         {
@@ -137,5 +146,5 @@ def _lowered(functions: Mapping[str, Any]) -> dict[str, Any]:
         s_tir.transform.RewriteUnsafeSelect(),
         tirx.transform.LowerIntrin(),
     ]
-    lowered = tvm.transform.Sequential(steps)(module)
-    return {variable.name_hint: function for variable, function in lowered.functions.items()}
+    found = tvm.transform.Sequential(steps)(module)
+    return {variable.name_hint: function for variable, function in found.functions.items()}

@@ -121,4 +121,4 @@ def assembled(
 
 
 def _copy(nbytes: int) -> str:
-    return f"copy {nbytes}"
+    return f"copy_{nbytes}"

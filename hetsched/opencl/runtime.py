@@ -11,6 +11,7 @@ several: to wake a thread takes ten times as long as such a launch, 12 us agains
 """
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from hetsched.errors import (
     PackageError,
     PartError,
 )
-from hetsched.host import cores, pinned
+from hetsched.host import cores, hold, pinned, threads
 from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
 from hetsched.opencl.devices import (
     POCL_OWN,
@@ -312,6 +313,8 @@ class Staging:
 
 
 _opened: dict[tuple[str, int, bool], Opened] = {}
+# Of drivers that compute with threads of their own.
+_workers: set[int] = set()
 _opening, _building = Lock(), Lock()
 
 
@@ -332,13 +335,22 @@ def opened(device: Device) -> Opened:
     key = found.platform, number, shares_memory
     with _opening:
         if key not in _opened:
+            if found.is_pocl and len(device.cores) > 1:
+                # Counts when the first device of a process is opened.
+                os.environ.setdefault("POCL_MAX_PTHREAD_COUNT", str(len(device.cores)))
+            before = threads()
             try:
                 # Threads that a driver starts may use the cores that the device has.
                 with pinned(device.cores):
                     _opened[key] = _open(found, number, shares_memory)
+                own = {thread.native_id for thread in threading.enumerate()}
+                _workers.update(threads() - before - own)
             except (cl.Error, IndexError, StopIteration) as error:
                 raise DeviceError(f"'{device.name}', {found}, does not open: {error}") from error
-        return _opened[key]
+        there = _opened[key]
+        if device.cores and not there.on_caller:
+            hold(_workers, device.cores)
+        return there
 
 
 def _number(found: Found, chosen: Sequence[int]) -> int:

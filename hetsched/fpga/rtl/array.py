@@ -20,6 +20,8 @@ total + 8 .. + 11     saturated to int8, and to the instruction's bounds; writte
 ====================  ==========================================================================
 """
 
+from functools import reduce
+
 from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal, Value, signed
 
 from hetsched.fpga.isa import Overlay
@@ -57,6 +59,9 @@ class Array(Elaboratable):
         rows, columns = overlay.rows, overlay.columns
         self._sum = PRODUCT + (rows - 1).bit_length()
         self._total = self._sum + 2
+        # How much later the word and the weights are looked at where the sum takes one cycle.
+        simulated = technology is Technology.SIMULATION
+        self._late = self._sum - 1 - WORD if simulated else 0
         self.input_address = Signal.like(unit.position, reset_less=True)
         self.input_data = Signal(8 * rows)
         self.weight_address = Signal.like(unit.weight_address, reset_less=True)
@@ -81,77 +86,113 @@ class Array(Elaboratable):
         module.d.comb += self.finished.eq(ends[end])
         module.d.comb += self.signal.eq(Mux(ends[end], signal, 0))
         weights = self._weights()
-        self._accumulate([self._dot(column, weights[c]) for c, column in enumerate(self._word())])
+        if self._technology is Technology.SIMULATION:
+            sums = self._sums(weights)
+        else:
+            inputs = self._inputs()
+            sums = [self._dot(*column) for column in zip(inputs, weights, strict=True)]
+        self._accumulate(sums)
         return module
 
-    def _pipe(self, value: Value, stages: int, name: str) -> list[Value]:
+    def _pipe(self, value: Value, stages: int, name: str, reset: bool = True) -> list[Value]:
         piped = [value]
         for stage in range(stages):
-            piped.append(self._stages.later(piped[-1], f"{name}{stage + 1}"))
+            piped.append(self._stages.later(piped[-1], f"{name}{stage + 1}", reset))
         return piped
 
     def _register(self, value: Value, name: str) -> Signal:
-        register = Signal.like(value, name=name, reset_less=True)
-        self._module.d.sync += register.eq(value)
-        return register
+        return self._stages.later(value, name, reset=False)
 
     def _weights(self) -> list[list[Signal]]:
-        """The weights by column and row at stage `COLUMN`: a shadow fills, then all change."""
+        """The weights by column and row where they are used: a shadow fills, then all change."""
         module, unit = self._module, self._unit
         rows, columns = self._overlay.rows, self._overlay.columns
         module.d.sync += self.weight_address.eq(unit.weight_address)
-        word = self._register(self.weight_data, "weight_word")
-        valid = self._pipe(unit.weight, WEIGHT_LATENCY, "weight_valid")[-1]
-        row = self._pipe(unit.weight_row, WEIGHT_LATENCY, "weight_row")[-1]
+        late = self._late - (COLUMN - WORD) if self._late else 0
+        word = self._pipe(self.weight_data, 1 + late, "weight_word", reset=False)[-1]
+        valid = self._pipe(unit.weight, WEIGHT_LATENCY + late, "weight_valid")[-1]
+        row = self._pipe(unit.weight_row, WEIGHT_LATENCY + late, "weight_row")[-1]
+        # A simulator multiplies words of its own width fastest.
+        bits = signed(32 if self._late else 8)
         table: list[list[tuple[Signal, Signal]]] = []
         for c in range(columns):
             table.append([])
             for r in range(rows):
-                shadow = Signal(signed(8), name=f"shadow{r}_{c}", reset_less=True)
-                weight = Signal(signed(8), name=f"weight{r}_{c}", reset_less=True)
+                shadow = Signal(bits, name=f"shadow{r}_{c}", reset_less=True)
+                weight = Signal(bits, name=f"weight{r}_{c}", reset_less=True)
                 table[-1].append((shadow, weight))
         for r in range(rows):
             with module.If(valid & (row == r)):
                 module.d.sync += [
-                    table[c][r][0].eq(word[8 * c : 8 * c + 8]) for c in range(columns)
+                    table[c][r][0].eq(word[8 * c : 8 * c + 8].as_signed()) for c in range(columns)
                 ]
         for c in range(columns):
-            swap = self._register(self._stages.begins(COLUMN - 2), f"swap{c}")
-            swap.attrs["keep"] = 1
+            swap = self._register(self._stages.begins(COLUMN - 2 + late), f"swap{c}")
             with module.If(swap):
                 module.d.sync += [weight.eq(shadow) for shadow, weight in table[c]]
         return [[weight for _, weight in column] for column in table]
 
-    def _word(self) -> list[list[Value]]:
-        """The input at stage `COLUMN`, by column and row."""
-        module, unit, stages = self._module, self._unit, self._stages
+    def _word(self) -> tuple[Value, list[Value]]:
+        """The input word at stage `WORD`, and a column's own channel of it and of those before."""
+        module, unit = self._module, self._unit
         rows, columns = self._overlay.rows, self._overlay.columns
         module.d.sync += self.input_address.eq(unit.position)
-        word = self._register(self.input_data, "word")
-        lane = stages.held(unit.tile.lane, WORD)
+        word = self._pipe(self.input_data, 1 + self._late, "word", reset=False)[-1]
         blocks = rows // columns
-        own = (
-            word if blocks == 1 else word.word_select(lane[: blocks.bit_length() - 1], 8 * columns)
-        )
+        own = word
+        if blocks > 1:
+            lane = self._stages.held(unit.tile.lane, WORD + self._late)
+            own = word.word_select(lane[: blocks.bit_length() - 1], 8 * columns)
         taps = [own]
         for tap in range(1, TAPS):
             taps.append(self._register(taps[-1], f"tap{tap}"))
+        return word, taps
+
+    def _inputs(self) -> list[list[Value]]:
+        """The input at stage `COLUMN`, by column and row."""
+        rows, columns = self._overlay.rows, self._overlay.columns
+        word, taps = self._word()
         inputs = []
-        flag = unit.tile.depthwise
+        flag = self._unit.tile.depthwise
         for c in range(columns):
-            depthwise = stages.held(flag, WORD, copy=c + 1)
+            depthwise = self._stages.held(flag, WORD, copy=c + 1)
             column = []
             for r in range(rows):
                 value = word[8 * r : 8 * r + 8]
                 if r < TAPS:
                     value = Mux(depthwise, taps[r][8 * c : 8 * c + 8], value)
                 copy = Signal(signed(8), name=f"input{r}_{c}", reset_less=True)
-                # Where nothing else tells the columns' copies apart, synthesis would merge them.
-                copy.attrs["keep"] = 1
-                module.d.sync += copy.eq(value)
+                self._module.d.sync += copy.eq(value)
                 column.append(copy)
             inputs.append(column)
         return inputs
+
+    def _sums(self, weights: list[list[Signal]]) -> list[Signal]:
+        """The sums of the columns' products at stage `sum`, in one step."""
+        module, columns = self._module, self._overlay.columns
+        word, taps = self._word()
+        depthwise = self._stages.held(self._unit.tile.depthwise, WORD + self._late)
+        sums = [Signal(signed(32), name=f"sum{c}", reset_less=True) for c in range(columns)]
+        channels = []
+        for r in range(self._overlay.rows):
+            channels.append(Signal(signed(32), name=f"channel{r}"))
+            module.d.comb += channels[r].eq(word[8 * r : 8 * r + 8].as_signed())
+
+        def dot(values: list[Value], column: int) -> Value:
+            products = (
+                (value * weight)[:32]
+                for value, weight in zip(values, weights[column], strict=False)
+            )
+            return reduce(lambda total, product: (total + product)[:32], products)
+
+        with module.If(depthwise):
+            module.d.sync += [
+                total.eq(dot([tap[8 * c : 8 * c + 8].as_signed() for tap in taps], c))
+                for c, total in enumerate(sums)
+            ]
+        with module.Else():
+            module.d.sync += [total.eq(dot(channels, c)) for c, total in enumerate(sums)]
+        return sums
 
     def _dot(self, column: list[Value], weights: list[Signal]) -> Signal:
         """The sum of a column's products, at stage `sum`."""
@@ -187,6 +228,8 @@ class Array(Elaboratable):
         # The block RAM's two cycles, and one to choose.
         read, write = self._sum - 3, self._total
         last = held(tile.last, write)
+        # Whether the position at a stage from `total` on is requantised.
+        done = self._pipe(self._valid[write] & last, 11, "done")
         module.d.comb += [
             memory.read_address.eq(self._counter(tile.accumulator, read, "read")),
             memory.write_address.eq(self._counter(tile.accumulator, write, "write")),
@@ -205,12 +248,10 @@ class Array(Elaboratable):
             old = memory.read_data[32 * c : 32 * c + 32]
             total = self._total_of(sums[c], old, parameter, flags)
             module.d.comb += memory.write_data[32 * c : 32 * c + 32].eq(total)
-            results.append(self._requantised(total, parameter))
-        done = write + 11
-        wrote = self._register(self._valid[done - 1] & held(tile.last, done - 1), "wrote")
+            results.append(self._requantised(total, parameter, done))
         module.d.comb += [
-            self.output_write.eq(wrote),
-            self.output_address.eq(self._counter(tile.output, done, "output")),
+            self.output_write.eq(done[-1]),
+            self.output_address.eq(self._counter(tile.output, write + 11, "output")),
             self.output_data.eq(Cat(*results)),
         ]
 
@@ -235,54 +276,65 @@ class Array(Elaboratable):
         ]
         return total
 
-    def _requantised(self, total: Signal, parameter: Value) -> Signal:
+    def _requantised(self, total: Signal, parameter: Value, done: list[Value]) -> Signal:
+        """The int8 of `total`, eleven cycles later; a stage stands still where it is not `done`."""
         module, stages, tile = self._module, self._stages, self._unit.tile
         at, since = self._total, self._sum - 2
-        multiplier = stages.held(
-            parameter[BIAS_BITS : BIAS_BITS + MULTIPLIER_BITS], at, since=since
-        )
-        shift = stages.held(
-            parameter[BIAS_BITS + MULTIPLIER_BITS : PARAMETER_BITS], at + 4, since=since
-        )
-        half = MULTIPLIER_BITS
+        bits = slice(BIAS_BITS, BIAS_BITS + MULTIPLIER_BITS)
+        multiplier = stages.held(parameter[bits], at, since=since)
+        bits = slice(BIAS_BITS + MULTIPLIER_BITS, PARAMETER_BITS)
+        shift = stages.held(parameter[bits], at + 4, since=since)
         low, high = Multiplier(18, 18, self._technology), Multiplier(18, 18, self._technology)
         module.submodules += [low, high]
         module.d.comb += [
-            low.a.eq(total[:half]),
+            low.a.eq(total[:MULTIPLIER_BITS]),
             low.b.eq(multiplier),
-            high.a.eq(total[half:].as_signed()),
+            low.wanted.eq(Cat(done[:3])),
+            high.a.eq(total[MULTIPLIER_BITS:].as_signed()),
             high.b.eq(multiplier),
+            high.wanted.eq(Cat(done[:3])),
         ]
-        # Of 32 and 17 bits, all but the 15 that the least shift drops.
+        # All of the product's bits but the 15 that the least shift drops.
         product = Signal(signed(50), name="product", reset_less=True)
         fours = Signal(signed(35), name="fours", reset_less=True)
         ones = Signal(signed(35), name="ones", reset_less=True)
         rounded = Signal(signed(35), name="rounded", reset_less=True)
+        byte, bounded, kept, result = (
+            Signal(signed(8), name=name, reset_less=True)
+            for name in ("byte", "bounded", "kept", "result")
+        )
+        over, under, below, above = (
+            Signal(name=name, reset_less=True) for name in ("over", "under", "below", "above")
+        )
+        # Held before: within a condition they would be held by it.
+        shift_ones = stages.held(shift, at + 5, since=at + 4)
         zero = stages.held(tile.zero, at + 6)
-        module.d.sync += [
-            product.eq((high.product << half) + low.product),
-            fours.eq((product >> 15) >> (shift & 0x1C)),
-            ones.eq(fours >> stages.held(shift, at + 5, since=at + 4)[:2]),
-            rounded.eq((ones + Cat(1, zero).as_signed()) >> 1),
-        ]
-        byte = Signal(signed(8), name="byte", reset_less=True)
-        over, under = Signal(name="over", reset_less=True), Signal(name="under", reset_less=True)
-        sign = rounded[-1]
-        module.d.sync += [
-            byte.eq(rounded[:8]),
-            over.eq(~sign & rounded[7:].any()),
-            under.eq(sign & ~rounded[7:].all()),
-        ]
-        bounded = Signal(signed(8), name="bounded", reset_less=True)
-        module.d.sync += bounded.eq(Mux(over, 127, Mux(under, -128, byte)))
         bottom, top = stages.held(tile.low, at + 9), stages.held(tile.high, at + 9)
-        below, above = Signal(name="below", reset_less=True), Signal(name="above", reset_less=True)
-        result = Signal(signed(8), name="result", reset_less=True)
-        module.d.sync += [
-            below.eq(bounded < bottom.as_signed()),
-            above.eq(bounded > top.as_signed()),
-        ]
-        kept = self._register(bounded, "kept")
-        bottom, top = stages.held(tile.low, at + 10), stages.held(tile.high, at + 10)
-        module.d.sync += result.eq(Mux(below, bottom, Mux(above, top, kept)))
+        lowest = stages.held(bottom, at + 10, since=at + 9)
+        highest = stages.held(top, at + 10, since=at + 9)
+        with module.If(done[3]):
+            module.d.sync += product.eq((high.product << MULTIPLIER_BITS) + low.product)
+        with module.If(done[4]):
+            module.d.sync += fours.eq((product >> 15) >> (shift & 0x1C))
+        with module.If(done[5]):
+            module.d.sync += ones.eq(fours >> shift_ones[:2])
+        with module.If(done[6]):
+            module.d.sync += rounded.eq((ones + Cat(1, zero).as_signed()) >> 1)
+        with module.If(done[7]):
+            sign = rounded[-1]
+            module.d.sync += [
+                byte.eq(rounded[:8]),
+                over.eq(~sign & rounded[7:].any()),
+                under.eq(sign & ~rounded[7:].all()),
+            ]
+        with module.If(done[8]):
+            module.d.sync += bounded.eq(Mux(over, 127, Mux(under, -128, byte)))
+        with module.If(done[9]):
+            module.d.sync += [
+                kept.eq(bounded),
+                below.eq(bounded < bottom.as_signed()),
+                above.eq(bounded > top.as_signed()),
+            ]
+        with module.If(done[10]):
+            module.d.sync += result.eq(Mux(below, lowest, Mux(above, highest, kept)))
         return result

@@ -51,9 +51,9 @@ class Stages:
             self._begins.append(self.later(self._begins[-1], f"begins{len(self._begins)}"))
         return self._begins[stage]
 
-    def later(self, value: Value, name: str) -> Signal:
+    def later(self, value: Value, name: str, reset: bool = True) -> Signal:
         """`value` of a cycle before."""
-        later = Signal.like(value, name=name)
+        later = Signal.like(value, name=name, reset_less=not reset)
         self._module.d.sync += later.eq(value)
         return later
 

@@ -43,11 +43,18 @@ class LoadUnit(Elaboratable):
         module.submodules.beats = beats = SyncFIFOBuffered(
             width=8 * BEAT, depth=self._overlay.outstanding
         )
-        self._walk(module, tags)
+        # Whether DRAM takes a read is known late: only this queue's end depends on it.
+        module.submodules.asks = asks = SyncFIFOBuffered(width=32, depth=4)
+        module.d.comb += [
+            self.request.eq(asks.r_rdy),
+            self.address.eq(asks.r_data),
+            asks.r_en.eq(self.accepted),
+        ]
+        self._walk(module, tags, asks)
         self._write(module, tags, beats)
         return module
 
-    def _walk(self, module: Module, tags: SyncFIFOBuffered) -> None:
+    def _walk(self, module: Module, tags: SyncFIFOBuffered, asks: SyncFIFOBuffered) -> None:
         head = self.queue.head
         load = Signal(self.queue.layout, reset_less=True)
         # Set up in three cycles: take, add, compare.
@@ -81,7 +88,7 @@ class LoadUnit(Elaboratable):
                 last_y.eq(end_y + load.bottom - 1),
             ]
         go = Signal()
-        module.d.comb += go.eq(tags.w_rdy & (~self.request | self.accepted))
+        module.d.comb += go.eq(tags.w_rdy & asks.w_rdy)
         # First stage: where the beat is.
         with module.If(running & go):
             module.d.sync += x.eq(x + 1)
@@ -114,10 +121,12 @@ class LoadUnit(Elaboratable):
             tags.w_data.eq(Cat(real, tag.buffer, target, tag.fill, ends, Mux(ends, tag.signal, 0))),
         ]
         # Third stage: its address.
+        address, asked = Signal(32), Signal()
+        module.d.comb += [asks.w_en.eq(asked & go), asks.w_data.eq(address)]
         with module.If(go):
-            module.d.sync += self.request.eq(real)
+            module.d.sync += asked.eq(real)
             with module.If(real):
-                module.d.sync += self.address.eq(Mux(opens, row_base, self.address + BEAT))
+                module.d.sync += address.eq(Mux(opens, row_base, address + BEAT))
                 with module.If(closes):
                     module.d.sync += row_base.eq(
                         Mux(closes_plane, plane_base, row_base + load.row_stride)

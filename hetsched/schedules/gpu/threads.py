@@ -34,7 +34,9 @@ def reduction_of(schedule: Any) -> Any | None:
     found = schedule.get(reducing[0])
     if not isinstance(found.body, tirx.BufferStore):
         return None
-    extents = [[int(a.dom.extent) for a in found.iter_vars if int(a.iter_type) == k] for k in (0, 2)]
+    extents = [
+        [int(a.dom.extent) for a in found.iter_vars if int(a.iter_type) == k] for k in (0, 2)
+    ]
     elements, reduced = map(prod, extents)
     return reducing[0] if elements >= MANY_ELEMENTS or reduced <= SHORT else None
 

@@ -108,7 +108,7 @@ def cycles(tile: Tile, batch: int, i: int, j: int, k: int, limits: Limits) -> fl
     read = products * (micro_i + micro_j) / (micro_i * micro_j) / WIDTH * 2
     step = (products + fetched + read) / limits.lanes
     step = step * side_by_side + STEP_PRODUCTS
-    waiting = max(1.0, (HIDING_THREADS / (tile.threads * side_by_side)) ** 0.5)
+    waiting: float = max(1.0, (HIDING_THREADS / (tile.threads * side_by_side)) ** 0.5)
     return waves * ceil(k / tile.k) * step * waiting
 
 
@@ -156,8 +156,12 @@ def apply(schedule: Any, main: Any, tile: Tile, explicit: bool) -> Any:
     _normalise(schedule, main)
     schedule.pad_einsum(main, [1, tile.i, tile.j, tile.k])
     s, i, j, k = schedule.get_loops(main)
-    group_i, micro_i, thread_i, four_i = schedule.split(i, [None, tile.micro_i, tile.threads_i, WIDTH])
-    group_j, micro_j, thread_j, four_j = schedule.split(j, [None, tile.micro_j, tile.threads_j, WIDTH])
+    group_i, micro_i, thread_i, four_i = schedule.split(
+        i, [None, tile.micro_i, tile.threads_i, WIDTH]
+    )
+    group_j, micro_j, thread_j, four_j = schedule.split(
+        j, [None, tile.micro_j, tile.threads_j, WIDTH]
+    )
     step, inner = schedule.split(k, [None, tile.k])
     schedule.reorder(
         s, group_i, group_j, micro_i, micro_j, thread_i, thread_j, step, inner, four_i, four_j

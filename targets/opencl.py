@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.device import Device
-from hetsched.errors import CompileError, DeviceError, PackageError
+from hetsched.errors import CompileError, DeviceError, PackageError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
@@ -18,7 +18,7 @@ from hetsched.op import Tensor
 from hetsched.opencl.devices import VENDORS, VENDORS_VARIABLE, device, select, survey
 from hetsched.programs import footprint, generator, given, program_of
 from hetsched.schedules.gpu.limits import Limits
-from hetsched.schedules.rules import Rules
+from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
 
@@ -47,8 +47,16 @@ class Opencl(Target):
     """Whatever OpenCL runs on here: GPUs, and by PoCL the processor's cores.
 
     A device that computes on the processor gets the loops of the `cpu` target, a GPU kernels by
-    the rules for GPUs.
+    the rules for GPUs. `winograd` says how the processor computes convolutions by 3 x 3, as for
+    `cpu`.
     """
+
+    winograd: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.winograd not in WINOGRAD:
+            there = ", ".join(WINOGRAD)
+            raise PluginError(f"'{self.winograd}' is no winograd of opencl; there are {there}")
 
     def unavailable(self) -> str | None:
         found = survey()
@@ -98,7 +106,7 @@ class Opencl(Target):
         return self.device(f"{name if ':' in name else f'{name}:0'}@{where}")
 
     def version(self) -> str:
-        return generator()
+        return f"{generator()}, winograd {self.winograd}"
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
@@ -177,7 +185,7 @@ class Opencl(Target):
         from hetsched.lowering import gpu, opencl
 
         if device.kind == "cpu":
-            rules = Rules(Vectors.of(device.isa), device.threads)
+            rules = Rules(Vectors.of(device.isa), device.threads, winograd=self.winograd)
             return opencl.program(graph, rules, max(1, device.compute_units))
         if lack := _lack(graph, device):
             raise CompileError(f"part '{graph.name}': {lack}")

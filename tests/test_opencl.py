@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ctypes import CFUNCTYPE, c_int, c_void_p, cast
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -465,6 +466,42 @@ def test_a_device_that_fails_in_a_run(
         # Nothing is left of the run that failed.
         assert not kernel.loaded.opened.pending
         np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
+
+
+def test_a_device_that_fails_in_a_run_without_python(target: Target, first: Device) -> None:
+    graph = graph_of("y")
+    with target.load(target.compile(graph, first), graph, first) as kernel:
+        if kernel._caller is None:
+            pytest.skip("runs need Python here")
+        for call in (lambda: kernel.run([X]), kernel.bind([X])):
+            np.testing.assert_allclose(call()[0], X * WEIGHT)
+        lost = CFUNCTYPE(c_int, c_void_p)(lambda queue: -2)
+        # The table of OpenCL's functions that crew.c calls.
+        kernel._caller._code.enter.args[0]["clFinish"] = cast(lost, c_void_p).value
+        for call in (lambda: kernel.run([X]), kernel.bind([X])):
+            with pytest.raises(DeviceLost, match="part 'affine' failed on") as caught:
+                call()
+            assert caught.value.device == first.name
+        with pytest.raises(PartError, match="in place of"):
+            kernel.run([X[:1]])
+        with pytest.raises(PartError, match="in place of"):
+            kernel.bind([X[:1]])
+
+
+def test_what_a_driver_compiles_is_made_ahead(
+    target: Target, first: Device, opencl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HETSCHED_CACHE", str(tmp_path))
+    target.prepare(artifact(), first)
+    (entry,) = tmp_path.glob("*.hsc")
+    before = entry.read_bytes()
+    loaded(target, first).close()
+    assert [path.read_bytes() for path in tmp_path.glob("*.hsc")] == [before]
+    # What does not compile, or is of another machine, is told by who loads it.
+    target.prepare(
+        artifact(replace(affine(), source=affine().source.replace("2.0f", "nonsense"))), first
+    )
+    target.prepare(artifact(), replace(first, name="opencl:99"))
 
 
 @pytest.mark.parametrize(

@@ -429,7 +429,7 @@ class _Layer:
         heights = [cut.rows] * (tall - 1) + [work.made.height - (tall - 1) * cut.rows]
         widths = [cut.columns] * (wide - 1) + [work.made.width - (wide - 1) * cut.columns]
         streams = sum(
-            max(h * ((w - 1) * step + drop + 1), overlay.rows + 1) for h in heights for w in widths
+            max(h * ((w - 1) * step + drop + 1), overlay.rows) for h in heights for w in widths
         )
         tiles = sum(
             sum(piece.tiles for blocks in one.loads for piece in work.pieces(blocks))

@@ -459,7 +459,11 @@ class _Walk:
                 by_place = ((row, place) for place, row in product(places, rows))
                 for row, (place, gate) in by_row if len(rows) > len(places) else by_place:
                     block = first + place
-                    at = (block, unit, gate, lanes) if self._thread is None else (0, unit, gate, block)
+                    at = (
+                        (block, unit, gate, lanes)
+                        if self._thread is None
+                        else (0, unit, gate, block)
+                    )
                     term = weights[self.direction, *at]
                     total = sums[row, place, gate, lanes] + source[row, unit] * term
                     tir.buffer_store(sums, total, [row, place, gate, lanes])

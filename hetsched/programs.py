@@ -1,9 +1,14 @@
-"""Programs of launches in the artifacts of a target."""
+"""What targets that generate code by TVM share: its version, and programs in artifacts."""
 
 from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 
+from hetsched import lowering, schedules
 from hetsched.errors import PackageError
 from hetsched.graph import Graph
 from hetsched.launches import Program
@@ -52,3 +57,17 @@ def footprint(program: Program, weights: Mapping[str, np.ndarray]) -> Footprint:
     """What a loaded program holds, with all weights of its artifact."""
     own = len(program.constants) + program.workspace_nbytes
     return Footprint({name: array.nbytes for name, array in weights.items()}, own)
+
+
+@cache
+def generator() -> str:
+    """TVM's version and a digest of what shapes the code beside it: with others, times differ."""
+    try:
+        tvm = version("apache-tvm")
+    except PackageNotFoundError:
+        tvm = "absent"
+    digest = sha256()
+    for package in (lowering, schedules):
+        for path in sorted(Path(str(package.__path__[0])).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return f"tvm {tvm}, rules {digest.hexdigest()[:8]}"

@@ -4,16 +4,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hetsched import lowering, schedules
 from hetsched.cache import default_cache
 from hetsched.cuda import compiler, driver, runtime
 from hetsched.cuda.devices import capability, count, device, number_of, runs
@@ -21,7 +17,7 @@ from hetsched.device import Device
 from hetsched.errors import BuildError, CompileError, DeviceError, PackageError
 from hetsched.graph import Graph, to_onnx
 from hetsched.launches import Program
-from hetsched.programs import footprint, given, program_of
+from hetsched.programs import footprint, generator, given, program_of
 from hetsched.schedules.gpu.limits import Limits
 from hetsched.target import Artifact, Begun, Footprint, Kernel, Results, Target
 
@@ -64,7 +60,7 @@ class Cuda(Target):
         return device(name, self.name)
 
     def version(self) -> str:
-        return f"tvm {_installed('apache-tvm')}, rules {_rules()}"
+        return generator()
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
@@ -261,20 +257,3 @@ def _limits(device: Device, arch: str) -> Limits:
         shared_nbytes_unit=unit.shared_nbytes,
         warp=WARP,
     )
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-@cache
-def _rules() -> str:
-    """A digest of what shapes the code beside TVM: with other rules, times are others too."""
-    digest = sha256()
-    for package in (lowering, schedules):
-        for path in sorted(Path(str(package.__path__[0])).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]

@@ -4,25 +4,21 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hetsched import lowering, schedules
 from hetsched.device import Device
-from hetsched.errors import CompileError, DeviceError, PackageError
+from hetsched.errors import CompileError, DeviceError, PackageError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
 from hetsched.native import crew_code, damage_of, linker_for, opened
 from hetsched.op import Tensor
 from hetsched.opencl.devices import VENDORS, VENDORS_VARIABLE, device, select, survey
+from hetsched.programs import footprint, generator, given, program_of
 from hetsched.schedules.gpu.limits import Limits
-from hetsched.schedules.rules import Rules
+from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
 
@@ -51,8 +47,16 @@ class Opencl(Target):
     """Whatever OpenCL runs on here: GPUs, and by PoCL the processor's cores.
 
     A device that computes on the processor gets the loops of the `cpu` target, a GPU kernels by
-    the rules for GPUs.
+    the rules for GPUs. `winograd` says how the processor computes convolutions by 3 x 3, as for
+    `cpu`.
     """
+
+    winograd: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.winograd not in WINOGRAD:
+            there = ", ".join(WINOGRAD)
+            raise PluginError(f"'{self.winograd}' is no winograd of opencl; there are {there}")
 
     def unavailable(self) -> str | None:
         found = survey()
@@ -102,11 +106,11 @@ class Opencl(Target):
         return self.device(f"{name if ':' in name else f'{name}:0'}@{where}")
 
     def version(self) -> str:
-        return f"tvm {_installed('apache-tvm')}, rules {_rules()}"
+        return f"{generator()}, winograd {self.winograd}"
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
-        from hetsched.lowering import gpu, relax
+        from hetsched.lowering import gpu, opencl
 
         if device.kind != "cpu" and (lack := _lack(graph, device)):
             return lack
@@ -114,7 +118,7 @@ class Opencl(Target):
         structure.graph.name = ""
         key = device.kind, structure.SerializeToString(deterministic=True)
         if key not in _refusals:
-            why_not = relax.refusal_of if device.kind == "cpu" else gpu.why_not
+            why_not = opencl.why_not if device.kind == "cpu" else gpu.why_not
             _refusals[key] = why_not(graph)
         return _refusals[key]
 
@@ -127,13 +131,10 @@ class Opencl(Target):
 
     def compile(self, graph: Graph, device: Device) -> Artifact:
         program, weights = self._program(graph, device)
-        given = {
-            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
-        }
         files = program.files()
         if (crew := self.crew(device)) is not None:
             files[CREW] = crew
-        return Artifact(files, {**weights, **given})
+        return Artifact(files, {**weights, **given(graph)})
 
     def crew(self, device: Device) -> bytes | None:
         # On other devices a driver may copy what a call is lent.
@@ -150,13 +151,10 @@ class Opencl(Target):
 
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
         program, weights = self._program(graph, device)
-        given = {
-            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
-        }
-        return _footprint(program, {**weights, **given})
+        return footprint(program, {**weights, **given(graph)})
 
     def held(self, artifact: Artifact) -> Footprint | None:
-        return _footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
+        return footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
 
     def copying(self, device: Device, words: int) -> Kernel:
         # On the processor each unit copies what lies together, on others each item a word.
@@ -174,11 +172,7 @@ class Opencl(Target):
         return OpenclKernel(program, {}, device, "copy", library=self.crew(device))
 
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
-        try:
-            program = Program.from_files(artifact.files, LANGUAGE)
-        except PackageError as error:
-            raise PackageError(f"part '{graph.name}' is damaged: {error}") from None
-        _check(program, graph, artifact.weights)
+        program = program_of(artifact, graph, LANGUAGE)
         library = artifact.files.get(CREW)
         if library is not None and (damage := damage_of(library)) is not None:
             raise PackageError(f"part '{graph.name}' is damaged: {CREW} {damage}")
@@ -191,7 +185,7 @@ class Opencl(Target):
         from hetsched.lowering import gpu, opencl
 
         if device.kind == "cpu":
-            rules = Rules(Vectors.of(device.isa), device.threads)
+            rules = Rules(Vectors.of(device.isa), device.threads, winograd=self.winograd)
             return opencl.program(graph, rules, max(1, device.compute_units))
         if lack := _lack(graph, device):
             raise CompileError(f"part '{graph.name}': {lack}")
@@ -226,14 +220,18 @@ class OpenclKernel(Kernel):
         try:
             self.loaded = runtime.Loaded(program, weights, device, name)
             if graph is not None:
-                given = {name: self.receive(weights[name]) for name in _given(graph)}
-                self._results = Results(graph, given)
+                constants = {name: self.receive(weights[name]) for name in given(graph)}
+                self._results = Results(graph, constants)
         except runtime.Failed as error:
             raise error.of(f"part '{name}' does not load", device.name) from error
         # Whether what it begins goes on while the caller does something else.
         self.asynchronous = not self.loaded.opened.on_caller
+        self._caller = self._calling()
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        if self._caller is not None:
+            outputs: Sequence[Any] = self._caller(inputs)
+            return outputs
         begun = self.begin(inputs)
         begun.finish()
         return begun.outputs
@@ -250,16 +248,18 @@ class OpenclKernel(Kernel):
         return crew.code(self.loaded, opened(self._library))
 
     def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
-        code = self.code()
-        if code is None or not self.loaded.opened.on_caller:
-            return super().bind(inputs)
+        return super().bind(inputs) if self._caller is None else self._caller.bound(inputs)
+
+    def _calling(self) -> Any:
+        """What runs it without Python, where it may keep the thread that calls."""
+        code = self.code() if self.loaded.opened.on_caller else None
+        if code is None:
+            return None
+        # Late, as above.
         from hetsched.opencl import crew
 
-        kinds = self.loaded.inputs
-        arrays = [
-            np.asarray(array, kind[1], order="C") for array, kind in zip(inputs, kinds, strict=True)
-        ]
-        return crew.bound(self.loaded, code, arrays)
+        where = f"part '{self._name}' failed"
+        return crew.Caller(self.loaded, code, lambda error: error.of(where, self._device))
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
@@ -284,6 +284,7 @@ class OpenclKernel(Kernel):
         return self.loaded.opened.send(buffer)
 
     def close(self) -> None:
+        self._caller = None
         self.loaded.close()
 
     def results(self, computed: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
@@ -345,56 +346,3 @@ def _lack(graph: Graph, device: Device) -> str | None:
         if feature is not None and feature not in device.isa.split():
             return f"'{tensor.name}' is {tensor.dtype}, and '{device.name}' has no {feature}"
     return None
-
-
-def _given(graph: Graph) -> dict[str, np.ndarray]:
-    """The outputs that are constants."""
-    names = [tensor.name for tensor in graph.outputs]
-    return {name: graph.constants[name] for name in names if name in graph.constants}
-
-
-def _check(program: Program, graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
-    """
-    Raises
-    ------
-    PackageError
-        The program is not that of the graph, or its weights are not these.
-    """
-    damaged = f"part '{graph.name}' is damaged:"
-    for what, own, tensors in (
-        ("inputs", program.inputs, graph.inputs),
-        ("outputs", program.outputs, graph.computed),
-    ):
-        expected = [(t.shape, t.dtype) for t in map(graph.handed, tensors)]
-        if [(t.shape, t.dtype) for t in own] != expected:
-            raise PackageError(f"{damaged} its program has other {what} than the part")
-    for name in (*program.weights, *_given(graph)):
-        if name not in weights:
-            raise PackageError(f"{damaged} there is no weight '{name}'")
-    for name, nbytes in program.weights.items():
-        if weights[name].nbytes != nbytes:
-            raise PackageError(
-                f"{damaged} weight '{name}' has {weights[name].nbytes} bytes, not {nbytes}"
-            )
-
-
-def _footprint(program: Program, weights: Mapping[str, np.ndarray]) -> Footprint:
-    own = len(program.constants) + program.workspace_nbytes
-    return Footprint({name: array.nbytes for name, array in weights.items()}, own)
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-@cache
-def _rules() -> str:
-    """A digest of what shapes the code beside TVM: with other rules, times are others too."""
-    digest = sha256()
-    for package in (lowering, schedules):
-        for path in sorted(Path(str(package.__path__[0])).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]

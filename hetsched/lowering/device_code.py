@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
-from tvm_ffi import structural_walk
+from tvm_ffi import structural_map, structural_walk
 
 from hetsched.errors import UnsupportedOperation
 from hetsched.lowering.entry import PREFIX
@@ -40,6 +41,8 @@ typedef unsigned long long uint64_t;
 #include <cstdint>
 #endif
 """
+# C's names of functions of float32, which OpenCL C calls by the name alone.
+FLOAT_NAMES = re.compile(r"\b(a?(?:cos|sin|tan)h?|atan2|erf|expm1|log1p|round|trunc)f(?=\()")
 # In OpenCL C, where a kernel begins; and the attribute that tells its compiler the group.
 LONGEST_NAME = 48
 KERNEL = re.compile(r"__kernel void (\w+)\(([^{};]*)\)(?=\s*\{)")
@@ -79,12 +82,34 @@ def device_code(given: Mapping[str, Any], target: Any) -> DeviceCode:
     if not kernels:
         return DeviceCode("", steps)
     ((device, code),) = kernels.items()
-    source = str(codegen_build(finalise()(code), device).inspect_source())
+    code = finalise()(code)
     if str(target.kind.name) == "cuda":
-        source = HEADERS.sub(PREAMBLE, source)
+        source = HEADERS.sub(PREAMBLE, _source(code, device))
     else:
+        source = FLOAT_NAMES.sub(r"\1", _source(_exact(code), device))
         source = _with_group_sizes(source, steps)
     return DeviceCode(source, steps)
+
+
+def _source(code: Any, device: Any) -> str:
+    return str(codegen_build(code, device).inspect_source())
+
+
+def _exact(module: Any) -> Any:
+    """Kernels whose numbers are written by their bits where TVM's six digits would change them."""
+
+    def number(found: Any) -> Any:
+        value = np.float32(found.value)
+        if str(found.ty.dtype) != "float32" or np.float32(f"{value:.6e}") == value:
+            return found
+        bits = tirx.IntImm("int32", int(value.view(np.int32)))
+        return tirx.call_pure_extern("float32", "as_float", bits)
+
+    functions = {
+        variable: function.with_body(structural_map(function.body, (tirx.FloatImm, number)))
+        for variable, function in module.functions.items()
+    }
+    return tvm.IRModule(functions, attrs=module.attrs)
 
 
 def _short(name: str, index: int) -> str:

@@ -324,9 +324,11 @@ def loops(layer: Layer, given: Mapping[str, tuple[int, ...]], vectors: Vectors |
         if vectors is None:
             # A kernel for each direction: where threads meet, a kernel must not branch.
             for direction in range(directions):
-                with tir.thread_binding(tiles, thread="blockIdx.x") as tile:
-                    with tir.thread_binding(_group(layer), thread="threadIdx.x") as thread:
-                        walk(direction, tile, thread)
+                with (
+                    tir.thread_binding(tiles, thread="blockIdx.x") as tile,
+                    tir.thread_binding(_group(layer), thread="threadIdx.x") as thread,
+                ):
+                    walk(direction, tile, thread)
         else:
             with (tir.parallel if is_shared else tir.serial)(directions * tiles) as index:
                 if directions == 1:
@@ -459,7 +461,11 @@ class _Walk:
                 by_place = ((row, place) for place, row in product(places, rows))
                 for row, (place, gate) in by_row if len(rows) > len(places) else by_place:
                     block = first + place
-                    at = (block, unit, gate, lanes) if self._thread is None else (0, unit, gate, block)
+                    at = (
+                        (block, unit, gate, lanes)
+                        if self._thread is None
+                        else (0, unit, gate, block)
+                    )
                     term = weights[self.direction, *at]
                     total = sums[row, place, gate, lanes] + source[row, unit] * term
                     tir.buffer_store(sums, total, [row, place, gate, lanes])

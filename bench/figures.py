@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.opencl import summary as opencl_words
+from bench.opencl import tables as opencl_tables
 from bench.overlap import tables as overlap_tables
 from bench.splits import tables as split_tables
 from hetsched.files import write_text
@@ -114,6 +116,27 @@ def overlap(result: Mapping[str, Any]) -> str:
         f"{result['repeats']} rounds in turns. By the recorded stamps both devices work at once "
         "for so long; *possible* is the sum of the devices' rates over the better one. "
         f"{_where(result)}\n\n{found}"
+    )
+
+
+def opencl_summary(result: Mapping[str, Any]) -> str:
+    return f"## OpenCL on the processor\n\n{opencl_words(result)} {_where(result)}\n"
+
+
+def opencl(result: Mapping[str, Any]) -> str:
+    """The table of each set."""
+    found = "".join(
+        f"{title[0].upper()}{title[1:]}:\n\n{_table(heads, cells)}\n"
+        for title, heads, cells in opencl_tables(result)
+    )
+    return (
+        "## OpenCL on the processor\n\n"
+        "PoCL computes on the processor: nothing here is the speed of a GPU. All engines are held "
+        "on one core and take turns, a run each, in an order drawn anew for each round. Medians; "
+        "*over* is the other's time over that of OpenCL in the same round, with quartiles, above 1 "
+        "where OpenCL is faster; *deviation* from ONNX Runtime is a share of the output's peak; "
+        "*of peak* is of the core's measured multiply-adds, where Winograd's convolutions do fewer "
+        f"than they count. {_where(result)}\n\n{found}"
     )
 
 
@@ -397,6 +420,7 @@ class Part:
 PARTS = {
     "coverage": Part(coverage_summary, coverage),
     "overlap": Part(overlap),
+    "opencl": Part(opencl_summary, opencl),
     "pipelines": Part(pipelines),
     "peers": Part(peers_summary, peers),
     "peers2": Part(peers_summary, peers),

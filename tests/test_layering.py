@@ -1,6 +1,7 @@
 """The architecture, drawn and checked: imports go down, never up, sideways or in a circle."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +63,7 @@ LOADERS = (
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
         "polynomials pooling recurrent rows sorting window winograd".split()
     }
-    | {"hetsched.fpga.simulator"}
+    | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
     | {f"hetsched.schedules.gpu.{name}" for name in "loops threads tiles".split()}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
@@ -154,6 +155,28 @@ def test_imports_go_down(module: str) -> None:
 @pytest.mark.parametrize("module", FILES)
 def test_a_module_says_what_it_is(module: str) -> None:
     assert ast.get_docstring(ast.parse(FILES[module].read_text()))
+
+
+def test_every_folder_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {
+        module.removesuffix(".__init__")
+        for module, path in FILES.items()
+        if path.name == "__init__.py"
+    }
+    assert set(settings["packages"]) == packages
+    others = {
+        path
+        for path in (ROOT / "hetsched").rglob("*.*")
+        if path.suffix != ".py" and path.parent.name != "__pycache__" and path.is_file()
+    }
+    shipped = {
+        path
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    assert others == shipped
 
 
 def test_no_imports_in_a_circle() -> None:

@@ -26,6 +26,7 @@ from hetsched.errors import (
 from hetsched.graph import Graph, from_onnx, to_onnx
 from hetsched.launches import Program
 from hetsched.plugin import load
+from hetsched.store import Store
 from hetsched.system import System
 from hetsched.target import Artifact, Kernel, Target
 
@@ -242,6 +243,24 @@ def test_a_run_goes_on_what_another_makes(
         second.finish()
         expected = 2 * Y * np.arange(8, dtype=np.float32).reshape(2, 4) + 1.5
         np.testing.assert_allclose(kernel.send(second.outputs[0]), expected)
+
+
+def test_a_copy_to_measure_by(target: Target, fake: FakeCuda) -> None:
+    with target.copying(target.device("cuda:0"), 100) as kernel:  # type: ignore[union-attr]
+        array = np.arange(100)
+        begun = kernel.begin([kernel.receive(array)])
+        start, finish = begun.finish()
+        assert start <= finish
+        np.testing.assert_array_equal(kernel.send(begun.outputs[0]), array)
+    assert "cuLaunchKernel" not in fake.calls
+
+
+def test_links_to_a_device_are_measured(target: Target, fake: FakeCuda, tmp_path: Path) -> None:
+    system = System.local("cpu:0,cuda:0", Store(tmp_path / "store.sqlite"))
+    assert {(link.source, link.sink) for link in system.links} == {
+        ("cpu:0", "cuda:0"),
+        ("cuda:0", "cpu:0"),
+    }
 
 
 def test_large_arrays_go_through_pinned_memory_in_turns(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ from hetsched.errors import (
     OutOfMemory,
     PackageError,
 )
+from hetsched.executor import Executor
 from hetsched.graph import Graph, from_onnx, to_onnx
 from hetsched.launches import Program
+from hetsched.links import copying
 from hetsched.plugin import load
-from hetsched.store import Store
+from hetsched.request import Step
 from hetsched.system import System
 from hetsched.target import Artifact, Kernel, Target
 
@@ -255,12 +258,22 @@ def test_a_copy_to_measure_by(target: Target, fake: FakeCuda) -> None:
     assert "cuLaunchKernel" not in fake.calls
 
 
-def test_links_to_a_device_are_measured(target: Target, fake: FakeCuda, tmp_path: Path) -> None:
-    system = System.local("cpu:0,cuda:0", Store(tmp_path / "store.sqlite"))
-    assert {(link.source, link.sink) for link in system.links} == {
-        ("cpu:0", "cuda:0"),
-        ("cuda:0", "cpu:0"),
-    }
+def test_tensors_go_to_a_device_and_back(target: Target, fake: FakeCuda) -> None:
+    """As links are measured: copies in turns on the processor and on a device."""
+    devices = [load(Target, "cpu").device("cpu:0"), target.device("cuda:0")] * 2
+    steps = [
+        Step(f"copy{i}", device, (f"t{i}",), (f"t{i + 1}",), partial(copying, device, 100))
+        for i, device in enumerate(devices)
+    ]
+    executor = Executor(steps, ("t4",), {})
+    try:
+        array = np.arange(100)
+        outputs, measured = executor.run({"t0": array})
+        # On the processor a copy adds one.
+        np.testing.assert_array_equal(outputs["t4"], array + 2)
+        assert len(measured.schedule().transfers) >= 3
+    finally:
+        executor.close()
 
 
 def test_large_arrays_go_through_pinned_memory_in_turns(

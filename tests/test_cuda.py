@@ -248,6 +248,18 @@ def test_a_run_goes_on_what_another_makes(
         np.testing.assert_allclose(kernel.send(second.outputs[0]), expected)
 
 
+def test_memory_is_not_used_again_too_soon(
+    target: Target, fake: FakeCuda, artifact: Artifact
+) -> None:
+    with loaded(target, artifact) as kernel:
+        (first,) = kernel.begin([kernel.receive(X)]).outputs
+        # What the first run reads is nobody's any more here, but not there: it has not begun.
+        second = kernel.begin([kernel.receive(np.zeros_like(X))])
+        second.finish()
+        np.testing.assert_array_equal(kernel.send(first), Y)
+        np.testing.assert_array_equal(kernel.send(second.outputs[0]), np.full_like(X, 1.5))
+
+
 def test_a_copy_to_measure_by(target: Target, fake: FakeCuda) -> None:
     with target.copying(target.device("cuda:0"), 100) as kernel:  # type: ignore[union-attr]
         array = np.arange(100)

@@ -79,7 +79,8 @@ class Run:
         that was measured, or that its device tells, and starts when its device is free and its
         inputs are there. A step of such a device hands over within its own time.
         """
-        clock, times = "measured", [(i, *map(self.since, own)) for i, *own in self._slots]
+        clock = "measured"
+        times = [(i, self.since(start), self.since(end)) for i, start, end in self._slots]
         transfers = tuple(sorted(self._transfers, key=lambda move: move.start))
         if any(step.device.modelled for step in self._steps):
             clock += ", modelled"

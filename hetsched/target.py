@@ -273,6 +273,14 @@ class Target(Plugin):
         """
         return None
 
+    def units(self, graph: Graph, device: Device) -> int:
+        """By how many units bytes of `graph` may differ from ONNX Runtime's on `device`.
+
+        None at all, by default. A device that rounds otherwise has one, and more where it feeds its
+        own results through many layers.
+        """
+        return 0
+
     def lanes(self, device: Device) -> int | None:
         """The channels in a block of what parts on `device` hand over (`forms.py`), if they can."""
         return None

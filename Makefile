@@ -10,13 +10,19 @@ MODEL ?= tests/data/basic_pitch.onnx
 SHAPE ?= serving_default_input_2:0=1,43844,1
 SOURCES := hetsched partitioners cost_models targets tests bench examples setup.py
 
-.PHONY: demo test check format opencl bench bench-peers clean
+.PHONY: demo test test-gpu check format opencl bench bench-peers clean
 
 demo: $(INSTALLED) opencl
 	$(BIN)/python -m examples.demo $(MODEL) --shape $(SHAPE) --folder demo
 
 test: check opencl
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What needs a GPU, and what every target has to do on the GPUs that are here.
+test-gpu: $(INSTALLED)
+	$(BIN)/hetsched devices
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m pytest -k "opencl or cuda" tests/test_targets.py tests/test_partitions.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -41,6 +47,7 @@ bench: $(INSTALLED) bench-peers
 	$(BIN)/python -m bench.schedulers --json bench/results/schedulers.json
 	$(BIN)/python -m bench.splits --json bench/results/splits.json
 	$(BIN)/python -m bench.costs --json bench/results/costs.json
+	$(BIN)/python -m bench.cuda --json bench/results/cuda.json
 	$(BIN)/python -m bench.figures
 
 # About half an hour for each number of threads; the machine should do nothing else.

@@ -19,7 +19,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
@@ -107,7 +107,8 @@ class Row:
     `change` is by how much of its peak another input changes an output, the most sensitive one.
     `noise` is how far ONNX Runtime is from itself without its own rewrites of the graph: what
     rounding alone does to the model. `import_deviation` is between what ONNX Runtime makes of the
-    file and of the imported graph. `notes` say what was done for this model only.
+    file and of the imported graph. `notes` say what was done for this model only, `refusals` what
+    a device cannot run, and why. `hardware` says what the devices are.
     """
 
     model: str
@@ -125,6 +126,8 @@ class Row:
     attempts: tuple[Attempt, ...] = ()
     reason: str = ""
     notes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+    hardware: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -133,8 +136,14 @@ class Row:
     @property
     def problem(self) -> str:
         """Everything that went wrong, in one line."""
-        told = [f"{a.partitioner}: {a.reason}" for a in self.attempts if not a.passed]
-        return "; ".join(filter(None, [self.reason, *told]))
+        failed = [a for a in self.attempts if not a.passed]
+        told = {
+            reason: ", ".join(a.partitioner for a in failed if a.reason == reason)
+            for reason in dict.fromkeys(a.reason for a in failed)
+        }
+        return "; ".join(
+            filter(None, [self.reason, *(f"{who}: {why}" for why, who in told.items())])
+        )
 
 
 def cover(model: Model, options: Options) -> Row:
@@ -160,8 +169,13 @@ def cover(model: Model, options: Options) -> Row:
             return replace(row, reason=f"the imported graph is {imported:.1e} from the file")
         report("price")
         seconds, (system, prices, note) = _timed(lambda: _priced(graph, options))
-        devices = ",".join(device.name for device in system.devices)
-        row = replace(_noted(row, note), devices=devices, price_seconds=seconds)
+        row = replace(
+            _noted(row, note),
+            devices=",".join(device.name for device in system.devices),
+            hardware={device.name: device.description for device in system.devices},
+            refusals=_refusals(prices),
+            price_seconds=seconds,
+        )
     except HetschedError as error:
         return replace(row, reason=f"{type(error).__name__}: {error}")
     trial = Trial(model, graph, system, prices, inputs, options.seed, report)
@@ -235,6 +249,7 @@ class Trial:
     def attempt(self, partitioner: str) -> Attempt:
         """A plan, compiled, verified and timed; a failure of hetsched is told in the result."""
         attempt = Attempt(partitioner, passed=False)
+        key: object = None
         try:
             seconds, plan = _timed(lambda: self._plan(partitioner))
             parts = tuple(
@@ -267,8 +282,9 @@ class Trial:
                         attempt, run_seconds=statistics.median(times), repeats=len(times)
                     )
         except HetschedError as error:
-            return replace(attempt, passed=False, reason=f"{type(error).__name__}: {error}")
-        self._attempts[key] = attempt
+            attempt = replace(attempt, passed=False, reason=f"{type(error).__name__}: {error}")
+        if key is not None:
+            self._attempts[key] = attempt
         return attempt
 
     def _plan(self, partitioner: str) -> Plan:
@@ -331,6 +347,19 @@ def _priced(graph: Graph, options: Options) -> tuple[System, Prices, str]:
         system = System.local(f"{options.devices},{extra}")
         note = f"'{extra}' added: {error}"
         return system, priced(graph, system, options.cost_model), note
+
+
+def _refusals(prices: Prices) -> tuple[str, ...]:
+    """Each reason of a device, with the first of the groups that it is about and their number."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for group, reasons in prices.refusals.items():
+        for device, reason in reasons.items():
+            found.setdefault((device, reason), []).append(group)
+    return tuple(
+        f"{device} refuses '{groups[0]}'{f' and {len(groups) - 1} more' * (len(groups) > 1)}: "
+        f"{reason}"
+        for (device, reason), groups in found.items()
+    )
 
 
 def _limit(graph: Graph) -> float:
@@ -448,9 +477,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(rows, (*options.partitioners, RANDOM)))
     for row in rows:
-        for text in (*row.notes, row.problem):
+        for text in (*row.notes, *row.refusals, row.problem):
             if text:
                 console.print(f"{row.model}: {text}", highlight=False, markup=False)
+    for name, what in {k: v for row in rows for k, v in row.hardware.items()}.items():
+        console.print(f"{name} is {what}", highlight=False, markup=False)
     passed = sum(row.passed for row in rows)
     console.print(f"{passed} of {len(rows)} models pass")
     return 0 if passed == len(rows) else FAILED
@@ -469,13 +500,14 @@ def _earlier(path: Path, options: Options) -> list[Row]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["options"] != json.loads(json.dumps(asdict(options))):
         raise HetschedError(f"'{path}' is of a run with other options: {content['options']}")
-    fields_of = {field.name for field in fields(Row)}
+    fields_of = {item.name for item in fields(Row)}
     return [
         Row(
             **{name: value for name, value in row.items() if name in fields_of}
             | {
                 "attempts": tuple(Attempt(**attempt) for attempt in row["attempts"]),
                 "notes": tuple(row["notes"]),
+                "refusals": tuple(row.get("refusals", ())),
             }
         )
         for row in content["rows"]

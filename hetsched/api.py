@@ -609,7 +609,7 @@ class Found:
 
 
 def devices() -> list[Found]:
-    """Every device of every target, and each target that has none here, with the reason."""
+    """Every device of every target; each target that has none here, and problems, with reasons."""
     found = []
     for name in names(Target):
         target = load_plugin(Target, name)
@@ -618,6 +618,7 @@ def devices() -> list[Found]:
             found.append(Found(name, None, reason))
         else:
             found += [Found(text, target.device(text)) for text in target.devices()]
+            found += [Found(name, None, problem) for problem in target.problems()]
     return found
 
 

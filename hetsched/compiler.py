@@ -74,7 +74,9 @@ def culprits(plan: Plan, refused: RefusedPart) -> tuple[str, ...]:
 
 def _compiled(graph: Graph, part: Part) -> CompiledPart:
     try:
-        artifact = compiled(load(Target, part.device.target), graph, part.device)
+        target = load(Target, part.device.target)
+        artifact = compiled(target, graph, part.device)
+        target.prepare(artifact, part.device)
     except CompileError as error:
         raise RefusedPart(part.name, part.device.name, str(error)) from error
     return CompiledPart(part, graph, artifact)

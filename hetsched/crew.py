@@ -21,7 +21,7 @@ import numpy as np
 
 from hetsched.dtype import ALIGNMENT, empty
 from hetsched.errors import PartError
-from hetsched.request import Request, Step, View
+from hetsched.request import Request, Step, View, failure
 from hetsched.schedule import Schedule, Transfer
 from hetsched.target import Code
 
@@ -335,11 +335,14 @@ class CrewRequest(Request):
         self._states = self.memory.states.copy()
         if slot["failed"]:
             index, status = int(slot["failed"]) - 1, int(slot["status"])
-            failed = self.route.codes[index].failed
-            cause = failed(status) if failed else None
-            why = cause or said(index) or f"its code gave {status}"
-            self._error = PartError(f"{self._course.steps[index]} failed: {why}")
-            self._error.__cause__ = cause
+            step, failed = self._course.steps[index], self.route.codes[index].failed
+            if failed is None:
+                why = said(index) or f"its code gave {status}"
+                self._error = PartError(f"{step} failed: {why}")
+            else:
+                cause = failed(status)
+                self._error = failure(step, step.device.name, cause)
+                self._error.__cause__ = cause
         else:
             self._result = {name: self._values[name] for name in self._course.outputs}
         self._values = {}

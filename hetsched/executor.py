@@ -494,7 +494,7 @@ class Executor:
     def _move(self, request: _Queued, way: _Way, value: Any) -> None:
         if way.source != way.sink:
             start = perf_counter()
-            at = way.source
+            at, given = way.source, value
             try:
                 array = self._by_device[way.source].send(value) if way.source else value
                 at = way.sink
@@ -506,8 +506,9 @@ class Executor:
             # Between a device and the host's own memory nothing moves where they share it.
             if None not in (way.source, way.sink) or way.between_memories:
                 times = request.since(start), request.since(finish)
+                copied = way.between_memories or not np.may_share_memory(given, value)
                 request.record_transfer(
-                    Transfer(way.tensor, array.nbytes, way.source, way.sink, *times)
+                    Transfer(way.tensor, array.nbytes, way.source, way.sink, *times, copied)
                 )
         request.put(way, value)
         for unit in way.units:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from math import prod
 from typing import Any
 
@@ -28,10 +29,13 @@ VERSION = 1
 INPUT, OUTPUT, WEIGHT, CONSTANT, WORKSPACE = "input", "output", "weight", "constants", "workspace"
 NUMBERED = (INPUT, OUTPUT)
 WRITABLE = (OUTPUT, WORKSPACE)
-# What both languages take as a name, and hardly more than TVM makes.
-IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+# Of a kernel: drivers make names of files of it, and PoCL ends the process where one is too long.
+MOST_LETTERS = 200
+IDENTIFIER = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{MOST_LETTERS - 1}}}")
 # Of a kernel in a source.
-KERNEL = re.compile(r"\b(?:__kernel|kernel|__global__)\b[^;{}]*?\b([A-Za-z_][A-Za-z0-9_]*)\s*\(")
+KERNEL = re.compile(
+    r"\b(?:__kernel|kernel|__global__)\b[^;{}]*?\b(?!__launch_bounds__)([A-Za-z_][A-Za-z0-9_]*)\s*\("
+)
 MOST_AXES = 3
 # Of work-items along an axis, and of bytes anywhere.
 LARGEST_EXTENT = (1 << 31) - 1
@@ -40,6 +44,7 @@ LARGEST_NBYTES = (1 << 48) - 1
 _SHAPE = {
     "version": int,
     "language": str,
+    "digest": str,
     "inputs": [{"name": str, "shape": [int], "dtype": str}],
     "outputs": [{"name": str, "shape": [int], "dtype": str}],
     "weights": {str: int},
@@ -173,6 +178,7 @@ class Program:
             {
                 "version": VERSION,
                 "language": self.language,
+                "digest": _digest(self.source, self.constants),
                 "inputs": list(map(_plain, self.inputs)),
                 "outputs": list(map(_plain, self.outputs)),
                 "weights": dict(self.weights),
@@ -215,6 +221,8 @@ class Program:
             raise PackageError(
                 f"{CONSTANTS} has {len(constants)} bytes, not {found['constants_nbytes']}"
             )
+        if found["digest"] != _digest(source, constants):
+            raise PackageError(f"{SOURCES.get(found['language'])} or {CONSTANTS} was changed")
         return cls(
             found["language"],
             source,
@@ -247,6 +255,10 @@ class Program:
         if program.language != language:
             raise PackageError(f"{LAUNCHES} is in {program.language}, not {language}")
         return program
+
+
+def _digest(source: str, constants: bytes) -> str:
+    return sha256(source.encode() + b"\0" + constants).hexdigest()
 
 
 def _text(files: Mapping[str, bytes], name: str) -> str:

@@ -22,7 +22,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Transfer:
-    """`tensor` on its way from one device to another; None is the host's own memory."""
+    """`tensor` on its way from one device to another; None is the host's own memory.
+
+    If it is not known to be `copied`, it can have been handed over where it is.
+    """
 
     tensor: str
     nbytes: int
@@ -30,6 +33,7 @@ class Transfer:
     sink: str | None
     start: float
     finish: float
+    copied: bool = False
 
     @property
     def seconds(self) -> float:

@@ -391,7 +391,9 @@ def _compiled(
         if perf_counter() >= deadline:
             return None
         try:
-            return compiled(target, part, device)
+            artifact = compiled(target, part, device)
+            target.prepare(artifact, device)
+            return artifact
         except CompileError as error:
             return error
 

@@ -210,6 +210,10 @@ class Target(Plugin):
     def unavailable(self) -> str | None:
         """Why nothing can be compiled or run here, or None."""
 
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with drivers of this machine, though others may work; a line for each."""
+        return ()
+
     @abstractmethod
     def devices(self) -> list[str]:
         """The device strings that this machine has, the most capable first."""
@@ -255,6 +259,18 @@ class Target(Plugin):
         Quick, so that a partitioner can ask for each kernel group.
         """
 
+    def seconds(self, graph: Graph, device: Device) -> float | None:
+        """What one run of `graph` takes on a device that is `modelled`.
+
+        None, the default, where the target does not know: then a cost model is asked.
+
+        Raises
+        ------
+        UnsupportedOperation
+            It is refused.
+        """
+        return None
+
     def lanes(self, device: Device) -> int | None:
         """The channels in a block of what parts on `device` hand over (`forms.py`), if they can."""
         return None
@@ -275,6 +291,12 @@ class Target(Plugin):
         ------
         CompileError
             The compiler refuses it.
+        """
+
+    def prepare(self, artifact: Artifact, device: Device) -> None:
+        """Does ahead what `load` would have to do once here, such as a driver's compiling.
+
+        Several threads may call this at once.
         """
 
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
@@ -298,7 +320,7 @@ class Target(Plugin):
         return None
 
     def copying(self, device: Device, words: int) -> Kernel | None:
-        """What reads `words` integers of 64 bits on `device` and writes others: to measure by.
+        """What adds one to `words` integers of 64 bits on `device`: to measure by.
 
         None, the default, where code on the host's memory does it.
         """

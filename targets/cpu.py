@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from hetsched import lowering, schedules
 from hetsched.device import Device
 from hetsched.dtype import empty, numpy_dtype
 from hetsched.errors import CompileError, PackageError, PartError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cpu_device, cpu_devices
 from hetsched.native import crew_code, damage_of, linker_for, no_linker
+from hetsched.programs import generator
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
@@ -99,7 +99,7 @@ class Cpu(Target):
         return replace(cpu_device(name, self.name), launch_seconds=LAUNCH_SECONDS)
 
     def version(self) -> str:
-        return f"tvm {_tvm_version()}, rules {_rules()}, winograd {self.winograd}"
+        return f"{generator()}, winograd {self.winograd}"
 
     def configuration(self, device: Device) -> str:
         chosen = self._chosen(device)
@@ -548,16 +548,6 @@ def llvm(isa: str) -> dict[str, Any]:
 
 def _isa(device: Device) -> str:
     return device.isa or platform.machine()
-
-
-@cache
-def _rules() -> str:
-    """A digest of what shapes the code beside TVM: with other rules, times are others too."""
-    digest = sha256()
-    for package in (lowering, schedules):
-        for path in sorted(Path(str(package.__path__[0])).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]
 
 
 def _tvm_version() -> str:

@@ -1,44 +1,45 @@
 """OpenCL devices: kernels of TVM's code generation in OpenCL C, run by pyopencl."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hetsched import lowering, schedules
 from hetsched.device import Device
-from hetsched.errors import CompileError, DeviceError, PackageError
+from hetsched.errors import CompileError, DeviceError, PackageError, PluginError
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
 from hetsched.native import crew_code, damage_of, linker_for, opened
 from hetsched.op import Tensor
-from hetsched.opencl_devices import VENDORS, VENDORS_VARIABLE, device, select, survey
-from hetsched.schedules.rules import Rules
+from hetsched.opencl.devices import VENDORS, VENDORS_VARIABLE, device, select, survey
+from hetsched.programs import footprint, generator, given, program_of
+from hetsched.schedules.gpu.limits import Limits
+from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.target import Artifact, Begun, Code, Footprint, Kernel, Results, Target
 
 LANGUAGE = "opencl"
+# The features without which no kernel has values of a type.
+NEEDED = {"float16": "fp16", "float64": "fp64"}
+# What OpenCL promises of any device, and what its kernels use at most.
+GROUP_ITEMS, LOCAL_NBYTES = 64, 32 << 10
+MOST_GROUP_ITEMS, MOST_LOCAL_NBYTES = 256, 32 << 10
 # What calls OpenCL without Python, where device and host share memory.
 CREW = "crew.so"
 # Copies words, each work-item those that lie together.
 COPYING = """__attribute__((reqd_work_group_size({groups}, 1, 1)))
 __kernel void copy_words(__global const long* restrict given, __global long* restrict made) {{
   size_t first = get_global_id(0) * {each};
-  for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i];
+  for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i] + 1;
 }}
 """
 
 # Refusals by structure, for the groups that a network repeats.
-_refusals: dict[bytes, str | None] = {}
+_refusals: dict[tuple[str, bytes], str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,18 @@ class Opencl(Target):
     """Whatever OpenCL runs on here: GPUs, and by PoCL the processor's cores.
 
     A device that computes on the processor gets the loops of the `cpu` target, a GPU kernels by
-    the rules for GPUs.
+    the rules for GPUs. `winograd` says how the processor computes convolutions by 3 x 3, as for
+    `cpu`.
     """
 
+    winograd: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.winograd not in WINOGRAD:
+            there = ", ".join(WINOGRAD)
+            raise PluginError(f"'{self.winograd}' is no winograd of opencl; there are {there}")
+
     def unavailable(self) -> str | None:
-        if find_spec("pyopencl") is None:
-            return "the package pyopencl is not installed"
         found = survey()
         if any(one.available for one in found.devices):
             return None
@@ -99,19 +106,20 @@ class Opencl(Target):
         return self.device(f"{name if ':' in name else f'{name}:0'}@{where}")
 
     def version(self) -> str:
-        return f"tvm {_installed('apache-tvm')}, rules {_rules()}"
+        return f"{generator()}, winograd {self.winograd}"
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
-        from hetsched.lowering.relax import refusal_of
+        from hetsched.lowering import gpu, opencl
 
-        if why := _not_yet(device):
-            return why
+        if device.kind != "cpu" and (lack := _lack(graph, device)):
+            return lack
         structure = to_onnx(graph, weights=False)
         structure.graph.name = ""
-        key = structure.SerializeToString(deterministic=True)
+        key = device.kind, structure.SerializeToString(deterministic=True)
         if key not in _refusals:
-            _refusals[key] = refusal_of(graph)
+            why_not = opencl.why_not if device.kind == "cpu" else gpu.why_not
+            _refusals[key] = why_not(graph)
         return _refusals[key]
 
     def lanes(self, device: Device) -> int | None:
@@ -123,28 +131,30 @@ class Opencl(Target):
 
     def compile(self, graph: Graph, device: Device) -> Artifact:
         program, weights = self._program(graph, device)
-        given = {
-            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
-        }
         files = program.files()
         if (crew := self.crew(device)) is not None:
             files[CREW] = crew
-        return Artifact(files, {**weights, **given})
+        return Artifact(files, {**weights, **given(graph)})
 
     def crew(self, device: Device) -> bytes | None:
         # On other devices a driver may copy what a call is lent.
         linker = linker_for(device.isa) if device.kind == "cpu" else None
         return crew_code(linker, "-shared") if linker is not None else None
 
+    def prepare(self, artifact: Artifact, device: Device) -> None:
+        # Late, because it loads pyopencl and starts drivers.
+        from hetsched.opencl import runtime
+
+        # A failure, or that it is another machine's, is told by who loads it.
+        with suppress(runtime.Failed, DeviceError):
+            runtime.prepare(Program.from_files(artifact.files, LANGUAGE), device)
+
     def footprint(self, graph: Graph, device: Device) -> Footprint | None:
         program, weights = self._program(graph, device)
-        given = {
-            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
-        }
-        return _footprint(program, {**weights, **given})
+        return footprint(program, {**weights, **given(graph)})
 
     def held(self, artifact: Artifact) -> Footprint | None:
-        return _footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
+        return footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
 
     def copying(self, device: Device, words: int) -> Kernel:
         # On the processor each unit copies what lies together, on others each item a word.
@@ -162,11 +172,7 @@ class Opencl(Target):
         return OpenclKernel(program, {}, device, "copy", library=self.crew(device))
 
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
-        try:
-            program = Program.from_files(artifact.files, LANGUAGE)
-        except PackageError as error:
-            raise PackageError(f"part '{graph.name}' is damaged: {error}") from None
-        _check(program, graph, artifact.weights)
+        program = program_of(artifact, graph, LANGUAGE)
         library = artifact.files.get(CREW)
         if library is not None and (damage := damage_of(library)) is not None:
             raise PackageError(f"part '{graph.name}' is damaged: {CREW} {damage}")
@@ -175,12 +181,15 @@ class Opencl(Target):
     def _program(self, graph: Graph, device: Device) -> tuple[Program, Mapping[str, np.ndarray]]:
         if not graph.computed:
             return Program(LANGUAGE, "", graph.inputs, (), ()), {}
-        from hetsched.lowering.opencl import program
+        # Late, because they load TVM's compiler.
+        from hetsched.lowering import gpu, opencl
 
-        if why := _not_yet(device):
-            raise CompileError(f"part '{graph.name}': {why}")
-        rules = Rules(Vectors.of(device.isa), device.threads)
-        return program(graph, rules, max(1, device.compute_units))
+        if device.kind == "cpu":
+            rules = Rules(Vectors.of(device.isa), device.threads, winograd=self.winograd)
+            return opencl.program(graph, rules, max(1, device.compute_units))
+        if lack := _lack(graph, device):
+            raise CompileError(f"part '{graph.name}': {lack}")
+        return gpu.program(graph, _described(device), _limits(device))
 
 
 class OpenclKernel(Kernel):
@@ -199,9 +208,9 @@ class OpenclKernel(Kernel):
         library: bytes | None = None,
     ) -> None:
         # Late, because it loads pyopencl and starts drivers.
-        from hetsched import opencl
+        from hetsched.opencl import runtime
 
-        self._opencl = opencl
+        self._runtime = runtime
         self._name, self._device = name, device.name
         self._shares_memory = device.memory_space == "host"
         # By the thread that calls, or by the driver's own.
@@ -209,16 +218,20 @@ class OpenclKernel(Kernel):
         self._results: Results | None = None
         self._library = library
         try:
-            self.loaded = opencl.Loaded(program, weights, device, name)
+            self.loaded = runtime.Loaded(program, weights, device, name)
             if graph is not None:
-                given = {name: self.receive(weights[name]) for name in _given(graph)}
-                self._results = Results(graph, given)
-        except opencl.Failed as error:
+                constants = {name: self.receive(weights[name]) for name in given(graph)}
+                self._results = Results(graph, constants)
+        except runtime.Failed as error:
             raise error.of(f"part '{name}' does not load", device.name) from error
         # Whether what it begins goes on while the caller does something else.
         self.asynchronous = not self.loaded.opened.on_caller
+        self._caller = self._calling()
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        if self._caller is not None:
+            outputs: Sequence[Any] = self._caller(inputs)
+            return outputs
         begun = self.begin(inputs)
         begun.finish()
         return begun.outputs
@@ -230,9 +243,23 @@ class OpenclKernel(Kernel):
         if self._library is None or (self._results and not self._results.all_computed):
             return None
         # Late, as above.
-        from hetsched import opencl_crew
+        from hetsched.opencl import crew
 
-        return opencl_crew.code(self.loaded, opened(self._library))
+        return crew.code(self.loaded, opened(self._library))
+
+    def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+        return super().bind(inputs) if self._caller is None else self._caller.bound(inputs)
+
+    def _calling(self) -> Any:
+        """What runs it without Python, where it may keep the thread that calls."""
+        code = self.code() if self.loaded.opened.on_caller else None
+        if code is None:
+            return None
+        # Late, as above.
+        from hetsched.opencl import crew
+
+        where = f"part '{self._name}' failed"
+        return crew.Caller(self.loaded, code, lambda error: error.of(where, self._device))
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
@@ -257,6 +284,7 @@ class OpenclKernel(Kernel):
         return self.loaded.opened.send(buffer)
 
     def close(self) -> None:
+        self._caller = None
         self.loaded.close()
 
     def results(self, computed: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
@@ -271,7 +299,7 @@ class OpenclKernel(Kernel):
         """Raises an error with the part and its device for whatever OpenCL answers with."""
         try:
             yield
-        except self._opencl.Failed as error:
+        except self._runtime.Failed as error:
             raise error.of(f"part '{self._name}' failed", self._device) from error
 
 
@@ -289,60 +317,32 @@ class OpenclRun(Begun):
             return self._started.finish()
 
 
-def _not_yet(device: Device) -> str | None:
-    if device.kind != "cpu":
-        return "kernels for OpenCL devices of their own are not generated yet"
+def _described(device: Device) -> Mapping[str, Any]:
+    """TVM's target for a device that is no processor."""
+    return {
+        "kind": "opencl",
+        "max_num_threads": device.group_items or GROUP_ITEMS,
+        "max_threads_per_block": device.group_items or GROUP_ITEMS,
+        "max_shared_memory_per_block": device.local_nbytes or LOCAL_NBYTES,
+        # Work-items of a group need not run in step.
+        "thread_warp_size": 1,
+    }
+
+
+def _limits(device: Device) -> Limits:
+    return Limits(
+        units=device.compute_units or Limits().units,
+        threads_group=min(device.group_items or GROUP_ITEMS, MOST_GROUP_ITEMS),
+        shared_nbytes_group=min(device.local_nbytes or LOCAL_NBYTES, MOST_LOCAL_NBYTES),
+        warp=1,
+    )
+
+
+def _lack(graph: Graph, device: Device) -> str | None:
+    """The tensor of a type that a device which is no processor cannot compute with, if any."""
+    tensors = (*graph.inputs, *(tensor for op in graph.ops for tensor in op.writes))
+    for tensor in tensors:
+        feature = NEEDED.get(tensor.dtype)
+        if feature is not None and feature not in device.isa.split():
+            return f"'{tensor.name}' is {tensor.dtype}, and '{device.name}' has no {feature}"
     return None
-
-
-def _given(graph: Graph) -> dict[str, np.ndarray]:
-    """The outputs that are constants."""
-    names = [tensor.name for tensor in graph.outputs]
-    return {name: graph.constants[name] for name in names if name in graph.constants}
-
-
-def _check(program: Program, graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
-    """
-    Raises
-    ------
-    PackageError
-        The program is not that of the graph, or its weights are not these.
-    """
-    damaged = f"part '{graph.name}' is damaged:"
-    for what, own, tensors in (
-        ("inputs", program.inputs, graph.inputs),
-        ("outputs", program.outputs, graph.computed),
-    ):
-        expected = [(t.shape, t.dtype) for t in map(graph.handed, tensors)]
-        if [(t.shape, t.dtype) for t in own] != expected:
-            raise PackageError(f"{damaged} its program has other {what} than the part")
-    for name in (*program.weights, *_given(graph)):
-        if name not in weights:
-            raise PackageError(f"{damaged} there is no weight '{name}'")
-    for name, nbytes in program.weights.items():
-        if weights[name].nbytes != nbytes:
-            raise PackageError(
-                f"{damaged} weight '{name}' has {weights[name].nbytes} bytes, not {nbytes}"
-            )
-
-
-def _footprint(program: Program, weights: Mapping[str, np.ndarray]) -> Footprint:
-    own = len(program.constants) + program.workspace_nbytes
-    return Footprint({name: array.nbytes for name, array in weights.items()}, own)
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-@cache
-def _rules() -> str:
-    """A digest of what shapes the code beside TVM: with other rules, times are others too."""
-    digest = sha256()
-    for package in (lowering, schedules):
-        for path in sorted(Path(str(package.__path__[0])).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]

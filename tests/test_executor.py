@@ -306,6 +306,7 @@ def test_a_transfer_goes_on_while_both_devices_compute(run_with) -> None:
     np.testing.assert_array_equal(outputs["q"], X * 2)
     np.testing.assert_array_equal(outputs["r"], X * 3 + 1)
     there, back = request.schedule().transfers
+    assert there.copied and back.copied
     assert (there.tensor, there.nbytes, there.source, there.sink) == ("p", X.nbytes, "a", "far")
     assert (back.tensor, back.nbytes, back.source, back.sink) == ("r", X.nbytes, "far", None)
     slots = {slot.task: slot for slot in request.schedule().slots}
@@ -487,6 +488,24 @@ def test_memory_that_is_shared_is_handed_over_as_it_is(run_with) -> None:
     # The hand-over is timed all the same.
     (move,) = request.schedule().transfers
     assert (move.tensor, move.nbytes, move.source, move.sink) == ("p", X.nbytes, "a", "b")
+    assert not move.copied
+
+
+def test_what_a_device_copies_in_the_memory_that_it_shares_is_told(run_with) -> None:
+    class Copying(Fake):
+        def receive(self, array: np.ndarray) -> Any:
+            return array.copy()
+
+    executor = run_with(
+        [
+            step("make", HOST_A, "x", "p", lambda x: x + 1),
+            step("read", HOST_B, "p", "q", Copying(lambda p: p)),
+        ],
+        "q",
+    )
+    request = executor.submit({"x": X})
+    request.result(PATIENCE)
+    assert [move.copied for move in request.schedule().transfers] == [True]
 
 
 def test_requests_overlap_and_do_not_mix(run_with) -> None:

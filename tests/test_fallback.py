@@ -373,3 +373,24 @@ def test_the_command_compile(failing: ModuleType, tmp_path: Path) -> None:
     assert hetsched.load(path).plan.devices == (HERE,)
     both = command("compile", BRANCH, *options, "--fallback", "--strict", status=2)
     assert "--strict forbids" in both.stderr
+
+
+def test_a_package_for_opencl_where_there_is_no_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: ModuleType
+) -> None:
+    target = load(Target, "opencl")
+    if reason := target.unavailable():
+        pytest.skip(reason)
+    name = f"opencl:0@{cores()[0]}" if target.device("opencl:0").cores else "opencl:0"
+    path = tmp_path / "m.hsp"
+    compiled(plan_of("010", f"{HERE},{name}"), None).save(path)
+    here = command("run", path, "--repeat", 1, "--json")
+    assert json.loads(here.stdout)["hardware"][name] == target.device(name).description
+    monkeypatch.setenv("OCL_ICD_VENDORS", str(tmp_path))
+    alone = command("run", path, status=1)
+    assert alone.stderr == f"error: no device '{name}': there is no OpenCL device here\n"
+    allowed = command("run", path, "--repeat", 1, "--fallback", "--json")
+    assert allowed.stderr == (
+        f"fallback: no device '{name}': there is no OpenCL device here; its parts run on '{HERE}'\n"
+    )
+    assert {row["device"] for row in json.loads(allowed.stdout)["parts"]} == {HERE}

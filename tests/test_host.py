@@ -65,14 +65,14 @@ class Picking:
 def test_devices_keep_off_the_cores_that_others_name(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Picking()
     monkeypatch.setattr(system, "load", lambda base, name: target)
-    found = system._found(["any", "core:1"])
+    found = system._found(["any", "core:1"], None)
     assert [(device.name, device.cores) for device in found] == [
         ("any@0", (0, 2)),
         ("core:1", (1,)),
     ]
     # It is asked last, as it may start threads that stay where they are started.
     assert target.asked == ["core:1", "any"]
-    assert [device.cores for device in system._found(["any"])] == [(0, 1, 2)]
+    assert [device.cores for device in system._found(["any"], None)] == [(0, 1, 2)]
 
 
 def test_a_device_that_shares_some_cores_of_another_is_refused(

@@ -49,6 +49,7 @@ FIRST = ("launches", 0, "arguments", 0)
         (damaged("launches", 0, "kernel", value="thrice"), "no kernel in the source"),
         (damaged("launches", 0, "kernel", value="get_group_id"), "no kernel in the source"),
         (damaged("launches", 0, "kernel", value="sum()"), "no kernel in the source"),
+        (damaged("launches", 0, "kernel", value="s" * 300), "no kernel in the source"),
         (damaged("launches", 0, "global", value=[8, 1]), "2 global and 1 local sizes"),
         (damaged("launches", 0, "global", value=[]), "0 global and 1 local sizes"),
         (damaged("launches", 0, "global", value=[0]), "0 work-items in groups of 1"),
@@ -80,7 +81,7 @@ def test_a_damaged_program_is_refused(change: Callable[[Any], None], message: st
         (LAUNCHES, b"{", "is no JSON"),
         (LAUNCHES, b"[]", "launches.json is []"),
         ("kernels.cl", b"\xff", "is no text"),
-        ("kernels.cl", b"", "no kernel in the source"),
+        ("kernels.cl", b"", "was changed"),
         ("constants.bin", None, "constants.bin has 0 bytes, not 516"),
     ],
 )

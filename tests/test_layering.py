@@ -1,6 +1,7 @@
 """The architecture, drawn and checked: imports go down, never up, sideways or in a circle."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +13,15 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module imports from lines below its own; a folder is one name, whose files may
 # import each other. The extensions stand on top: hetsched loads them by name alone.
 LAYERS = """
-errors  device  opencl_query  schedule  trial  split  region  confidence
+errors  device  schedule  trial  split  region  confidence
 plugin  dtype  files  host  meters  document
-store  op  oracle  trace  tvm_runtime  opencl_devices
+store  op  oracle  trace  tvm_runtime
 fusion  schedules  launches
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
-cache  request  forms  quantization  fpga
-crew  opencl
-opencl_crew  native  executor  footprint
+cache  request  forms  quantization  fpga  programs
+crew
+opencl  cuda  native  executor  footprint
 links
 overheads
 system
@@ -49,18 +50,21 @@ EXTENSIONS = frozenset("operations schedulers targets cost_models partitioners".
 HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = (
     frozenset(
-        ["hetsched.tvm_runtime", "hetsched.opencl", "hetsched.opencl_crew", "hetsched.opencl_query"]
+        ["hetsched.tvm_runtime"]
+        + [f"hetsched.opencl.{name}" for name in "crew query runtime".split()]
         + [
             f"hetsched.lowering.{name}"
-            for name in "entry integer metaschedule recurrent relax stack temporaries "
-            "trials".split()
+            for name in "device_code entry gpu integer kernels metaschedule opencl program "
+            "recurrent relax stack temporaries trials".split()
         ]
     )
     | {
         f"hetsched.schedules.{name}"
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
-        "polynomials pooling recurrent rows window winograd".split()
+        "polynomials pooling recurrent rows sorting window winograd".split()
     }
+    | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
+    | {f"hetsched.schedules.gpu.{name}" for name in "loops threads tiles".split()}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.
@@ -151,6 +155,28 @@ def test_imports_go_down(module: str) -> None:
 @pytest.mark.parametrize("module", FILES)
 def test_a_module_says_what_it_is(module: str) -> None:
     assert ast.get_docstring(ast.parse(FILES[module].read_text()))
+
+
+def test_every_folder_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {
+        module.removesuffix(".__init__")
+        for module, path in FILES.items()
+        if path.name == "__init__.py"
+    }
+    assert set(settings["packages"]) == packages
+    others = {
+        path
+        for path in (ROOT / "hetsched").rglob("*.*")
+        if path.suffix != ".py" and path.parent.name != "__pycache__" and path.is_file()
+    }
+    shipped = {
+        path
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    assert others == shipped
 
 
 def test_no_imports_in_a_circle() -> None:

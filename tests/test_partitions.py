@@ -84,21 +84,35 @@ def test_random_partitions_compute_the_same() -> None:
     assert sum(count >= 3 for count in parts) >= 15, parts
 
 
-@pytest.mark.parametrize("third", ["reference:0", "cpu:0"])
+@pytest.mark.parametrize("third", ["reference:{}", "cpu:{}", "opencl:0@{}"])
 def test_random_partitions_over_three_devices_compute_the_same(third: str) -> None:
     """Targets that differ exchange tensors; the third shares the first one's core."""
-    core = two_cores()[0].partition(":")[2]
-    system = system_of([*two_cores(), f"{third.partition(':')[0]}:{core}"])
-    target = load(Target, system.devices[2].target)
+    check_some([*two_cores(), third.format(two_cores()[0].partition(":")[2])])
+
+
+@pytest.mark.parametrize("queue", ["opencl:0@{1}", "opencl:0@{0}"])
+def test_random_partitions_over_compiled_devices_compute_the_same(queue: str) -> None:
+    """Kernels of the processor and of OpenCL exchange tensors, on two cores and on one."""
+    cores = [name.partition(":")[2] for name in two_cores()]
+    check_some([f"cpu:{cores[0]}", queue.format(*cores)])
+
+
+def check_some(names: Sequence[str]) -> None:
+    """Graphs that the last device can run, until five have a part there."""
+    system = system_of(names)
+    last = system.devices[-1]
     checked = 0
     for seed in range(40):
         rng = random.Random(seed)
         graph = random_graph(rng, 8)
         whole = graph.part(graph.ops, "whole")
-        if target.refusal(whole, system.devices[2]) is not None:
+        if any(
+            load(Target, device.target).refusal(whole, device) is not None
+            for device in system.devices
+        ):
             continue
         plan = check_partition(rng, graph, system)
-        checked += system.devices[2].name in plan.devices
+        checked += last.name in plan.devices
         if checked == 5:
             break
     assert checked == 5

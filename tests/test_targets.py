@@ -198,8 +198,8 @@ CASES = {item.name: item for item in cases()}
 def target(request: pytest.FixtureRequest) -> Target:
     found = load(Target, request.param)
     why = found.unavailable()
-    if why is not None:
-        pytest.skip(why)
+    if why is not None or not found.devices():
+        pytest.skip(why or "; ".join(found.problems()))
     return found
 
 

@@ -49,7 +49,8 @@ Devices = Annotated[
     typer.Option(
         "--devices",
         metavar="LIST",
-        help="Devices of this machine, such as cpu:0,cpu:1; cpu is all cores as one device.",
+        help="Devices of this machine, such as cpu:0,opencl:0; hetsched devices has them all, and "
+        "cpu is all cores as one device.",
     ),
 ]
 

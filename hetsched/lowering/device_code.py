@@ -12,61 +12,60 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
-from tvm_ffi import structural_walk
+from tvm_ffi import structural_map, structural_walk
 
-from hetsched.errors import CompileError
+from hetsched.errors import UnsupportedOperation
+from hetsched.lowering.entry import PREFIX
+from hetsched.lowering.program import Step, Steps
 
 # The pass behind which kernels and host are functions of their own.
 SPLIT = "tirx.SplitHostDevice"
 SHARED_NBYTES = "tirx.use_dyn_shared_memory"
 AXES, GROUP, THREAD = "xyz", "blockIdx", "threadIdx"
+# TVM's first lines of CUDA C, which need headers of packages, and what does in their place.
+HEADERS = re.compile(r"#ifdef __CUDACC_RTC__.*?<cuda\.h>\n#endif\n", re.DOTALL)
+PREAMBLE = """#ifdef __CUDACC_RTC__
+typedef signed char int8_t;
+typedef short int16_t;
+typedef int int32_t;
+typedef long long int64_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#else
+#include <cstdint>
+#endif
+"""
+# C's names of functions of float32, which OpenCL C calls by the name alone.
+FLOAT_NAMES = re.compile(r"\b(a?(?:cos|sin|tan)h?|atan2|erf|expm1|log1p|round|trunc)f(?=\()")
 # In OpenCL C, where a kernel begins; and the attribute that tells its compiler the group.
+LONGEST_NAME = 48
 KERNEL = re.compile(r"__kernel void (\w+)\(([^{};]*)\)(?=\s*\{)")
-
-
-@dataclass(frozen=True)
-class Temporary:
-    """Memory that a function needs while it runs; `nbytes` of it, each with a number."""
-
-    number: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class KernelCall:
-    """A launch of `kernel` on so many `groups` of so many `threads`, along x, y and z.
-
-    `arguments` are parameters of the function, by their number, or its own memory; `written` says
-    of each whether the kernel stores to it.
-    """
-
-    kernel: str
-    groups: tuple[int, int, int]
-    threads: tuple[int, int, int]
-    arguments: tuple[int | Temporary, ...]
-    written: tuple[bool, ...]
-    shared_nbytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceCode:
-    """Kernels in `source`, and the `calls` of each function, by its name, in order."""
+    """Kernels in `source`, and what each function launches, by its name."""
 
     source: str
-    calls: Mapping[str, tuple[KernelCall, ...]]
+    steps: Mapping[str, Steps]
 
 
-def device_code(functions: Mapping[str, Any], target: Any) -> DeviceCode:
+def device_code(given: Mapping[str, Any], target: Any) -> DeviceCode:
     """The code of scheduled functions, by their names, for a device of `target`.
 
     Raises
     ------
-    CompileError
+    UnsupportedOperation
         A function does something between its kernels.
     """
+    short = {name: _short(name, index) for index, name in enumerate(given)}
+    functions = {short[name]: function for name, function in given.items()}
     named = {
         tvm.ir.GlobalVar(name): function.with_attr("global_symbol", name)
         for name, function in functions.items()
@@ -78,18 +77,48 @@ def device_code(functions: Mapping[str, Any], target: Any) -> DeviceCode:
     with tvm.transform.PassContext(instruments=[split]), hosted:
         module = lower(module)
     there = {variable.name_hint: function for variable, function in split.module.functions.items()}
-    calls = {name: tuple(_calls(name, there)) for name in functions}
+    steps = {name: _steps(short[name], there) for name in given}
     _, kernels = split_host_device_mods(module)
     if not kernels:
-        return DeviceCode("", calls)
+        return DeviceCode("", steps)
     ((device, code),) = kernels.items()
-    source = str(codegen_build(finalise()(code), device).inspect_source())
-    if str(target.kind.name) == "opencl":
-        source = _with_group_sizes(source, calls)
-    return DeviceCode(source, calls)
+    code = finalise()(code)
+    if str(target.kind.name) == "cuda":
+        source = HEADERS.sub(PREAMBLE, _source(code, device))
+    else:
+        source = FLOAT_NAMES.sub(r"\1", _source(_exact(code), device))
+        source = _with_group_sizes(source, steps)
+    return DeviceCode(source, steps)
 
 
-@tvm.ir.instrument.pass_instrument  # type: ignore[untyped-decorator]
+def _source(code: Any, device: Any) -> str:
+    return str(codegen_build(code, device).inspect_source())
+
+
+def _exact(module: Any) -> Any:
+    """Kernels whose numbers are written by their bits where TVM's six digits would change them."""
+
+    def number(found: Any) -> Any:
+        value = np.float32(found.value)
+        if str(found.ty.dtype) != "float32" or np.float32(f"{value:.6e}") == value:
+            return found
+        bits = tirx.IntImm("int32", int(value.view(np.int32)))
+        return tirx.call_pure_extern("float32", "as_float", bits)
+
+    functions = {
+        variable: function.with_body(structural_map(function.body, (tirx.FloatImm, number)))
+        for variable, function in module.functions.items()
+    }
+    return tvm.IRModule(functions, attrs=module.attrs)
+
+
+def _short(name: str, index: int) -> str:
+    """A name for a function, and so for its kernels, that is not too long for any compiler."""
+    plain = re.sub(r"\W", "_", name.removeprefix(PREFIX).removeprefix("fused_"))
+    return f"f{index}_{plain[:LONGEST_NAME]}"
+
+
+@tvm.ir.instrument.pass_instrument
 class _After:
     """Keeps the module as the pass of a name leaves it."""
 
@@ -102,52 +131,55 @@ class _After:
             self.module = module
 
 
-def _calls(name: str, functions: Mapping[str, Any]) -> Iterator[KernelCall]:
-    """What the host's half of a function launches."""
+def _steps(name: str, functions: Mapping[str, Any]) -> Steps:
+    """What the host's half of a function allocates and launches."""
     function = functions[name]
-    known: dict[Any, int | Temporary] = {
-        parameter: index for index, parameter in enumerate(function.params)
-    }
+    known: dict[Any, int] = {parameter: index for index, parameter in enumerate(function.params)}
+    temporaries: list[int] = []
+    launches: list[Step] = []
     for statement in _statements(function.body):
         match statement:
             case tirx.AllocBuffer():
                 buffer = statement.buffer
-                nbytes = prod(map(int, buffer.shape)) * tvm.DataType(str(buffer.dtype)).itemsize
-                known[buffer] = Temporary(len(known), nbytes)
+                known[buffer] = len(function.params) + len(temporaries)
+                itemsize = tvm.DataType(str(buffer.dtype)).itemsize
+                temporaries.append(prod(map(int, buffer.shape)) * itemsize)
             case tirx.DeclBuffer():
                 known[statement.buffer] = known[_buffer_of(name, statement.data)]
             case tirx.Evaluate():
-                yield _call(name, statement.value, known, functions)
+                launches.append(_step(name, statement.value, known, functions))
             case _:
-                raise CompileError(f"'{name}' does more between its kernels than launch them")
+                raise UnsupportedOperation(f"'{name}' does more than launch kernels")
+    return Steps(tuple(launches), tuple(temporaries))
 
 
-def _call(
-    name: str, call: Any, known: Mapping[Any, int | Temporary], functions: Mapping[str, Any]
-) -> KernelCall:
+def _step(name: str, call: Any, known: Mapping[Any, int], functions: Mapping[str, Any]) -> Step:
     if getattr(getattr(call, "op", None), "name", "") != "tirx.call_ffi_kernel":
-        raise CompileError(f"'{name}' does more between its kernels than launch them")
+        raise UnsupportedOperation(f"'{name}' does more than launch kernels")
     kernel = str(call.args[0].value)
     tags = [str(tag) for tag in call.attrs.launch_params]
     passed = list(call.args[1:])
     first = len(passed) - len(tags)
     sizes = {tag: int(size) for tag, size in zip(tags, passed[first:], strict=True)}
     groups, threads = (
-        tuple(sizes.pop(f"{index}.{axis}", 1) for axis in AXES) for index in (GROUP, THREAD)
+        [sizes.pop(f"{index}.{axis}", 1) for axis in AXES] for index in (GROUP, THREAD)
     )
     shared = sizes.pop(SHARED_NBYTES, 0)
     if sizes:
-        raise CompileError(f"'{name}' launches a kernel along {min(sizes)}")
-    arguments = tuple(known[_buffer_of(name, argument)] for argument in passed[:first])
+        raise UnsupportedOperation(f"'{name}' launches a kernel along {min(sizes)}")
     stored = _stored(functions[kernel])
-    written = tuple(any(p.same_as(other) for other in stored) for p in functions[kernel].params)
-    return KernelCall(kernel, groups, threads, arguments, written, shared)
+    arguments = [
+        (known[_buffer_of(name, argument)], any(parameter.same_as(other) for other in stored))
+        for argument, parameter in zip(passed[:first], functions[kernel].params, strict=True)
+    ]
+    whole = tuple(count * size for count, size in zip(groups, threads, strict=True))
+    return Step(kernel, whole, tuple(threads), tuple(arguments), shared)
 
 
 def _buffer_of(name: str, address: Any) -> Any:
     """The buffer whose address a kernel gets."""
     if getattr(getattr(address, "op", None), "name", "") != "tirx.buffer_data":
-        raise CompileError(f"'{name}' passes a kernel what is no address of a buffer")
+        raise UnsupportedOperation(f"'{name}' passes a kernel what is no address of a buffer")
     return address.args[0]
 
 
@@ -179,12 +211,12 @@ def _stored(kernel: Any) -> list[Any]:
     return [declared[buffer] for buffer in stored if buffer in declared]
 
 
-def _with_group_sizes(source: str, calls: Mapping[str, tuple[KernelCall, ...]]) -> str:
+def _with_group_sizes(source: str, steps: Mapping[str, Steps]) -> str:
     """The source in which each kernel says how many work-items are in a group.
 
     A compiler that knows can do without a general version, and use more registers.
     """
-    sizes = {call.kernel: call.threads for own in calls.values() for call in own}
+    sizes = {step.kernel: step.local_size for own in steps.values() for step in own.launches}
 
     def told(match: re.Match[str]) -> str:
         x, y, z = sizes[match[1]]

@@ -71,9 +71,9 @@ class Calls:
     """What `main` of a module does: functions by name, called in turn on memories.
 
     The memories of a call are in the order of the function's parameters, those that are written
-    behind those that are read; that of `COPY` is written first. Rows are the parameters of `main`, then
-    `constants`, the outputs and the workspace. `between` are the memories that are to be placed in
-    the last one.
+    behind those that are read; that of `COPY` is written first. Rows are the parameters of `main`,
+    then `constants`, the outputs and the workspace. `between` are the memories that are to be
+    placed in the last one.
     """
 
     functions: Mapping[str, Any]
@@ -259,9 +259,15 @@ def _static(function: Any) -> bool:
         hasattr(parameter, "shape")
         and _known(parameter.shape)
         and _known(parameter.strides)
-        and _known([parameter.elem_offset])
+        and _starts_known(parameter)
         for parameter in function.params
     )
+
+
+def _starts_known(parameter: Any) -> bool:
+    """Whether a tensor begins where its memory does, or wherever the caller says: there."""
+    start = parameter.elem_offset
+    return isinstance(start, tirx.Var) or (isinstance(start, tirx.IntImm) and not int(start))
 
 
 def _known(shape: Any) -> bool:
@@ -278,7 +284,9 @@ def _of_addresses(name: str, function: Any) -> Any:
         DeclBuffer(parameter, data=address)
         for parameter, address in zip(function.params, addresses, strict=True)
     ]
-    body = SeqStmt([*tensors, function.body])
+    starts = [p.elem_offset for p in function.params if isinstance(p.elem_offset, tirx.Var)]
+    zeros = [Bind(start, tirx.IntImm(str(start.ty.dtype), 0)) for start in dict.fromkeys(starts)]
+    body = SeqStmt([*zeros, *tensors, function.body])
     return (
         tirx.PrimFunc(addresses, body, PrimType("int32"), function.attrs)
         .with_attr("global_symbol", name)

@@ -4,24 +4,27 @@ Importing this file loads TVM's compiler.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, s_tir, tirx
+from tvm import s_tir, tirx
 from tvm.s_tir import dlight
+from tvm_ffi import structural_walk
 
-from hetsched.errors import CompileError, UnsupportedOperation
+from hetsched.errors import DeviceError, UnsupportedOperation
 from hetsched.graph import Graph
-from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
-from hetsched.lowering.device_code import KernelCall, Temporary, device_code
-from hetsched.lowering.entry import _joined, _Memory, _placed, _Walk
+from hetsched.launches import Program
+from hetsched.lowering.device_code import device_code
+from hetsched.lowering.entry import calls_of
+from hetsched.lowering.program import assembled, copies
 from hetsched.lowering.relax import attempted, fuse, lift_constants, lowered, refusal_of
-from hetsched.schedules import gpu_threads, gpu_tiles
-from hetsched.schedules.gpu_device import Limits
-from hetsched.tvm_runtime import ERRORS
+from hetsched.schedules.gpu import loops, threads, tiles
+from hetsched.schedules.gpu.limits import Limits
+from hetsched.tvm_runtime import ERRORS, first_line
 
+# Of a place in a region: every device of OpenCL can begin a buffer there, CUDA takes any of 16.
+ALIGNMENT = 512
 # Fewer rows or columns than this are no tile.
 LEAST_TILED = 8
 SCHEDULED = "tirx.is_scheduled"
@@ -41,128 +44,75 @@ def program(
     return attempted(graph, lambda part: _made(part, described, limits))
 
 
+def architecture(target: Mapping[str, Any] | str) -> str:
+    """The architecture of a target, such as `sm_90`.
+
+    Raises
+    ------
+    DeviceError
+        TVM knows no such target.
+    """
+    try:
+        return str(tvm.target.Target(target).attrs["arch"])
+    except ERRORS as error:
+        why = first_line(error)
+        raise DeviceError(f"TVM knows no target {target!r} of CUDA: {why}") from None
+
+
 def why_not(graph: Graph) -> str | None:
     """Why no program can be made of `graph`, or None; quick, as no code is made."""
-    return refusal_of(graph, lambda part: lowered(part, vectors=None))
+    return refusal_of(graph, lambda part: lowered(part, vectors=None, sorts=False))
 
 
 def _made(graph: Graph, target: Any, limits: Limits) -> tuple[Program, Mapping[str, np.ndarray]]:
-    fused = fuse(lowered(graph, vectors=None))
-    module = relax.transform.RewriteDataflowReshape()(fused.module)
+    part = lift_constants(fuse(lowered(graph, vectors=None, sorts=False)), graph)
+    calls = calls_of(part.module, ALIGNMENT)
+    functions = {**calls.functions, **{n: _copying(size) for n, size in copies(calls).items()}}
     with target:
-        fused = replace(fused, module=scheduled(module, target, limits))
-    part = lift_constants(fused, graph)
-    walk = _Walk(part.module)
-    outputs = walk.outputs()
-    if outputs is None:
-        raise UnsupportedOperation("it does more than call kernels on tensors of known shapes")
-    functions = {
-        variable.name_hint: function
-        for variable, function in part.module.functions.items()
-        if isinstance(function, tirx.PrimFunc)
-    }
-    inputs = len(part.module["main"].params) - len(part.weights)
-    constants = _joined(walk.constants, inputs + len(part.weights))
-    first_output = inputs + len(part.weights) + 1
-    copies=[]
-    for index, memory in enumerate(outputs):
-        if memory.row is None:
-            memory.row = first_output + index
-        else:
-            own = _Memory(memory.nbytes, row=first_output + index)
-            name = f"copy_{memory.nbytes}"
-            functions.setdefault(name, _copy(memory.nbytes, target, limits))
-            copies.append((name, [memory, own]))
+        functions = {name: scheduled(f, target, limits) for name, f in functions.items()}
     code = device_code(functions, target)
-    workspace = first_output + len(outputs)
-    between = [memory for memory in walk.made if memory.row is None]
-    calls: list[tuple[KernelCall, list[_Memory]]] = []
-    for index, (name, memories) in enumerate([*walk.calls,*copies]):
-        name = name.removeprefix("part_")
-        own: dict[int, _Memory] = {}
-        for call in code.calls[name]:
-            for argument in call.arguments:
-                if isinstance(argument, Temporary) and argument.number not in own:
-                    own[argument.number] = _Memory(argument.nbytes, first=index, last=index)
-            calls.append(
-                (call, [own[a.number] if isinstance(a, Temporary) else memories[a] for a in call.arguments])
-            )
-        between += own.values()
-    nbytes = _placed(between)
-    for memory in between:
-        memory.row = workspace
-    names = list(part.weights)
-
-    def place(memory: _Memory, written: bool) -> Place:
-        row = memory.row
-        assert row is not None
-        if row < inputs:
-            where: tuple[str, int | str] = (INPUT, row)
-        elif row < inputs + len(names):
-            where = (WEIGHT, names[row - inputs])
-        elif row < first_output:
-            where = (CONSTANT, 0)
-        elif row < workspace:
-            where = (OUTPUT, row - first_output)
-        else:
-            where = (WORKSPACE, 0)
-        return Place(*where, memory.start, memory.nbytes, written)
-
-    launches = tuple(
-        Launch(
-            call.kernel,
-            tuple(g * t for g, t in zip(call.groups, call.threads, strict=True)),
-            call.threads,
-            tuple(place(m, w) for m, w in zip(memories, call.written, strict=True)),
-            call.shared_nbytes,
-        )
-        for call, memories in calls
-    )
-    made = tuple(dict.fromkeys(t for t in graph.outputs if t.name in graph.producers))
-    return Program(
-        str(target.kind.name),
-        code.source,
-        graph.inputs,
-        made,
-        launches,
-        {name: array.nbytes for name, array in part.weights.items()},
-        constants,
-        nbytes,
-    ), part.weights
+    language = str(target.kind.name)
+    made = assembled(graph, part.weights, calls, code.steps, language, code.source, ALIGNMENT)
+    return made, part.weights
 
 
-def _copy(nbytes: int, target: Any, limits: Limits) -> Any:
+def _copying(nbytes: int) -> Any:
     """A function that copies so many bytes."""
     dtype, size = next((d, s) for d, s in (("uint32", 4), ("uint8", 1)) if nbytes % s == 0)
     source = tvm.te.placeholder((nbytes // size,), dtype, name="source")
     copy = tvm.te.compute(source.shape, lambda i: source[i], name="copy")
-    with target:
-        return scheduled_function(tvm.te.create_prim_func([source, copy]), target, limits)
+    return tvm.te.create_prim_func([source, copy])
 
 
-def scheduled(module: Any, target: Any, limits: Limits) -> Any:
-    """`module` with its functions shared out to groups of threads."""
-    functions = {
-        variable: scheduled_function(function, target, limits)
-        if isinstance(function, tirx.PrimFunc)
-        else function
-        for variable, function in module.functions.items()
-    }
-    return tvm.IRModule(functions, attrs=module.attrs)
+def scheduled(function: Any, target: Any, limits: Limits) -> Any:
+    """The function by the first rule that serves it.
 
-
-def scheduled_function(function: Any, target: Any, limits: Limits) -> Any:
-    if function.attrs and function.attrs.get(SCHEDULED):
+    Raises
+    ------
+    UnsupportedOperation
+        None does.
+    """
+    if _is_for_threads(function):
         return function
+    found = loops.apply(function)
+    if found is not None:
+        return found.with_attr(SCHEDULED, True)
     for rule in RULES:
         try:
-            found = rule(function, target, limits)
-        except ERRORS as e:
-            print("RULE", rule.__name__, str(e)[:300])
+            schedule = rule(function, target, limits)
+        except ERRORS:
+            # A schedule's steps say only when they are taken that a function does not suit them.
             continue
-        if found is not None:
-            return found.mod["main"].with_attr(SCHEDULED, True)
-    return function
+        if schedule is not None:
+            return schedule.mod["main"].with_attr(SCHEDULED, True)
+    raise UnsupportedOperation("no schedule for a graphics processor serves it")
+
+
+def _is_for_threads(function: Any) -> bool:
+    """Whether groups and threads share its loops already."""
+    found: list[Any] = []
+    structural_walk(function.body, (tirx.For, found.append), order="post")
+    return any(loop.kind == tirx.ForKind.THREAD_BINDING for loop in found)
 
 
 def _schedule_of(function: Any) -> Any:
@@ -171,27 +121,27 @@ def _schedule_of(function: Any) -> Any:
 
 def _tiles(function: Any, target: Any, limits: Limits) -> Any | None:
     schedule = _schedule_of(function)
-    main = gpu_tiles.product_of(schedule)
+    main = tiles.product_of(schedule)
     if main is None:
         return None
-    sizes = gpu_tiles.sizes(schedule, main)
+    sizes = tiles.sizes(schedule, main)
     if min(sizes[1:3]) < LEAST_TILED:
         return None
-    tile = gpu_tiles.candidates(*sizes, limits)[0]
-    return gpu_tiles.apply(schedule, main, tile, explicit=target.kind.name != "cuda")
+    tile = tiles.candidates(*sizes, limits)[0]
+    return tiles.apply(schedule, main, tile, explicit=str(target.kind.name) != "cuda")
 
 
 def _threads(function: Any, target: Any, limits: Limits) -> Any | None:
     schedule = _schedule_of(function)
-    main = gpu_threads.reduction_of(schedule)
-    return None if main is None else gpu_threads.apply(schedule, main, limits)
+    main = threads.reduction_of(schedule)
+    return None if main is None else threads.apply(schedule, main, limits)
 
 
 def _dlight(rule: Any) -> Callable[[Any, Any, Limits], Any | None]:
     def apply(function: Any, target: Any, limits: Limits) -> Any | None:
         found = rule.apply(function, target, False)
         return found[0] if isinstance(found, list) else found
-    apply.__name__=type(rule).__name__
+
     return apply
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isinf, isnan, prod
+from math import inf, isinf, isnan, prod
 from typing import Any
 
 import tvm
@@ -54,16 +54,29 @@ FUNCTIONS = frozenset(
     "fabs floor fma fmod hypot ldexp log log10 log1p log2 nextafter popcount pow rint round "
     "rsqrt sin sinh sqrt tan tanh trunc".split()
 )
+# Functions that a processor has an instruction for, which PoCL's library of functions does not use.
+ROUNDING = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "roundeven"}
+WHOLE = (
+    "#if defined(__has_builtin) && __has_builtin(__builtin_elementwise_{builtin})\n"
+    "#define whole_{name}(x) __builtin_elementwise_{builtin}(x)\n"
+    "#else\n#define whole_{name}(x) {name}(x)\n#endif\n"
+)
 QUESTIONS = frozenset(["isnan", "isinf", "isfinite"])
 POLYNOMIALS: Mapping[str, Callable[[Any], Any]] = {
     "exp": polynomials.exp, "erf": polynomials.erf, "tanh": polynomials.tanh,
 }  # fmt: skip
 # A vector at any address of its elements: PoCL stores by vstore16 in three parts.
 UNALIGNED = "typedef struct __attribute__((packed)) {{ {vector} v; }} unaligned_{vector};\n"
+# Of an innermost loop that is unrolled: stores in all turns, and turns.
+MOST_UNROLLED, MOST_TURNS = 64, 16
+# To the second cache, of compilers for processors; what OpenCL has for it does nothing in PoCL.
+FETCH = (
+    "#ifdef __clang__\n"
+    "#define fetch(address) __builtin_prefetch((const void*)(size_t)(address), 0, 2)\n"
+    "#else\n#define fetch(address)\n#endif\n"
+)
 # Calls that are their argument.
 HINTS = frozenset(["likely", "tvm_thread_invariant"])
-# Instructions of a processor that a kernel can do without.
-DROPPED = frozenset(["llvm.prefetch"])
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,8 @@ def kernels(function: Any, units: int) -> Kernels:
         It does something that OpenCL C cannot say.
     """
     parameters = {parameter: index for index, parameter in enumerate(function.params)}
+    # Tensors begin where their places do.
+    starts = [p.elem_offset for p in function.params if isinstance(p.elem_offset, tirx.Var)]
     statements, shared = _top(function.body)
     groups = [statements] if units == 1 else _groups(statements)
     temporaries: list[int] = []
@@ -123,7 +138,7 @@ def kernels(function: Any, units: int) -> Kernels:
             places[statement.buffer] = temporary(statement.buffer, 1)
     nests = []
     for group in groups:
-        writer = _Writer(places, units, temporary)
+        writer = _Writer(places, units, temporary, dict.fromkeys(starts, "0"))
         for statement in group:
             writer.top(statement)
         nests.append(writer.nest())
@@ -251,7 +266,11 @@ class _Writer:
     """Writes one kernel."""
 
     def __init__(
-        self, places: Mapping[Any, int], units: int, temporary: Callable[[Any, int], int]
+        self,
+        places: Mapping[Any, int],
+        units: int,
+        temporary: Callable[[Any, int], int],
+        names: Mapping[Any, str],
     ) -> None:
         self._places = places
         self._units = units
@@ -259,7 +278,10 @@ class _Writer:
         self._items = 1
         self._lines: list[str] = []
         self._depth = 1
-        self._names: dict[Any, str] = {}
+        # How many loops are around, and were around the variables that they change.
+        self._around = 0
+        self._loops: dict[Any, int] = {}
+        self._names = dict(names)
         self._arrays: dict[Any, _Array] = {}
         self._views: dict[Any, Any] = {}
         self._arguments: dict[str, _Array] = {}
@@ -311,7 +333,8 @@ class _Writer:
                 self._line(
                     f"const {self._text(loop.loop_var)} {name} = {found} + {self._(loop.min)};"
                 )
-            self._statement(loops[-1].body)
+            with self._turns(*(loop.loop_var for loop in loops)):
+                self._statement(loops[-1].body)
 
     # Names and lines
 
@@ -340,7 +363,7 @@ class _Writer:
         self._line(f"const {kind} {name} = {text};")
         return name
 
-    def _apart(self, expression: Any) -> tuple[str, list[str]]:
+    def _aside(self, expression: Any) -> tuple[str, list[str]]:
         """An expression, and the lines that it needs before it, which are not yet written."""
         before, self._lines = self._lines, []
         self._depth += 1
@@ -364,7 +387,7 @@ class _Writer:
             case tirx.For():
                 self._loop(statement)
             case tirx.IfThenElse():
-                with self._block(f"if ({self._(statement.condition)})"):
+                with self._block(f"if {_bracketed(self._(statement.condition))}"):
                     self._statement(statement.then_case)
                 if statement.else_case is not None:
                     with self._block("else"):
@@ -375,6 +398,7 @@ class _Writer:
                     self._statement(statement.body)
             case tirx.Bind():
                 text = self._(statement.value)
+                self._loops[statement.var] = self._around
                 name = self._named("t", statement.var)
                 self._line(f"const {self._text(statement.value)} {name} = {text};")
             case tirx.BufferStore():
@@ -401,10 +425,19 @@ class _Writer:
         step = "1" if getattr(loop, "step", None) is None else self._(loop.step)
         end = count if first == "0" else f"{first} + {count}"
         name = self._named("i", loop.loop_var)
-        if loop.kind == tirx.ForKind.UNROLLED:
+        if loop.kind == tirx.ForKind.UNROLLED or _is_short(loop):
             self._line("#pragma unroll")
-        with self._block(f"for ({kind} {name} = {first}; {name} < {end}; {name} += {step})"):
+        head = f"for ({kind} {name} = {first}; {name} < {end}; {name} += {step})"
+        with self._block(head), self._turns(loop.loop_var):
             self._statement(loop.body)
+
+    @contextmanager
+    def _turns(self, *variables: Any) -> Iterator[None]:
+        """In a loop that changes these."""
+        self._around += 1
+        self._loops |= dict.fromkeys(variables, self._around)
+        yield
+        self._around -= 1
 
     def _allocate(self, buffer: Any) -> None:
         element = _Type.of(buffer.dtype)
@@ -447,43 +480,100 @@ class _Writer:
     def _evaluate(self, value: Any) -> None:
         if isinstance(value, tirx.IntImm):
             return
-        if isinstance(value, ir.Call) and self._called(value)[0] in DROPPED:
-            return
+        if isinstance(value, ir.Call):
+            name, arguments = self._called(value)
+            if name == "llvm.prefetch":
+                self._prefetch(arguments[0].args[0])
+                return
         raise UnsupportedOperation(f"OpenCL C has no {value!s:.60}")
+
+    def _prefetch(self, element: Any) -> None:
+        (index,) = element.indices
+        self._helpers["fetch"] = FETCH
+        self._line(f"fetch({self._address(self._array(element.source), index)});")
 
     def _store(self, store: Any) -> None:
         (index,) = store.indices
+        lanes = int(tvm.DataType(str(index.ty.dtype)).lanes)
+        if lanes not in (1, *LANES):
+            if self._store_bits(store, index):
+                return
+            # Vectors that OpenCL does not have, in pieces.
+            start = 0
+            while start < lanes:
+                count = next(n for n in (*reversed(LANES), 1) if n <= lanes - start)
+                value, place = (_piece(e, start, count) for e in (store.value, index))
+                self._store(tirx.BufferStore(store.buffer, value, [place]))
+                start += count
+            return
         array = self._array(store.buffer)
         value = self._(store.value)
         self._written.add(array.name)
-        place, lanes = self._place(index)
-        if place is not None:
-            self._line(self._stored(array, lanes, place, value) + ";")
+        first, lanes = _first(index)
+        if first is not None:
+            self._line(self._stored(array, lanes, self._address(array, first), value) + ";")
             return
         value = self._value(value, _Type(*_parts(array.element), lanes).text)
-        for lane, where in enumerate(self._lanes(index)):
+        for lane, where in enumerate(self._lanes(array, index)):
             self._line(self._stored(array, 1, where, f"{value}.s{LANE_NAMES[lane]}") + ";")
 
-    def _stored(self, array: _Array, lanes: int, place: str, value: str) -> str:
-        """A statement that writes `lanes` elements from `place` on."""
+    def _store_bits(self, store: Any, index: Any) -> bool:
+        """Stores a longer vector as the bits of a wider one, if it is no more than these."""
+        value = store.value
+        if not isinstance(value, ir.Call) or self._called(value)[0] != "reinterpret":
+            return False
+        (bits,) = value.args
+        kind = _Type.of(bits.ty.dtype)
+        if kind.lanes not in LANES or kind.kind == "bool" or kind.is_short:
+            return False
+        array, text = self._array(store.buffer), self._(bits)
+        first, _ = _first(index)
+        if first is None:
+            return False
+        self._written.add(array.name)
+        address = self._address(array, first)
+        self._line(f"{self._vector(array, kind.scalar, kind.lanes, address)} = {text};")
+        return True
+
+    def _stored(self, array: _Array, lanes: int, address: str, value: str) -> str:
+        """A statement that writes `lanes` elements from `address` on."""
         element = array.element
         wide = str(lanes) if lanes > 1 else ""
         if element.kind == "bool" and lanes > 1:
             value = f"convert_uchar{wide}({value} & 1)"
         if array.memory == "half":
-            return f"vstore_half{wide}_rte({value}, 0, {array.name} + {place})"
+            return f"vstore_half{wide}_rte({value}, 0, {address})"
         if array.memory == "ushort" and element.kind == "bfloat":
             value = f"{self._bfloat(lanes)}({value})"
         if lanes > 1:
-            return f"{self._vector(array, lanes, place)} = {value}"
-        return f"{array.name}[{place}] = {value}"
+            return f"{self._vector(array, array.memory, lanes, address)} = {value}"
+        return f"*{address} = {value}"
 
-    def _vector(self, array: _Array, lanes: int, place: str) -> str:
-        vector = f"{array.memory}{lanes}"
+    def _vector(self, array: _Array, scalar: str, lanes: int, address: str) -> str:
+        """The vector at the address of an element, to read or to write."""
+        vector = f"{scalar}{lanes}"
         self._helpers[vector] = UNALIGNED.format(vector=vector)
         space = "" if array.is_private else "__global "
         const = "" if array.is_private or array.name in self._written else "const "
-        return f"(({space}{const}unaligned_{vector}*)({array.name} + {place}))->v"
+        return f"(({space}{const}unaligned_{vector}*){address})->v"
+
+    def _address(self, array: _Array, index: Any) -> str:
+        """Where the element at `index` is: first what no loop changes is added, then what outer
+        loops do, then inner ones, and constants last.
+
+        So the innermost loop has one register to step, and constants are part of instructions.
+        LLVM else computes addresses of several rows in vectors, whose registers the loop needs.
+        """
+        steps: dict[float, list[str]] = {}
+        for term, sign in _terms(index):
+            names = tirx.analysis.undefined_vars(term, [])
+            depth = max((self._loops.get(name, 0) for name in names), default=0)
+            key = inf if isinstance(term, tirx.IntImm) else depth
+            steps.setdefault(key, []).append(f"{sign}{self._(term)}")
+        text = array.name
+        for _, terms in sorted(steps.items()):
+            text = f"({text} + ({''.join(terms).removeprefix('+')}))"
+        return f"({text})"
 
     # Expressions
 
@@ -502,7 +592,8 @@ class _Writer:
     def _variable(self, variable: Any) -> str:
         if variable not in self._names:
             raise UnsupportedOperation(f"nothing is known of the value '{variable.name}'")
-        return self._names[variable]
+        name: str = self._names[variable]
+        return name
 
     def _integer(self, constant: Any) -> str:
         kind = _Type.of(constant.ty.dtype)
@@ -557,7 +648,7 @@ class _Writer:
         a = self._(expression.a)
         if _Type.of(expression.ty.dtype).lanes > 1:
             return f"({a} {'&' if is_and else '|'} {self._(expression.b)})"
-        b, lines = self._apart(expression.b)
+        b, lines = self._aside(expression.b)
         if not lines:
             return f"({a} {'&&' if is_and else '||'} {b})"
         name = self._named("t")
@@ -584,6 +675,9 @@ class _Writer:
             mask = f"int{kind.lanes}" if kind.kind == "bool" else kind.mask
             if mask != f"int{kind.lanes}":
                 condition = f"convert_{mask}({condition})"
+        elif kind.lanes > 1:
+            # Named, so that it is loaded before and there is no branch.
+            a = self._value(a, kind.text)
         return f"({condition} ? {a} : {b})"
 
     def _cast(self, expression: Any) -> str:
@@ -618,15 +712,28 @@ class _Writer:
 
     def _shuffle(self, expression: Any) -> str:
         kind = _Type.of(expression.ty.dtype)
-        lanes: list[str] = []
-        for vector in expression.vectors:
-            source = _Type.of(vector.ty.dtype)
-            name = self._value(self._(vector), source.text)
-            lanes += [f"{name}.s{n}" for n in LANE_NAMES[: source.lanes]] if source.lanes > 1 else [
-                name
-            ]  # fmt: skip
+        lanes = [lane for vector in expression.vectors for lane in self._apart(vector)]
         chosen = [lanes[int(index)] for index in expression.indices]
         return chosen[0] if kind.lanes == 1 else f"({kind.text})({', '.join(chosen)})"
+
+    def _apart(self, vector: Any) -> list[str]:
+        """The lanes of a vector."""
+        lanes = int(tvm.DataType(str(vector.ty.dtype)).lanes)
+        if lanes == 1:
+            return [self._value(self._(vector), self._text(vector))]
+        if lanes in LANES:
+            name = self._value(self._(vector), self._text(vector))
+            return [f"{name}.s{lane}" for lane in LANE_NAMES[:lanes]]
+        if not isinstance(vector, ir.Call) or self._called(vector)[0] != "reinterpret":
+            raise UnsupportedOperation(f"OpenCL C has no vectors of {vector.ty.dtype}")
+        # More lanes than a vector has, as parts of the lanes of one.
+        wide = self._apart(vector.args[0])
+        part = _Type.of(tvm.DataType(str(vector.ty.dtype)).with_lanes(lanes // len(wide)))
+        return [
+            f"as_{part.text}({lane}).s{index}"
+            for lane in wide
+            for index in LANE_NAMES[: part.lanes]
+        ]
 
     def _let(self, expression: Any) -> str:
         text = self._(expression.value)
@@ -637,21 +744,21 @@ class _Writer:
     def _loaded(self, expression: Any) -> str:
         (index,) = expression.indices
         array = self._array(expression.source)
-        place, lanes = self._place(index)
-        if place is not None:
-            return self._element(array, lanes, place)
+        first, lanes = _first(index)
+        if first is not None:
+            return self._element(array, lanes, self._address(array, first))
         kind = _Type.of(expression.ty.dtype)
-        found = [self._element(array, 1, where) for where in self._lanes(index)]
+        found = [self._element(array, 1, where) for where in self._lanes(array, index)]
         if kind.kind == "bool":
             found = [f"-(int){value}" for value in found]
         return f"({kind.text})({', '.join(found)})"
 
-    def _element(self, array: _Array, lanes: int, place: str) -> str:
-        """`lanes` elements from `place` on."""
+    def _element(self, array: _Array, lanes: int, address: str) -> str:
+        """`lanes` elements from `address` on."""
         wide = str(lanes) if lanes > 1 else ""
         if array.memory == "half":
-            return f"vload_half{wide}(0, {array.name} + {place})"
-        text = self._vector(array, lanes, place) if lanes > 1 else f"{array.name}[{place}]"
+            return f"vload_half{wide}(0, {address})"
+        text = self._vector(array, array.memory, lanes, address) if lanes > 1 else f"(*{address})"
         if array.element.kind == "bool":
             return f"(convert_int{wide}({text}) != 0)" if lanes > 1 else f"((bool){text})"
         if array.element.kind == "bfloat" and not array.is_private:
@@ -659,20 +766,11 @@ class _Writer:
             return f"as_float{wide}({bits} << 16)"
         return text
 
-    def _place(self, index: Any) -> tuple[str | None, int]:
-        """The first of elements that lie behind each other, or None; and how many."""
-        lanes = _Type.of(index.ty.dtype).lanes
-        if lanes == 1:
-            return self._(index), 1
-        if isinstance(index, tirx.Ramp) and _is_one(index.stride):
-            return self._(index.base), lanes
-        return None, lanes
-
-    def _lanes(self, index: Any) -> list[str]:
-        """The places of elements that lie apart."""
+    def _lanes(self, array: _Array, index: Any) -> list[str]:
+        """The addresses of elements that lie apart."""
         kind = _Type.of(index.ty.dtype)
         name = self._value(self._(index), kind.text)
-        return [f"{name}.s{lane}" for lane in LANE_NAMES[: kind.lanes]]
+        return [f"({array.name} + {name}.s{lane})" for lane in LANE_NAMES[: kind.lanes]]
 
     def _called(self, call: Any) -> tuple[str, list[Any]]:
         """The name of what is called, and its arguments."""
@@ -684,6 +782,9 @@ class _Writer:
             name = str(_intrinsic(int(arguments.pop(0))))
             short = name.removeprefix("llvm.")
             name = short if short in FUNCTIONS else name
+        if name not in FUNCTIONS and name.removesuffix("f") in FUNCTIONS:
+            # C's name of the one for float32.
+            name = name.removesuffix("f")
         return RENAMED.get(name, name), arguments
 
     def _call(self, call: Any) -> str:
@@ -702,9 +803,9 @@ class _Writer:
             return f"as_{kind.text}({self._(arguments[0])})"
         if name in ("fabs", "abs") and not kind.is_float:
             return _narrowed(f"abs({self._(arguments[0])})", kind)
-        if name in POLYNOMIALS and kind == _Type("float", 32, kind.lanes):
-            if not isinstance(arguments[0], tirx.FloatImm):
-                return self._(POLYNOMIALS[name](arguments[0]))
+        is_float32 = kind == _Type("float", 32, kind.lanes)
+        if name in POLYNOMIALS and is_float32 and not isinstance(arguments[0], tirx.FloatImm):
+            return self._(POLYNOMIALS[name](arguments[0]))
         if name in QUESTIONS:
             source = _Type.of(arguments[0].ty.dtype)
             text = f"{name}({self._(arguments[0])})"
@@ -712,6 +813,9 @@ class _Writer:
                 return f"((bool){text})"
             wanted = f"int{source.lanes}"
             return text if source.mask == wanted else f"convert_{wanted}({text})"
+        if name in ROUNDING:
+            self._helpers[name] = WHOLE.format(name=name, builtin=ROUNDING[name])
+            return f"whole_{name}({self._(arguments[0])})"
         if name in FUNCTIONS:
             return f"{name}({', '.join(map(self._, arguments))})"
         raise UnsupportedOperation(f"OpenCL C has no {name}")
@@ -719,12 +823,13 @@ class _Writer:
     def _either(self, call: Any) -> str:
         """Only the value that is wanted is computed."""
         condition = self._(call.args[0])
-        (a, before_a), (b, before_b) = map(self._apart, call.args[1:])
+        (a, before_a), (b, before_b) = map(self._aside, call.args[1:])
         if not before_a and not before_b:
             return f"({condition} ? {a} : {b})"
         name = self._named("t")
         self._line(f"{self._text(call)} {name};")
-        for head, value, lines in ((f"if ({condition})", a, before_a), ("else", b, before_b)):
+        first = f"if {_bracketed(condition)}"
+        for head, value, lines in ((first, a, before_a), ("else", b, before_b)):
             with self._block(head):
                 self._lines += lines
                 self._line(f"{name} = {value};")
@@ -804,8 +909,83 @@ def _shared(condition: Any) -> Any | None:
     return None
 
 
+def _piece(vector: Any, start: int, count: int) -> Any:
+    """`count` lanes of an expression from `start` on."""
+    match vector:
+        case tirx.Ramp():
+            first = vector.base + vector.stride * start
+            return tirx.Ramp(first, vector.stride, count) if count > 1 else first
+        case tirx.Broadcast():
+            return tirx.Broadcast(vector.value, count) if count > 1 else vector.value
+        case ir.TensorLoad():
+            (index,) = vector.indices
+            return tirx.BufferLoad(vector.source, [_piece(index, start, count)])
+        case tirx.Cast():
+            scalar = tvm.DataType(str(vector.ty.dtype)).with_lanes(count)
+            return tirx.Cast(str(scalar), _piece(vector.value, start, count))
+    if type(vector) in {**ARITHMETIC, **COMPARISONS}:
+        a, b = (_piece(side, start, count) for side in (vector.a, vector.b))
+        return type(vector)(a, b)
+    raise UnsupportedOperation(f"OpenCL C has no vectors of {vector.ty.dtype}")
+
+
+def _is_short(loop: Any) -> bool:
+    """Whether all turns of a loop are few enough to be written out."""
+    stores = _stores(loop.body)
+    return (
+        isinstance(loop.extent, tirx.IntImm)
+        and stores is not None
+        and int(loop.extent) <= MOST_TURNS
+        and int(loop.extent) * stores <= MOST_UNROLLED
+    )
+
+
+def _stores(statement: Any) -> int | None:
+    """How often a statement stores; None of one with loops or branches."""
+    match statement:
+        case tirx.SeqStmt():
+            counts = [_stores(item) for item in statement.seq]
+            return None if None in counts else sum(filter(None, counts))
+        case tirx.BufferStore():
+            return 1
+        case tirx.Bind() | tirx.AllocBuffer() | tirx.DeclBuffer() | tirx.Evaluate():
+            return 0
+    return None
+
+
+def _first(index: Any) -> tuple[Any | None, int]:
+    """The first of elements that lie behind each other, or None; and how many."""
+    lanes = int(tvm.DataType(str(index.ty.dtype)).lanes)
+    if lanes == 1:
+        return index, 1
+    if isinstance(index, tirx.Ramp) and _is_one(index.stride):
+        return index.base, lanes
+    return None, lanes
+
+
+def _terms(index: Any, sign: str = "+") -> list[tuple[Any, str]]:
+    """What an index is the sum of, each with its sign."""
+    other = {"+": "-", "-": "+"}[sign]
+    match index:
+        case tirx.Add():
+            return [*_terms(index.a, sign), *_terms(index.b, sign)]
+        case tirx.Sub():
+            return [*_terms(index.a, sign), *_terms(index.b, other)]
+    return [(index, sign)]
+
+
 def _is_one(expression: Any) -> bool:
     return isinstance(expression, tirx.IntImm) and int(expression) == 1
+
+
+def _bracketed(text: str) -> str:
+    """In one pair of brackets; compilers warn of a comparison in two."""
+    depth = 0
+    for index, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return text if text.startswith("(") and index == len(text) - 1 else f"({text})"
+    return f"({text})"
 
 
 def _is_narrow(kind: _Type) -> bool:

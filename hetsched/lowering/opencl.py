@@ -8,8 +8,9 @@ more, the parallel loops of a function are kernels whose work-items share them o
 Importing this file loads TVM's compiler.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,26 +18,19 @@ import tvm
 from tvm import s_tir, tirx
 
 from hetsched.graph import Graph
-from hetsched.launches import (
-    CONSTANT,
-    INPUT,
-    OUTPUT,
-    WEIGHT,
-    WORKSPACE,
-    Launch,
-    Place,
-    Program,
-)  # fmt: skip
-from hetsched.lowering.entry import COPY, Calls, Memory, calls_of, placed
-from hetsched.lowering.kernels import Nest, kernels
-from hetsched.lowering.relax import compile_part, passes
+from hetsched.launches import MOST_LETTERS, Program
+from hetsched.lowering.entry import PREFIX, Calls, calls_of
+from hetsched.lowering.kernels import Kernels, Nest, kernels
+from hetsched.lowering.program import Step, Steps, assembled, copies
+from hetsched.lowering.relax import compile_part, fuse, lowered, passes, refusal_of
 from hetsched.schedules.rules import Rules
 
 # Of a buffer within a buffer: no device asks for more.
 ALIGNMENT = 512
 TARGET = tvm.target.Target("opencl")
 # No scheduler looks for other work-items in a group, and a compiler need not prepare for them.
-HEAD = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void "
+# For some processors LLVM halves vectors of 512 bits, unless a function says that it needs them.
+HEAD = "__attribute__((reqd_work_group_size(1, 1, 1), min_vector_width(512)))\n__kernel void "
 # Copies all of a tensor, four bytes at a time or one.
 COPIES = {
     4: "(__global const uint* restrict a0, __global uint* restrict a1) {{\n"
@@ -51,7 +45,8 @@ def program(
 ) -> tuple[Program, Mapping[str, np.ndarray]]:
     """The part for a device of so many compute units, and the weights that it reads, by name.
 
-    Each place in it starts at a multiple of `alignment` bytes.
+    Each place in it starts at a multiple of `alignment` bytes. Bytes are multiplied without the
+    instructions that the processor of `rules` may have for it.
 
     Raises
     ------
@@ -59,105 +54,45 @@ def program(
         The part has something that no kernel can be made of.
     """
 
-    def build(module: Any) -> _Built:
+    rules = replace(rules, vectors=replace(rules.vectors, dot="lanes"))
+
+    def build(module: Any) -> tuple[Calls, Mapping[str, Steps], str]:
         with passes:
             calls = calls_of(module, alignment)
-            return _built(calls, _lowered(calls.functions), units, alignment)
+            sources = _Sources()
+            steps = {
+                name: _steps(sources, name, kernels(function, units))
+                for name, function in flattened(calls.functions).items()
+            }
+        for name, nbytes in copies(calls).items():
+            steps[name] = _steps(sources, "copy", _copying(nbytes))
+        return calls, steps, sources.text()
 
-    built, part = compile_part(graph, build, rules, interpreted=True)
-    inputs = tuple(map(graph.handed, graph.inputs))
-    computed = dict.fromkeys(t for t in graph.outputs if t.name in graph.producers)
-    regions: list[tuple[str, int | str]] = [
-        *((INPUT, index) for index in range(len(inputs))),
-        *((WEIGHT, name) for name in part.weights),
-        (CONSTANT, 0),
-        *((OUTPUT, index) for index in range(len(computed))),
-        (WORKSPACE, 0),
-    ]
-    launches = tuple(
-        Launch(
-            step.kernel,
-            (step.items,),
-            (1,),
-            tuple(
-                Place(*regions[memory.row or 0], memory.start, memory.nbytes, written)
-                for memory, written in step.arguments
-            ),
-        )
-        for step in built.steps
+    (calls, steps, source), part = compile_part(graph, build, rules, interpreted=True, sorts=False)
+    found = assembled(graph, part.weights, calls, steps, "opencl", source, alignment)
+    return found, part.weights
+
+
+def why_not(graph: Graph) -> str | None:
+    """Why no program can be made of `graph`, or None; quick, as no loops are scheduled."""
+
+    def attempt(part: Graph) -> Calls:
+        return calls_of(fuse(lowered(part, sorts=False)).module)
+
+    return refusal_of(graph, attempt)
+
+
+def _steps(sources: "_Sources", name: str, made: Kernels) -> Steps:
+    launches = (
+        Step(sources.named(name, nest), (nest.items,), (1,), nest.arguments) for nest in made.nests
     )
-    made = Program(
-        "opencl",
-        built.source,
-        inputs,
-        tuple(map(graph.handed, computed)),
-        launches,
-        {name: array.nbytes for name, array in part.weights.items()},
-        built.constants,
-        built.workspace_nbytes,
-    )
-    return made, part.weights
+    return Steps(tuple(launches), made.temporaries)
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """A launch of `kernel`, on memories of which some are written."""
-
-    kernel: str
-    items: int
-    arguments: Sequence[tuple[Memory, bool]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Built:
-    source: str
-    steps: Sequence[_Step]
-    constants: bytes
-    workspace_nbytes: int
-
-
-def _built(calls: Calls, functions: Mapping[str, Any], units: int, alignment: int) -> _Built:
-    """Source and launches of the calls, whose memories are all placed."""
-    made = {name: kernels(function, units) for name, function in functions.items()}
-    sources = _Sources()
-    steps: list[_Step] = []
-    between = list(calls.between)
-    # Memories live from launch to launch, of which a call is several.
-    spans: list[tuple[int, int]] = []
-    for name, memories in calls.calls:
-        first = len(steps)
-        if name == COPY:
-            written, read = memories
-            kernel = sources.named(name, _copying(read.nbytes))
-            steps.append(_Step(kernel, 1, [(read, False), (written, True)]))
-        else:
-            own = [
-                Memory(nbytes, first=len(spans), last=len(spans))
-                for nbytes in made[name].temporaries
-            ]
-            between += own
-            there = [*memories, *own]
-            for nest in made[name].nests:
-                steps.append(
-                    _Step(
-                        sources.named(name, nest),
-                        nest.items,
-                        [(there[index], written) for index, written in nest.arguments],
-                    )
-                )
-        spans.append((first, max(first, len(steps) - 1)))
-    for memory in between:
-        memory.first, memory.last = spans[memory.first][0], spans[memory.last][1]
-    nbytes = placed(between, alignment)
-    for memory in between:
-        memory.row = calls.workspace
-    return _Built(sources.text(), steps, calls.constants, nbytes)
-
-
-def _copying(nbytes: int) -> Nest:
+def _copying(nbytes: int) -> Kernels:
     each = 1 if nbytes % 4 else 4
     text = COPIES[each].format(count=nbytes // each)
-    return Nest(text, ((0, False), (1, True)), 1, ())
+    return Kernels((Nest(text, ((0, False), (1, True)), 1, ()),), ())
 
 
 class _Sources:
@@ -171,7 +106,8 @@ class _Sources:
         """The name of the kernel for these loops of a function."""
         self._helpers |= dict.fromkeys(nest.helpers)
         if nest.text not in self._names:
-            self._names[nest.text] = f"k{len(self._names)}_{function}"
+            readable = re.sub(r"\W", "", function.removeprefix(PREFIX))
+            self._names[nest.text] = f"k{len(self._names)}_{readable}"[:MOST_LETTERS]
         return self._names[nest.text]
 
     def text(self) -> str:
@@ -179,7 +115,7 @@ class _Sources:
         return "\n".join(["".join(self._helpers), *whole])
 
 
-def _lowered(functions: Mapping[str, Any]) -> dict[str, Any]:
+def flattened(functions: Mapping[str, Any]) -> dict[str, Any]:
     """The functions as loops over flat buffers and vectors, as TVM lowers them."""
     module = tvm.IRModule(
         {
@@ -209,7 +145,6 @@ def _lowered(functions: Mapping[str, Any]) -> dict[str, Any]:
         tirx.transform.RemoveNoOp(),
         s_tir.transform.RewriteUnsafeSelect(),
         tirx.transform.LowerIntrin(),
-        tirx.transform.CommonSubexprElim(),
     ]
-    lowered = tvm.transform.Sequential(steps)(module)
-    return {variable.name_hint: function for variable, function in lowered.functions.items()}
+    found = tvm.transform.Sequential(steps)(module)
+    return {variable.name_hint: function for variable, function in found.functions.items()}

@@ -119,7 +119,7 @@ def read(op: Op, constants: Mapping[str, np.ndarray]) -> Layer:
 
 
 def convert(
-    builder: Any, op: Op, layer: Layer, inputs: Sequence[Any], vectors: Vectors
+    builder: Any, op: Op, layer: Layer, inputs: Sequence[Any], vectors: Vectors | None
 ) -> list[Any]:
     """The outputs of `op`, of which `layer` was read, as expressions of Relax."""
     x, w, r, bias, lengths, h, c, peepholes = (*inputs, *[None] * 8)[:8]
@@ -142,6 +142,8 @@ def convert(
     w = relax.op.permute_dims(relax.op.reshape(w, (columns, op.input(0).shape[2])), (1, 0))
     projected = relax.op.matmul(rows, w)
     r = shaped(r, directions, gates, layer.hidden, layer.hidden, axis=2)
+    # Threads, without vectors, read neighbours.
+    lanes = wide if vectors is None else lanes
     r = relax.op.reshape(r, (directions, gates, wide // lanes, lanes, layer.hidden))
     given = {"weights": relax.op.permute_dims(r, (0, 2, 4, 1, 3))}
     if bias is not None:

@@ -40,6 +40,7 @@ from hetsched.schedules.apply import scheduled
 from hetsched.schedules.layout import blocked
 from hetsched.schedules.legal import legalisations
 from hetsched.schedules.rules import Rules
+from hetsched.schedules.sorting import in_loops
 from hetsched.schedules.vectors import Vectors
 from hetsched.tvm_runtime import ERRORS, first_line, quiet, to_numpy, to_tvm
 
@@ -125,12 +126,18 @@ def refusal_of(graph: Graph, attempt: Callable[[Graph], Any] | None = None) -> s
 
 
 def compile_part(
-    graph: Graph, build: Callable[[Any], Any], rules: Rules, interpreted: bool = False
+    graph: Graph,
+    build: Callable[[Any], Any],
+    rules: Rules,
+    interpreted: bool = False,
+    *,
+    sorts: bool = True,
 ) -> tuple[Any, RelaxPart]:
     """What `build` makes of the part's module of loops, and the part that it was made of.
 
     The loops are scheduled by `rules`. If `interpreted`, the part is a program of TVM's virtual
-    machine even if it could do without. Several threads may compile parts at once.
+    machine even if it could do without. TVM's runtime `sorts`, or loops do. Several threads may
+    compile parts at once.
 
     Raises
     ------
@@ -140,7 +147,7 @@ def compile_part(
 
     def attempt(part: Graph) -> tuple[Any, RelaxPart]:
         with passes:
-            made = _made(part, rules, interpreted)
+            made = _made(part, rules, interpreted, sorts)
         return build(made.module), made
 
     with quiet():
@@ -197,20 +204,25 @@ def part_temporaries(
         return temporaries(part.module, part.calls, llvm, threads)
 
 
-def _made(graph: Graph, rules: Rules, interpreted: bool = False) -> RelaxPart:
-    fused = fuse(lowered(graph, rules))
+def _made(graph: Graph, rules: Rules, interpreted: bool = False, sorts: bool = True) -> RelaxPart:
+    fused = fuse(lowered(graph, rules, sorts=sorts))
     fused = replace(fused, module=scheduled(fused.module, rules))
     lifted = lift_constants(fused, graph)
     return lifted if interpreted else _direct(lifted)
 
 
 def lowered(
-    graph: Graph, rules: Rules | None = None, vectors: Vectors | None = ANY_VECTORS
+    graph: Graph,
+    rules: Rules | None = None,
+    vectors: Vectors | None = ANY_VECTORS,
+    *,
+    sorts: bool = True,
 ) -> Lowered:
     """The module of `graph` in which every tensor operation is a call of a TensorIR function.
 
     With `rules`, operations get the loops that have a schedule for them. Without `vectors` none
-    has loops of its own for a processor: all are left to be scheduled.
+    has loops of its own for a processor: all are left to be scheduled. TVM's runtime `sorts`, or
+    loops do.
 
     Raises
     ------
@@ -238,6 +250,7 @@ def lowered(
     module = relax.transform.DeadCodeElimination()(module)
     ours = {} if rules is None else legalisations(rules)
     with tvm.target.Target("llvm"):
+        module = module if sorts else in_loops(module)
         module = relax.backend.DispatchSortScan()(module)
         module = relax.transform.LegalizeOps({"relax.take": _take, **ours})(module)
     _check(module, graph if rules is not None else replace(graph, packed={}))

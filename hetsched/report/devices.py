@@ -1,6 +1,7 @@
 """What `hetsched devices` shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -54,23 +55,23 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
     yield Text(
         "GFLOP/s and GB/s are peaks estimated from clock and vector width, not measured", "dim"
     )
-    hardware: dict[tuple[str, str, str], list[str]] = {}
+    hardware: dict[tuple[str, ...], list[str]] = {}
     for device in devices:
         caches = " + ".join(_size(nbytes) for nbytes in device["cache_nbytes"]) or "unknown"
-        key = device["description"] or "unknown", device["isa"] or "unknown", caches
-        hardware.setdefault(key, []).append(device["name"])
-    for (description, isa, caches), names in hardware.items():
-        yield ""
-        yield table(
-            "Hardware",
-            ("", ""),
-            (
-                ("devices", ", ".join(names)),
-                ("processor", description),
-                ("instructions", isa),
-                ("caches of a core", caches),
-            ),
+        key = (
+            *(device["description"] or "unknown", device["isa"] or "unknown"),
+            *(caches, _groups(device)),
         )
+        hardware.setdefault(key, []).append(device["name"])
+    for (description, isa, caches, groups), names in hardware.items():
+        yield ""
+        about = [
+            ("devices", ", ".join(names)),
+            ("processor", description),
+            ("instructions", isa),
+            ("caches of a core", caches),
+        ]
+        yield table("Hardware", ("", ""), [*about, ("work-groups", groups)] if groups else about)
     yield from links_view("Links, measured", document["links"])
     yield ""
     if document["meters"]:
@@ -89,8 +90,19 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
         )
     if document["absent"]:
         yield ""
-        rows = ((item["name"], item["reason"]) for item in document["absent"])
-        yield table("Not here", ("target", "why"), rows)
+        absent = ((item["name"], item["reason"]) for item in document["absent"])
+        yield table("Not here", ("target", "why"), absent)
+
+
+def _groups(device: Mapping[str, Any]) -> str:
+    """The limits of a device that runs work-groups."""
+    if not device["compute_units"]:
+        return ""
+    units = device["compute_units"]
+    return (
+        f"{units} compute unit{'s' if units > 1 else ''}, groups of at most "
+        f"{device['group_items']} work-items with {_size(device['local_nbytes'])} in common"
+    )
 
 
 def _size(nbytes: int) -> str:

@@ -197,7 +197,7 @@ def depthwise(
                     ]
                     for p in range(0, pixels, shifts):
                         place = line + (first + p) * stride + quad * 4 * dilation
-                        data = _data(vectors, _four_columns(read, place, dilation, lanes))
+                        data = _columns(vectors, read, place, dilation)
                         for shift, tap in enumerate(taps):
                             if p + shift < pixels:
                                 sums.put(p + shift, _dot(vectors, sums.get(p + shift), data, tap))
@@ -561,6 +561,15 @@ def _fill(
                 write(zero, inner, line + column)
         with T.Else(), T.serial(0, across) as column:
             write(zero, inner, line + column)
+
+
+def _columns(vectors: Vectors, read: Callable[..., Any], place: Index, dilation: int) -> list[Any]:
+    """The bytes of four columns as `_data` has them."""
+    lanes = vectors.lanes
+    if vectors.dot == "lanes":
+        places = (place + index * dilation for index in range(4))
+        return [T.cast(read(lanes, column), f"int32x{lanes}") for column in places]
+    return _data(vectors, _four_columns(read, place, dilation, lanes))
 
 
 def _four_columns(read: Callable[..., Any], place: Index, dilation: int, lanes: int) -> Any:

@@ -4,6 +4,10 @@ The inputs times their weights come in for all steps. In a step the accumulators
 few vectors of hidden units, for a few sequences, stay in registers while the state is multiplied
 by the recurrent weights; activations and the new state follow while they are there.
 
+On a graphics processor a group of threads walks the steps of one sequence, each thread some of the
+hidden units, and all of them meet after each phase. That is the work of one multiprocessor: a layer
+of one sequence leaves the others idle.
+
 Importing this file loads TVM's compiler.
 
 References
@@ -16,7 +20,8 @@ https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html, onnx__RNN.html
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
@@ -33,6 +38,8 @@ SHARED_STEP = 1 << 19
 SHARED_SEQUENCE = 1 << 17
 # Bytes in a cycle that the weights come with, which are too many for the first cache.
 STREAM = 32
+# The most threads of a group.
+GROUP = 256
 # A function with this pattern is fused with none.
 OPAQUE = 8
 
@@ -110,11 +117,13 @@ class Layer:
     def cell(self) -> "Cell":
         return CELLS[self.kind]
 
-    def lanes(self, vectors: Vectors) -> int:
-        """How many elements of this layer's type a vector holds."""
+    def lanes(self, vectors: Vectors | None) -> int:
+        """How many elements of this layer's type a vector holds; 1 without vectors."""
+        if vectors is None:
+            return 1
         return max(1, vectors.lanes * 4 // np.dtype(self.dtype).itemsize)
 
-    def padded(self, vectors: Vectors) -> int:
+    def padded(self, vectors: Vectors | None) -> int:
         """The hidden size filled up to whole vectors."""
         return -(-self.hidden // self.lanes(vectors)) * self.lanes(vectors)
 
@@ -274,8 +283,11 @@ class Gru(Cell):
 CELLS: Mapping[str, Cell] = {"LSTM": Lstm(), "GRU": Gru(), "RNN": Rnn()}
 
 
-def loops(layer: Layer, given: Mapping[str, tuple[int, ...]], vectors: Vectors) -> Any:
+def loops(layer: Layer, given: Mapping[str, tuple[int, ...]], vectors: Vectors | None) -> Any:
     """The TensorIR function of a layer; its parameters are those `given` by shape, then outputs.
+
+    It is for a processor with `vectors`, or without for a graphics processor, whose threads read
+    neighbours: weights[directions, 1, hidden, G, H] then.
 
     With H for the hidden size in whole vectors and G for the gates, it reads
     projected[steps * batch, directions * G * H], weights[directions, H / lanes, hidden, G, lanes]
@@ -285,7 +297,7 @@ def loops(layer: Layer, given: Mapping[str, tuple[int, ...]], vectors: Vectors) 
     after the last step.
     """
     directions = len(layer.backward)
-    rows = _rows(layer, vectors)
+    rows = 1 if vectors is None else _rows(layer, vectors)
     tiles = -(-layer.batch // rows)
     work = layer.batch * layer.hidden**2 * layer.cell.gates
     # Threads take whole sequences where there are several; else they meet at each step.
@@ -303,21 +315,36 @@ def loops(layer: Layer, given: Mapping[str, tuple[int, ...]], vectors: Vectors) 
         for name in layer.cell.states:
             outputs[name] = tir.arg(f"Y_{name}", tir.buffer(shape, layer.dtype))
 
-        def walk(direction: int, tile: Any) -> None:
+        def walk(direction: int, tile: Any, thread: Any = None) -> None:
             # The last rows again where there is no whole tile of them.
             first = tirx.min(tile * rows, layer.batch - rows)
-            _Walk(layer, vectors, tensors, outputs, direction, first, rows).emit(is_step_shared)
+            written = _Walk(layer, vectors, tensors, outputs, direction, first, rows, thread)
+            written.emit(is_step_shared)
 
-        with (tir.parallel if is_shared else tir.serial)(directions * tiles) as index:
-            if directions == 1:
-                walk(0, index)
-            else:
-                with tir.If(index < tiles):
-                    with tir.Then():
-                        walk(0, index)
-                    with tir.Else():
-                        walk(1, index - tiles)
+        if vectors is None:
+            # A kernel for each direction: where threads meet, a kernel must not branch.
+            for direction in range(directions):
+                with (
+                    tir.thread_binding(tiles, thread="blockIdx.x") as tile,
+                    tir.thread_binding(_group(layer), thread="threadIdx.x") as thread,
+                ):
+                    walk(direction, tile, thread)
+        else:
+            with (tir.parallel if is_shared else tir.serial)(directions * tiles) as index:
+                if directions == 1:
+                    walk(0, index)
+                else:
+                    with tir.If(index < tiles):
+                        with tir.Then():
+                            walk(0, index)
+                        with tir.Else():
+                            walk(1, index - tiles)
     return builder.get()
+
+
+def _group(layer: Layer) -> int:
+    """The threads of a group."""
+    return min(GROUP, layer.hidden)
 
 
 def _rows(layer: Layer, vectors: Vectors) -> int:
@@ -355,12 +382,13 @@ class _Walk:
     def __init__(
         self,
         layer: Layer,
-        vectors: Vectors,
+        vectors: Vectors | None,
         tensors: Mapping[str, Any],
         outputs: Mapping[str, Any],
         direction: int,
         first: Any,
         rows: int,
+        thread: Any,
     ) -> None:
         self.layer = layer
         self.tensors = tensors
@@ -370,6 +398,7 @@ class _Walk:
         self._outputs = outputs
         self._first = first
         self._rows = rows
+        self._thread = thread
         self._lanes = layer.lanes(vectors)
         self._wide = layer.padded(vectors)
         cell = layer.cell
@@ -378,11 +407,11 @@ class _Walk:
 
     def vector(self, block: Any) -> Any:
         """The indices of a vector of hidden units."""
-        return tirx.Ramp(block * self._lanes, 1, self._lanes)
+        return self._ramp(block * self._lanes)
 
     def projected(self, gate: int, row: int, block: Any, time: Any) -> Any:
         column = (self.direction * self.layer.cell.gates + gate) * self._wide
-        lanes = tirx.Ramp(column + block * self._lanes, 1, self._lanes)
+        lanes = self._ramp(column + block * self._lanes)
         return self.tensors["projected"][time * self.layer.batch + self._first + row, lanes]
 
     def emit(self, is_step_shared: bool) -> None:
@@ -400,23 +429,25 @@ class _Walk:
 
     def _begin(self) -> None:
         for name, state in self.now.items():
-            with tir.grid(self._rows, self._wide) as (row, unit):
+            with tir.serial(self._rows) as row, self._over(self._wide) as unit:
                 tir.buffer_store(state, self._zero, [row, unit])
             if name in self.tensors:
-                with tir.grid(self._rows, self.layer.hidden) as (row, unit):
+                with tir.serial(self._rows) as row, self._over(self.layer.hidden) as unit:
                     value = self.tensors[name][self.direction, self._first + row, unit]
                     tir.buffer_store(state, value, [row, unit])
 
     def _phase(self, phase: Phase, time: Any, parity: Any, is_shared: bool) -> None:
         layer, rows = self.layer, range(self._rows)
         count = self._wide // self._lanes
-        width = _width(layer, len(phase.gates), self._rows, self._vectors)
+        width = 1
+        if self._vectors is not None:
+            width = _width(layer, len(phase.gates), self._rows, self._vectors)
         source = {**self.new, **self.now}[phase.source]
         weights = self.tensors["weights"]
         places = list(product(range(width), phase.gates))
-        lanes = tirx.Ramp(0, 1, self._lanes)
+        lanes = self._ramp(0)
         tiles = -(-count // width)
-        with (tir.parallel if is_shared else tir.serial)(tiles) as index:
+        with tir.parallel(tiles) if is_shared else self._over(tiles) as index:
             tile = index + parity * (tiles - 1 - 2 * index)
             first = tirx.min(tile * width, count - width)
             shape = (self._rows, width, layer.cell.gates, self._lanes)
@@ -429,7 +460,13 @@ class _Walk:
                 by_row = ((row, place) for row, place in product(rows, places))
                 by_place = ((row, place) for place, row in product(places, rows))
                 for row, (place, gate) in by_row if len(rows) > len(places) else by_place:
-                    term = weights[self.direction, first + place, unit, gate, lanes]
+                    block = first + place
+                    at = (
+                        (block, unit, gate, lanes)
+                        if self._thread is None
+                        else (0, unit, gate, block)
+                    )
+                    term = weights[self.direction, *at]
                     total = sums[row, place, gate, lanes] + source[row, unit] * term
                     tir.buffer_store(sums, total, [row, place, gate, lanes])
             for row, place in product(rows, range(width)):
@@ -440,9 +477,9 @@ class _Walk:
         if gate not in phase.apart:
             return self.projected(gate, row, block, time)
         if "bias" not in self.tensors:
-            return tirx.const(0, f"{self.layer.dtype}x{self._lanes}")
+            return tirx.const(0, self.layer.dtype + (f"x{self._lanes}" if self._lanes > 1 else ""))
         column = gate * self._wide + block * self._lanes
-        return self.tensors["bias"][self.direction, tirx.Ramp(column, 1, self._lanes)]
+        return self.tensors["bias"][self.direction, self._ramp(column)]
 
     def _keep(self, time: Any) -> None:
         """Writes the output of a step, and takes the new states where the sequence goes on."""
@@ -458,19 +495,19 @@ class _Walk:
 
     def _take(self, row: Any, time: Any) -> None:
         for name, state in self.now.items():
-            with tir.serial(self._wide) as unit:
+            with self._over(self._wide) as unit:
                 tir.buffer_store(state, self.new[name][row, unit], [row, unit])
         self._write(row, time, lambda unit: self.new["h"][row, unit])
 
     def _write(self, row: Any, time: Any, value: Callable[[Any], Any]) -> None:
-        with tir.serial(self.layer.hidden) as unit:
+        with self._over(self.layer.hidden) as unit:
             place = [time, self.direction, self._first + row, unit]
             tir.buffer_store(self._outputs["Y"], value(unit), place)
 
     def _end(self) -> None:
         """The last states; a sequence of length 0 has none, which is zero."""
         for name, state in self.now.items():
-            with tir.grid(self._rows, self.layer.hidden) as (row, unit):
+            with tir.serial(self._rows) as row, self._over(self.layer.hidden) as unit:
                 value = state[row, unit]
                 if "lengths" in self.tensors:
                     length = self.tensors["lengths"][self._first + row]
@@ -483,4 +520,24 @@ class _Walk:
         return tirx.const(0, self.layer.dtype)
 
     def _buffer(self) -> Any:
-        return tir.alloc_buffer((self._rows, self._wide), self.layer.dtype)
+        scope = "global" if self._thread is None else "shared"
+        return tir.alloc_buffer((self._rows, self._wide), self.layer.dtype, scope=scope)
+
+    def _ramp(self, first: Any) -> Any:
+        return tirx.Ramp(first, 1, self._lanes) if self._lanes > 1 else first
+
+    @contextmanager
+    def _over(self, count: int) -> Iterator[Any]:
+        """A loop, shared out to the threads of a group."""
+        if self._thread is None:
+            with tir.serial(count) as index:
+                yield index
+            return
+        threads = _group(self.layer)
+        with tir.serial(-(-count // threads)) as turn:
+            index = turn * threads + self._thread
+            if count % threads == 0:
+                yield index
+                return
+            with tir.If(index < count), tir.Then():
+                yield index

@@ -11,6 +11,8 @@ several: to wake a thread takes ten times as long as such a launch, 12 us agains
 """
 
 import os
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import CDLL, byref, c_int, c_size_t, c_uint, c_void_p, sizeof
@@ -36,9 +38,9 @@ from hetsched.errors import (
     PackageError,
     PartError,
 )
-from hetsched.host import cores, pinned
+from hetsched.host import cores, hold, pinned, threads
 from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
-from hetsched.opencl_devices import (
+from hetsched.opencl.devices import (
     POCL_OWN,
     POCL_VARIABLE,
     VENDORS_VARIABLE,
@@ -87,16 +89,16 @@ MEANINGS: Mapping[str, tuple[type[DeviceError] | type[PartError], str]] = {
 class Failed(HetschedError):
     """What OpenCL answers with, in words; `status` is its code."""
 
-    def __init__(self, status: int, what: str) -> None:
+    def __init__(self, status: int, what: str, details: str = "") -> None:
         code = cl.status_code.to_string(status, "status %d")
         unknown = PartError, code.lower().replace("_", " ")
+        self._kind: type[DeviceError] | type[PartError]
         self._kind, meaning = MEANINGS.get(code, unknown)
-        super().__init__(f"{what}: {meaning} ({code})")
+        super().__init__(f"{what}: {meaning} ({code})" + (f": {details}" if details else ""))
 
     def of(self, where: str, device: str) -> HetschedError:
         """The error of the kind that a user meets, with what failed and on which device."""
-        message = f"{where} on '{device}': {self}"
-        kind = self._kind
+        message, kind = f"{where} on '{device}': {self}", self._kind
         return kind(message, device) if issubclass(kind, DeviceError) else kind(message)
 
 
@@ -188,8 +190,8 @@ class Opened:
     def __post_init__(self) -> None:
         # Weights by the memory that they lie in: parts that read the same ones share them.
         self.weights: WeakValueDictionary[tuple[int, int], Weight] = WeakValueDictionary()
-        # Outputs of runs that have not ended, by their address.
-        self.pending: dict[int, cl.Buffer] = {}
+        # The runs that have not ended, by the addresses of their outputs.
+        self.pending: WeakValueDictionary[int, Started] = WeakValueDictionary()
         self._staging: Staging | None = None
         self._lock = Lock()
 
@@ -216,6 +218,17 @@ class Opened:
         """Memory of the host that kernels take by its address, where there are shared pointers."""
         found: np.ndarray = cl.fsvm_empty(self.context, (nbytes,), np.uint8, alignment=ALIGNMENT)
         return found
+
+    def workspace(self, nbytes: int) -> cl.Buffer:
+        """Memory for kernels alone; where the host's is shared, that of an array.
+
+        numpy asks for huge pages, drivers do not, and tiles touch many pages.
+        """
+        if not self.shares_memory:
+            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.HOST_NO_ACCESS
+            return cl.Buffer(self.context, flags, nbytes)
+        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
+        return cl.Buffer(self.context, flags, hostbuf=empty((nbytes,), np.dtype(np.uint8)))
 
     def receive(self, array: np.ndarray) -> Resident:
         """The values of an array in the device's own memory."""
@@ -300,7 +313,9 @@ class Staging:
 
 
 _opened: dict[tuple[str, int, bool], Opened] = {}
-_opening = Lock()
+# Of drivers that compute with threads of their own.
+_workers: set[int] = set()
+_opening, _building = Lock(), Lock()
 
 
 def opened(device: Device) -> Opened:
@@ -320,13 +335,22 @@ def opened(device: Device) -> Opened:
     key = found.platform, number, shares_memory
     with _opening:
         if key not in _opened:
+            if found.is_pocl and len(device.cores) > 1:
+                # Counts when the first device of a process is opened.
+                os.environ.setdefault("POCL_MAX_PTHREAD_COUNT", str(len(device.cores)))
+            before = threads()
             try:
                 # Threads that a driver starts may use the cores that the device has.
                 with pinned(device.cores):
                     _opened[key] = _open(found, number, shares_memory)
+                own = {thread.native_id for thread in threading.enumerate()}
+                _workers.update(threads() - before - own)
             except (cl.Error, IndexError, StopIteration) as error:
                 raise DeviceError(f"'{device.name}', {found}, does not open: {error}") from error
-        return _opened[key]
+        there = _opened[key]
+        if device.cores and not there.on_caller:
+            hold(_workers, device.cores)
+        return there
 
 
 def _number(found: Found, chosen: Sequence[int]) -> int:
@@ -381,7 +405,7 @@ def built(there: Opened, source: str, names: Sequence[str]) -> dict[str, cl.Prog
     if found is not None and BINARY in found.files:
         try:
             program = cl.Program(there.context, [there.device], [found.files[BINARY]])
-            program.build(OPTIONS)
+            _build(program)
             if {kernel.function_name for kernel in program.all_kernels()} >= set(names):
                 return dict.fromkeys(names, program)
         except cl.Error:
@@ -389,14 +413,33 @@ def built(there: Opened, source: str, names: Sequence[str]) -> dict[str, cl.Prog
             pass
     program = cl.Program(there.context, source)
     try:
-        program.build(OPTIONS)
+        _build(program)
     except cl.Error as error:
-        raise Failed(error.code, f"its source does not compile: {_log(error)}") from error
+        raise Failed(error.code, "its source does not compile", _log(error)) from error
     with told("its binary cannot be read"):
         (binary,) = program.get_info(cl.program_info.BINARIES)
     if binary:
         kept.keep(key, Artifact({BINARY: binary}))
     return dict.fromkeys(names, program)
+
+
+def prepare(program: Program, device: Device) -> None:
+    """Keeps the binary of a program for who loads it.
+
+    Raises
+    ------
+    Failed
+        The source does not compile.
+    """
+    if program.launches and default_cache().folder is not None:
+        built(opened(device), program.source, [launch.kernel for launch in program.launches])
+
+
+def _build(program: cl.Program) -> None:
+    # What a compiler has to say counts where it refuses. Who sets aside warnings has to be alone.
+    with _building, warnings.catch_warnings():
+        warnings.simplefilter("ignore", cl.CompilerWarning)
+        program.build(OPTIONS)
 
 
 def _log(error: cl.Error) -> str:
@@ -442,7 +485,7 @@ class Loaded:
             self.free = self._fixed()
             for launch, kernel in zip(program.launches, self.kernels, strict=True):
                 self._check_kernel(launch, kernel)
-        self._calls = [self._enqueueing(index) for index in range(len(self.kernels))]
+        self.calls = [self._enqueueing(index) for index in range(len(self.kernels))]
         self.inputs, self.outputs = (
             [(tensor.shape, numpy_dtype(tensor.dtype)) for tensor in tensors]
             for tensors in (program.inputs, program.outputs)
@@ -509,8 +552,7 @@ class Loaded:
             flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
             found[CONSTANT, 0] = cl.Buffer(there.context, flags, hostbuf=program.constants)
         if program.workspace_nbytes:
-            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.HOST_NO_ACCESS
-            found[WORKSPACE, 0] = cl.Buffer(there.context, flags, program.workspace_nbytes)
+            found[WORKSPACE, 0] = there.workspace(program.workspace_nbytes)
         return found
 
     def _fixed(self) -> list[tuple[int, int, Place]]:
@@ -558,9 +600,33 @@ class Loaded:
             *(*sizes, 0, None),
         )
 
+    def arrays(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """Inputs in the host's memory as kernels read them.
+
+        Raises
+        ------
+        PartError
+            One has another shape.
+        """
+        found = []
+        for array, (shape, dtype) in zip(inputs, self.inputs, strict=True):
+            if (
+                array.__class__ is not np.ndarray
+                or array.dtype != dtype
+                or not array.flags.c_contiguous
+            ):
+                array = np.asarray(array, dtype, order="C")
+            if array.shape != shape:
+                raise PartError(
+                    f"part '{self.name}' failed: an input of shape {array.shape} in place of "
+                    f"{shape}"
+                )
+            found.append(array)
+        return found
+
     def close(self) -> None:
         """Frees kernels and buffers."""
-        self.kernels, self._calls, self.free = [], [], []
+        self.kernels, self.calls, self.free = [], [], []
         self.buffers, self.weights, self._parts, self.programs = {}, {}, {}, {}
 
     def start(self, inputs: Sequence[Any], stamped: bool = False) -> "Started":
@@ -571,31 +637,26 @@ class Loaded:
         Failed
             The device refuses.
         """
-        with told("its buffers cannot be made"):
-            run = Started(self, inputs)
+        run = Started(self, inputs)
+        try:
+            run.enqueue(stamped)
+        except BaseException:
+            run.end()
+            raise
+        return run
+
+    def arguments_of(self, run: "Started") -> None:
+        """Sets the arguments that belong to a run."""
         for index, number, place in self.free:
             base = (run.inputs if place.region == INPUT else run.made)[int(place.which)]
             if place.start:
                 base = self._part(base, place)
                 run.kept.append(base)
             handle = c_void_p(base.int_ptr)
-            checked(
-                driver.set_argument(
-                    self.kernels[index].int_ptr, number, sizeof(handle), byref(handle)
-                ),
-                "an argument is refused",
+            status = driver.set_argument(
+                self.kernels[index].int_ptr, number, sizeof(handle), byref(handle)
             )
-        last = len(self._calls) - 1
-        before = perf_counter()
-        for index, call in enumerate(self._calls):
-            event = c_void_p() if stamped or index in (0, last) else None
-            status = driver.enqueue_kernel(*call, None if event is None else byref(event))
-            checked(status, f"launch {index}, of '{self.program.launches[index].kernel}'")
-            if event is not None:
-                run.events.append(cl.Event.from_int_ptr(event.value, retain=False))
-        run.began = before
-        checked(driver.flush(self.opened.queue.int_ptr), "the queue")
-        return run
+            checked(status, "an argument is refused")
 
 
 class Started:
@@ -607,37 +668,58 @@ class Started:
     def __init__(self, loaded: Loaded, inputs: Sequence[Any]) -> None:
         self._loaded = loaded
         there = self._there = loaded.opened
-        self.began = 0.0
-        self.events: list[cl.Event] = []
+        self._ended = True
+        self._began = 0.0
+        self._events: list[cl.Event] = []
         # What has to live until it has ended.
         self.kept: list[Any] = []
         self.outputs: list[Any]
-        if there.shares_memory:
-            self.inputs = [
-                self._lent(array, *kind) for array, kind in zip(inputs, loaded.inputs, strict=True)
-            ]
-            self.outputs = [empty(*kind) for kind in loaded.outputs]
-            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
-            self.made = [cl.Buffer(there.context, flags, hostbuf=array) for array in self.outputs]
-            for array, buffer in zip(self.outputs, self.made, strict=True):
-                there.pending[array.ctypes.data] = buffer
-        else:
+        if not there.shares_memory:
             self.kept = list(inputs)
             self.inputs = [resident.buffer for resident in inputs]
-            self.outputs = [there.resident(*kind) for kind in loaded.outputs]
+            with told("its outputs cannot be made"):
+                self.outputs = [there.resident(*kind) for kind in loaded.outputs]
             self.made = [resident.buffer for resident in self.outputs]
+            return
+        with told("its inputs cannot be lent"):
+            self.inputs = list(map(self._lent, loaded.arrays(inputs)))
+        self.outputs = [empty(*kind) for kind in loaded.outputs]
+        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
+        with told("its outputs cannot be made"):
+            self.made = [cl.Buffer(there.context, flags, hostbuf=array) for array in self.outputs]
+        for array in self.outputs:
+            there.pending[array.ctypes.data] = self
 
-    def _lent(self, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> cl.Buffer:
+    def __del__(self) -> None:
+        # Of one that nobody waited for: the device must not write to what is another's by now.
+        if not getattr(self, "_ended", True):
+            self.end()
+
+    def _lent(self, array: np.ndarray) -> cl.Buffer:
         """A buffer in the memory of an array, that of the run that makes it if that goes on."""
-        array = np.asarray(array, dtype, order="C")
-        if array.shape != shape:
-            raise ValueError(f"an input of shape {array.shape} in place of {shape}")
-        found = self._there.pending.get(array.ctypes.data)
-        if found is not None and found.size == array.nbytes:
-            return found
         self.kept.append(array)
+        before = self._there.pending.get(array.ctypes.data)
+        if before is not None:
+            for made, buffer in zip(before.outputs, before.made, strict=True):
+                if made.ctypes.data == array.ctypes.data and made.nbytes == array.nbytes:
+                    return buffer
         flags = cl.mem_flags.READ_ONLY | cl.mem_flags.USE_HOST_PTR
         return cl.Buffer(self._there.context, flags, hostbuf=array)
+
+    def enqueue(self, stamped: bool) -> None:
+        """Starts the launches, each with an event of its own if they are `stamped`."""
+        loaded = self._loaded
+        loaded.arguments_of(self)
+        self._ended = False
+        self._began = perf_counter()
+        last = len(loaded.calls) - 1
+        for index, call in enumerate(loaded.calls):
+            event = c_void_p() if stamped or index in (0, last) else None
+            status = driver.enqueue_kernel(*call, None if event is None else byref(event))
+            checked(status, f"launch {index}, of '{loaded.program.launches[index].kernel}'")
+            if event is not None:
+                self._events.append(cl.Event.from_int_ptr(event.value, retain=False))
+        checked(driver.flush(self._there.queue.int_ptr), "its launches")
 
     def finish(self) -> tuple[float, float]:
         """Waits, and returns when the first launch began and the last ended, by `perf_counter`.
@@ -649,46 +731,51 @@ class Started:
         """
         there = self._there
         try:
+            maps = []
             if there.shares_memory:
                 # What the device wrote is the host's to see while it is mapped.
                 with told("its outputs cannot be mapped"):
-                    maps = [
-                        cl.enqueue_map_buffer(
-                            there.queue,
-                            buffer,
-                            cl.map_flags.READ,
-                            0,
-                            (buffer.size,),
-                            np.uint8,
-                            is_blocking=False,
-                        )[0]
-                        for buffer in self.made
-                    ]
-            checked(driver.finish(there.queue.int_ptr), "the end of its launches")
-            if there.shares_memory:
-                with told("its outputs cannot be unmapped"):
-                    for mapped in maps:
-                        mapped.base.release(there.queue)
+                    maps = [self._mapped(buffer) for buffer in self.made]
+            checked(driver.finish(there.queue.int_ptr), "its launches")
+            self._ended = True
+            with told("its outputs cannot be unmapped"):
+                for mapped in maps:
+                    mapped.release(there.queue)
             return self._stamps()
         finally:
-            if there.shares_memory:
-                for array, buffer in zip(self.outputs, self.made, strict=True):
-                    if there.pending.get(array.ctypes.data) is buffer:
-                        del there.pending[array.ctypes.data]
+            self.end()
+
+    def end(self) -> None:
+        """Waits until the device has left off, well or not."""
+        if not self._ended:
+            self._ended = True
+            driver.finish(self._there.queue.int_ptr)
+        if self._there.shares_memory:
+            for array in self.outputs:
+                if self._there.pending.get(array.ctypes.data) is self:
+                    del self._there.pending[array.ctypes.data]
+
+    def _mapped(self, buffer: cl.Buffer) -> Any:
+        """The map of a whole buffer, once the launches have ended."""
+        array, _ = cl.enqueue_map_buffer(
+            *(self._there.queue, buffer, cl.map_flags.READ, 0, (buffer.size,), np.uint8),
+            is_blocking=False,
+        )
+        return array.base
 
     def _stamps(self) -> tuple[float, float]:
-        if not self.events:
-            return self.began, self.began
+        if not self._events:
+            return self._began, self._began
         with told("its launches"):
-            queued = self.events[0].profile.queued
-            start, end = self.events[0].profile.start, self.events[-1].profile.end
+            queued = self._events[0].profile.queued
+            start, end = self._events[0].profile.start, self._events[-1].profile.end
         now = perf_counter()
         # The device's clock has an origin of its own.
-        times = (self.began + (stamp - queued) * 1e-9 for stamp in (start, end))
-        first, last = (min(max(time, self.began), now) for time in times)
+        times = (self._began + (stamp - queued) * 1e-9 for stamp in (start, end))
+        first, last = (min(max(time, self._began), now) for time in times)
         return first, last
 
     def seconds(self) -> list[float]:
         """What each launch took, of a run that was `stamped` and has ended."""
         with told("its launches"):
-            return [(e.profile.end - e.profile.start) * 1e-9 for e in self.events]
+            return [(e.profile.end - e.profile.start) * 1e-9 for e in self._events]

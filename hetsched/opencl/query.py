@@ -1,7 +1,7 @@
 """Asks the OpenCL drivers what there is, as a process of its own: a script that prints JSON.
 
 A driver is code of others that a look at its devices already runs: it may crash, hang, or start
-threads on cores that nobody has chosen yet. So who wants to know runs this file (`opencl_devices`).
+threads on cores that nobody has chosen yet. So who wants to know runs this file (`devices.py`).
 The last line of its output is one object: `devices`, in the order of the platforms, and `problems`,
 texts that name a driver or platform and say what is wrong with it.
 """

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -22,7 +23,7 @@ from hetsched.document import check, parse
 from hetsched.errors import DeviceError
 from hetsched.host import DRAM_BYTES_PER_SECOND, cores, cpu_device
 
-QUERY = Path(__file__).with_name("opencl_query.py")
+QUERY = Path(__file__).with_name("query.py")
 # Where the loader finds the files that name drivers, and what overrides it.
 VENDORS = Path("/etc/OpenCL/vendors")
 VENDORS_VARIABLE = "OCL_ICD_VENDORS"
@@ -105,6 +106,8 @@ class Survey:
 
 def survey() -> Survey:
     """What the drivers of this machine have; asked once for each place of drivers."""
+    if find_spec("pyopencl") is None:
+        return Survey((), ("the package pyopencl is not installed",))
     return _survey(os.environ.get(VENDORS_VARIABLE, ""))
 
 
@@ -120,9 +123,9 @@ def select(name: str, target: str) -> tuple[Found, tuple[int, ...]]:
     DeviceError
         There is none; the message lists what there is.
     """
-    head, _, rest = name.partition(":")
+    head, colon, rest = name.partition(":")
     wanted, at, where = rest.partition("@")
-    if head != target or (rest and not wanted) or (at and not where):
+    if head != target or (colon and not wanted) or (at and not where):
         raise DeviceError(f"'{name}' is no device of target '{target}'")
     found = _wanted(wanted.strip().lower() or "0")
     there = "; ".join(f"{target}:{i} is {one}" for i, one in enumerate(survey().devices))

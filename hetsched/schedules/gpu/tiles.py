@@ -1,6 +1,6 @@
-"""Products on a graphics processor: tiles of the result in registers, of the factors in shared memory.
+"""Products on a graphics processor: results in registers, tiles of the factors in shared memory.
 
-A function whose one reduction is C[s, i, j] += A[s, i, k] * B[s, j, k], after loops are put together:
+A function with one reduction, C[s, i, j] += A[s, i, k] * B[s, j, k] once loops are put together:
 matrix products, and convolutions, of which i runs over the places of the output, j over its
 channels and k over what a filter covers. What lies before (padding, views) is computed as the
 factors are fetched, what lies behind as the result is stored.
@@ -23,8 +23,7 @@ from tvm import tirx
 from tvm.s_tir.dlight.gpu import matmul
 from tvm.tirx.analysis import undefined_vars
 
-from hetsched.schedules.gpu_device import Limits
-from hetsched.schedules.loops import extent
+from hetsched.schedules.gpu.limits import Limits
 
 # Neighbours that a thread computes: as many floats as one load moves.
 WIDTH = 4
@@ -108,7 +107,7 @@ def cycles(tile: Tile, batch: int, i: int, j: int, k: int, limits: Limits) -> fl
     read = products * (micro_i + micro_j) / (micro_i * micro_j) / WIDTH * 2
     step = (products + fetched + read) / limits.lanes
     step = step * side_by_side + STEP_PRODUCTS
-    waiting = max(1.0, (HIDING_THREADS / (tile.threads * side_by_side)) ** 0.5)
+    waiting: float = max(1.0, (HIDING_THREADS / (tile.threads * side_by_side)) ** 0.5)
     return waves * ceil(k / tile.k) * step * waiting
 
 
@@ -148,13 +147,20 @@ def sizes(schedule: Any, main: Any) -> tuple[int, int, int, int]:
 
 
 def apply(schedule: Any, main: Any, tile: Tile, explicit: bool) -> Any:
-    """The function in tiles; loops are unrolled in the source if `explicit`, else by its compiler."""
+    """The function in tiles.
+
+    Loops over registers are written out if `explicit`, else the compiler of the source is told to.
+    """
     along_i = _stored_along_i(schedule, main)
     _normalise(schedule, main)
     schedule.pad_einsum(main, [1, tile.i, tile.j, tile.k])
     s, i, j, k = schedule.get_loops(main)
-    group_i, micro_i, thread_i, four_i = schedule.split(i, [None, tile.micro_i, tile.threads_i, WIDTH])
-    group_j, micro_j, thread_j, four_j = schedule.split(j, [None, tile.micro_j, tile.threads_j, WIDTH])
+    group_i, micro_i, thread_i, four_i = schedule.split(
+        i, [None, tile.micro_i, tile.threads_i, WIDTH]
+    )
+    group_j, micro_j, thread_j, four_j = schedule.split(
+        j, [None, tile.micro_j, tile.threads_j, WIDTH]
+    )
     step, inner = schedule.split(k, [None, tile.k])
     schedule.reorder(
         s, group_i, group_j, micro_i, micro_j, thread_i, thread_j, step, inner, four_i, four_j

@@ -1,0 +1,1 @@
+"""How graphics processors compute the functions of a part."""

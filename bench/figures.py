@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.opencl import summary as opencl_words
+from bench.opencl import tables as opencl_tables
 from bench.overlap import tables as overlap_tables
 from bench.splits import tables as split_tables
 from hetsched.files import write_text
@@ -114,6 +116,27 @@ def overlap(result: Mapping[str, Any]) -> str:
         f"{result['repeats']} rounds in turns. By the recorded stamps both devices work at once "
         "for so long; *possible* is the sum of the devices' rates over the better one. "
         f"{_where(result)}\n\n{found}"
+    )
+
+
+def opencl_summary(result: Mapping[str, Any]) -> str:
+    return f"## OpenCL on the processor\n\n{opencl_words(result)} {_where(result)}\n"
+
+
+def opencl(result: Mapping[str, Any]) -> str:
+    """The table of each set."""
+    found = "".join(
+        f"{title[0].upper()}{title[1:]}:\n\n{_table(heads, cells)}\n"
+        for title, heads, cells in opencl_tables(result)
+    )
+    return (
+        "## OpenCL on the processor\n\n"
+        "PoCL computes on the processor: nothing here is the speed of a GPU. All engines are held "
+        "on one core and take turns, a run each, in an order drawn anew for each round. Medians; "
+        "*over* is the other's time over that of OpenCL in the same round, with quartiles, above 1 "
+        "where OpenCL is faster; *deviation* from ONNX Runtime is a share of the output's peak; "
+        "*of peak* is of the core's measured multiply-adds, where Winograd's convolutions do fewer "
+        f"than they count. {_where(result)}\n\n{found}"
     )
 
 
@@ -355,6 +378,37 @@ def costs(result: Mapping[str, Any]) -> str:
     return _sets("Prices beside what was measured", result)
 
 
+def cuda_summary(result: Mapping[str, Any]) -> str:
+    rows = result["rows"]
+    devices = " and ".join(f"`{device}`" for device in dict.fromkeys(r["device"] for r in rows))
+    done = [row for row in rows if not row["reason"]]
+    coded = sum(bool(row["cubin_nbytes"]) for row in done)
+    return (
+        "## CUDA without a GPU\n\n"
+        f"{len(done)} of {len(rows)} packages compile to source, of "
+        f"{len({row['model'] for row in rows})} models for {devices}, and {coded} to machine code "
+        f"({result['compiler']}). None has run: no GPU was there. {_where(result)}\n"
+    )
+
+
+def cuda(result: Mapping[str, Any]) -> str:
+    """A row a model and device."""
+    heads = "model", "device", "kernels", "launches", "source KB", "cubin KB", "s", "s cubin"
+    rows = [
+        [
+            row["model"],
+            row["device"].removeprefix("nvidia/"),
+            *(row["reason"] or str(row["kernels"]), str(row["launches"])),
+            f"{row['source_nbytes'] / 1e3:.0f}",
+            f"{row['cubin_nbytes'] / 1e3:.0f}" if row["cubin_nbytes"] else "no",
+            f"{row['source_seconds']:.1f}",
+            f"{row['cubin_seconds']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    return f"{cuda_summary(result)}\n{_table(heads, rows)}\n"
+
+
 @dataclass(frozen=True)
 class Part:
     """What the documents say of a result."""
@@ -366,6 +420,7 @@ class Part:
 PARTS = {
     "coverage": Part(coverage_summary, coverage),
     "overlap": Part(overlap),
+    "opencl": Part(opencl_summary, opencl),
     "pipelines": Part(pipelines),
     "peers": Part(peers_summary, peers),
     "peers2": Part(peers_summary, peers),
@@ -375,6 +430,7 @@ PARTS = {
     "schedulers": Part(schedulers_summary, schedulers),
     "splits": Part(splits_summary, splits),
     "costs": Part(costs_summary, costs),
+    "cuda": Part(cuda_summary, cuda),
 }
 
 

@@ -187,6 +187,7 @@ class Options:
     core: int
     device: str
     rounds: int
+    seconds: float
     seed: int
 
 
@@ -263,7 +264,7 @@ def _interleaved(
 ) -> tuple[dict[str, list[float]], list[float]]:
     """The seconds of each engine's runs, one a round, and the core's peak in each round."""
     once = sum(seconds_of(engine.run) for engine in running.values())
-    rounds = max(options.rounds, min(MOST_ROUNDS, int(SECONDS / once)))
+    rounds = max(options.rounds, min(MOST_ROUNDS, int(options.seconds / once)))
     names = list(running)
     times: dict[str, list[float]] = {name: [] for name in names}
     peaks = []
@@ -278,6 +279,30 @@ def _interleaved(
 def mean(rows: Sequence[Row]) -> float | None:
     """The geometric mean of the speed of OpenCL over that of the cpu target."""
     return geometric_mean(row["cpu_ratio"]["median"] for row in rows if not row["reason"])
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """What the goals are about, in words."""
+    rows = result["sets"].get("models", [])
+    text = []
+    average = mean(rows)
+    if average is not None:
+        text.append(
+            f"{', '.join(row['case'] for row in rows)} on {NAME} run at {average:.2f} of the cpu "
+            f"target's speed in the geometric mean, both on one core; the goal is {GOAL}."
+        )
+    told = [
+        f"{row['case']} {_share(row, DIRECT if DIRECT in row['share'] else OPENCL)}"
+        f" ({row['goal']:.0%})"
+        for row in result["sets"].get("kernels", [])
+        if row.get("goal") and not row["reason"]
+    ]
+    if told:
+        text.append(
+            "Of the core's measured peak, without Winograd's convolutions, and what is wanted: "
+            f"{', '.join(told)}."
+        )
+    return " ".join(text)
 
 
 def tables(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -310,7 +335,7 @@ def _heads(first: str) -> list[str]:
 
 def _cells(row: Row) -> list[str]:
     if row["reason"]:
-        return [row["case"], row["reason"]]
+        return [row["case"], "failed"]
     return [
         row["case"],
         *(f"{row['seconds'][name]['median'] * 1e3:.3f}" for name in (OPENCL, CPU, ORT)),
@@ -342,6 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="an OpenCL device; default: opencl:pocl on the core")
     parser.add_argument("--core", type=int, default=cores()[0], help="on which all is held")
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="at least 15")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a case, beyond rounds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--add", action="store_true", help="keep other rows of FILE")
     given = parser.parse_args(arguments)
@@ -357,6 +383,7 @@ def _run(given: argparse.Namespace) -> int:
         given.core,
         given.device or f"opencl:pocl@{given.core}",
         max(given.rounds, LEAST_ROUNDS),
+        given.seconds,
         given.seed,
     )
     cases = _cases(given)
@@ -371,7 +398,7 @@ def _run(given: argparse.Namespace) -> int:
         for case in wanted:
             print(f"{name}: {case.name}", file=sys.stderr, flush=True)
             row = measure(case, options) | {"commit": content["commit"]}
-            rows[:] = [*(one for one in rows if one["case"] != case.name), row]
+            rows[:] = _merged(rows, row)
             # After each, so that a run that is stopped leaves what it found.
             write(given.json, content)
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -382,8 +409,22 @@ def _run(given: argparse.Namespace) -> int:
         for line in cells:
             shown.add_row(*line)
         console.print(shown)
-    failed = any(row["reason"] for rows in content["sets"].values() for row in rows)
-    return FAILED if failed else 0
+    reasons = [
+        f"{row['case']}: {row['reason']}"
+        for rows in content["sets"].values()
+        for row in rows
+        if row["reason"]
+    ]
+    for reason in reasons:
+        console.print(reason, highlight=False, markup=False)
+    return FAILED if reasons else 0
+
+
+def _merged(rows: Sequence[Row], row: Row) -> list[Row]:
+    """The rows of a set with a later one of its case, in the order of all cases."""
+    order = {case: index for index, case in enumerate((*MODELS, *(c.name for c in KERNELS)))}
+    found = {one["case"]: one for one in (*rows, row)}
+    return sorted(found.values(), key=lambda one: order.get(one["case"], len(order)))
 
 
 def _cases(given: argparse.Namespace) -> dict[str, list[Case]]:

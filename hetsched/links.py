@@ -55,11 +55,17 @@ def runtime() -> str:
 def link_between(source: Device, sink: Device, store: Store) -> Link:
     """The link as the store has it, or as it is measured now and then kept.
 
+    A device that is modelled has one that is computed.
+
     Raises
     ------
     DeviceError
         There is no way to compute on one of them.
     """
+    if source.modelled or sink.modelled:
+        # As the slower one's port to memory takes it; there is nothing to be measured.
+        rate = min(source.bytes_per_second, sink.bytes_per_second)
+        return Link(source.name, sink.name, 0.0, rate)
     return store.link(source, sink, runtime()) or measured_again(source, sink, store).link
 
 

@@ -259,6 +259,18 @@ class Target(Plugin):
         Quick, so that a partitioner can ask for each kernel group.
         """
 
+    def seconds(self, graph: Graph, device: Device) -> float | None:
+        """What one run of `graph` takes on a device that is `modelled`.
+
+        None, the default, where the target does not know: then a cost model is asked.
+
+        Raises
+        ------
+        UnsupportedOperation
+            It is refused.
+        """
+        return None
+
     def lanes(self, device: Device) -> int | None:
         """The channels in a block of what parts on `device` hand over (`forms.py`), if they can."""
         return None

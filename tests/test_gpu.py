@@ -115,11 +115,14 @@ def quantised() -> Graph:
         node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         node("DequantizeLinear", ["q", "s", "z"], ["d"]),
         node("DequantizeLinear", ["w", "s"], ["v"]),
-        node("Conv", ["d", "v"], ["c"]),
+        node("Conv", ["d", "v"], ["c"], pads=[1, 1, 1, 1]),
         node("QuantizeLinear", ["c", "s", "z"], ["p"]),
-        node("DequantizeLinear", ["p", "s", "z"], ["y"]),
+        node("DequantizeLinear", ["p", "s", "z"], ["e"]),
+        node("Add", ["d", "e"], ["a"]),
+        node("QuantizeLinear", ["a", "s", "z"], ["t"]),
+        node("DequantizeLinear", ["t", "s", "z"], ["y"]),
     ]
-    weights = RNG.integers(-50, 50, (8, 4, 3, 3)).astype(np.int8)
+    weights = RNG.integers(-50, 50, (4, 4, 3, 3)).astype(np.int8)
     return graph_of(nodes, (1, 4, 6, 6), {"s": scale, "z": zero, "w": weights})
 
 

@@ -64,7 +64,7 @@ LOADERS = (
         "polynomials pooling recurrent rows sorting window winograd".split()
     }
     | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
-    | {"hetsched.schedules.gpu.threads", "hetsched.schedules.gpu.tiles"}
+    | {f"hetsched.schedules.gpu.{name}" for name in "loops threads tiles".split()}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.

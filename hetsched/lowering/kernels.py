@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import inf, isinf, isnan, prod
 from typing import Any
 
@@ -201,15 +202,13 @@ class _Type:
 
     @classmethod
     def of(cls, dtype: Any) -> "_Type":
-        found = DTYPE.fullmatch(str(dtype))
-        if found is None:
-            raise UnsupportedOperation(f"OpenCL C has no type for {dtype}")
-        kind, bits, lanes = found.groups()
-        made = cls(kind, int(bits or 8), int(lanes or 1))
-        widths = (8, 16, 32, 64) if kind in ("int", "uint", "bool") else (16, 32, 64)
-        if made.bits not in widths or made.lanes not in (1, *LANES):
-            raise UnsupportedOperation(f"OpenCL C has no type for {dtype}")
-        return made
+        """
+        Raises
+        ------
+        UnsupportedOperation
+            OpenCL C has no such type.
+        """
+        return _type(str(dtype))
 
     @property
     def is_float(self) -> bool:
@@ -238,6 +237,18 @@ class _Type:
     def mask(self) -> str:
         """What comparing two of these vectors gives."""
         return f"{INTEGERS[32 if self.is_short else self.bits]}{self.lanes}"
+
+
+@cache
+def _type(dtype: str) -> _Type:
+    found = DTYPE.fullmatch(dtype)
+    if found is not None:
+        kind, bits, lanes = found.groups()
+        made = _Type(kind, int(bits or 8), int(lanes or 1))
+        widths = (8, 16, 32, 64) if kind in ("int", "uint", "bool") else (16, 32, 64)
+        if made.bits in widths and made.lanes in (1, *LANES):
+            return made
+    raise UnsupportedOperation(f"OpenCL C has no type for {dtype}")
 
 
 @dataclass(frozen=True)

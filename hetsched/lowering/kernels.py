@@ -24,6 +24,7 @@ from tvm import ir, tirx
 from hetsched.errors import UnsupportedOperation
 from hetsched.lowering.stack import is_tile
 from hetsched.schedules import polynomials
+from hetsched.schedules.integer import PAIRS
 
 # A work-item's buffers that are larger are given places in the workspace.
 LARGEST_PRIVATE_NBYTES = 1 << 14
@@ -76,6 +77,27 @@ FETCH = (
     "#define fetch(address) __builtin_prefetch((const void*)(size_t)(address), 0, 2)\n"
     "#else\n#define fetch(address)\n#endif\n"
 )
+# The sum of the products of two numbers of 16 bits in each lane: an instruction of x86.
+MULTIPLY_PAIRS = """#if defined(__clang__) && defined({feature})
+typedef union {{
+  int{lanes} given;
+  short words __attribute__((__vector_size__({nbytes})));
+  int sums __attribute__((__vector_size__({nbytes})));
+}} pairs{lanes};
+static inline int{lanes} {name}(int{lanes} a, int{lanes} b) {{
+  pairs{lanes} x, y, z;
+  x.given = a;
+  y.given = b;
+  z.sums = __builtin_ia32_pmaddwd{bits}(x.words, y.words);
+  return z.given;
+}}
+#else
+static inline int{lanes} {name}(int{lanes} a, int{lanes} b) {{
+  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}}
+#endif
+"""
+PAIRS_FEATURES = {4: "__SSE2__", 8: "__AVX2__", 16: "__AVX512BW__"}
 # Calls that are their argument.
 HINTS = frozenset(["likely", "tvm_thread_invariant"])
 
@@ -831,6 +853,16 @@ class _Writer:
         if name in ROUNDING:
             self._helpers[name] = WHOLE.format(name=name, builtin=ROUNDING[name])
             return f"whole_{name}({self._(arguments[0])})"
+        if name == PAIRS:
+            name = f"{name}_{kind.lanes}"
+            self._helpers[name] = MULTIPLY_PAIRS.format(
+                name=name,
+                lanes=kind.lanes,
+                bits=32 * kind.lanes,
+                nbytes=4 * kind.lanes,
+                feature=PAIRS_FEATURES[kind.lanes],
+            )
+            return f"{name}({', '.join(map(self._, arguments))})"
         if name in FUNCTIONS:
             return f"{name}({', '.join(map(self._, arguments))})"
         raise UnsupportedOperation(f"OpenCL C has no {name}")

@@ -378,6 +378,37 @@ def costs(result: Mapping[str, Any]) -> str:
     return _sets("Prices beside what was measured", result)
 
 
+def cuda_summary(result: Mapping[str, Any]) -> str:
+    rows = result["rows"]
+    devices = " and ".join(f"`{device}`" for device in dict.fromkeys(r["device"] for r in rows))
+    done = [row for row in rows if not row["reason"]]
+    coded = sum(bool(row["cubin_nbytes"]) for row in done)
+    return (
+        "## CUDA without a GPU\n\n"
+        f"{len(done)} of {len(rows)} packages compile to source, of "
+        f"{len({row['model'] for row in rows})} models for {devices}, and {coded} to machine code "
+        f"({result['compiler']}). None has run: no GPU was there. {_where(result)}\n"
+    )
+
+
+def cuda(result: Mapping[str, Any]) -> str:
+    """A row a model and device."""
+    heads = "model", "device", "kernels", "launches", "source KB", "cubin KB", "s", "s cubin"
+    rows = [
+        [
+            row["model"],
+            row["device"].removeprefix("nvidia/"),
+            *(row["reason"] or str(row["kernels"]), str(row["launches"])),
+            f"{row['source_nbytes'] / 1e3:.0f}",
+            f"{row['cubin_nbytes'] / 1e3:.0f}" if row["cubin_nbytes"] else "no",
+            f"{row['source_seconds']:.1f}",
+            f"{row['cubin_seconds']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    return f"{cuda_summary(result)}\n{_table(heads, rows)}\n"
+
+
 @dataclass(frozen=True)
 class Part:
     """What the documents say of a result."""
@@ -399,6 +430,7 @@ PARTS = {
     "schedulers": Part(schedulers_summary, schedulers),
     "splits": Part(splits_summary, splits),
     "costs": Part(costs_summary, costs),
+    "cuda": Part(cuda_summary, cuda),
 }
 
 

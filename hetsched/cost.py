@@ -187,8 +187,11 @@ def _asked(
         if len(reasons[group.name]) == len(system.devices):
             # Before anything is measured in vain.
             raise UnsupportedOperation(_unsupported(group, reasons[group.name]))
-    found = costs.all_seconds(graph, wanted, progress)
-    for (group, device), value in zip(wanted, found, strict=True):
+    modelled = _modelled(graph, wanted)
+    asked = [pair for pair in wanted if pair not in modelled]
+    told = dict(zip(asked, costs.all_seconds(graph, asked, progress), strict=True))
+    for pair in wanted:
+        (group, device), value = pair, modelled[pair] if pair in modelled else told[pair]
         if value < float("inf"):
             seconds[group.name][device.name] = value
         else:
@@ -198,10 +201,29 @@ def _asked(
             raise UnsupportedOperation(_unsupported(group, reasons[group.name]))
     members = {group.name: group.members for group in groups}
     predicted: dict[str, dict[str, float]] = {}
-    for (group, device), deviation in zip(wanted, costs.deviations(graph, wanted), strict=True):
+    for (group, device), deviation in zip(asked, costs.deviations(graph, asked), strict=True):
         if deviation is not None:
             predicted.setdefault(group.name, {})[device.name] = deviation
     return Prices(costs.name, seconds, reasons, members, costs, predicted)
+
+
+def _modelled(
+    graph: Graph, wanted: Sequence[tuple[Group, Device]]
+) -> dict[tuple[Group, Device], float]:
+    """The seconds of those pairs whose target computes them, once for groups that are alike."""
+    found = {}
+    known: dict[tuple[str, Device], float | None] = {}
+    for group, device in wanted:
+        if not device.modelled:
+            continue
+        part = graph.part(group.ops, group.name)
+        key = (signature(part), device)
+        if key not in known:
+            known[key] = load(Target, device.target).seconds(part, device)
+        seconds = known[key]
+        if seconds is not None:
+            found[group, device] = seconds
+    return found
 
 
 def _answers(graph: Graph, groups: Sequence[Group], system: System) -> list[tuple[str | None, ...]]:

@@ -52,7 +52,14 @@ class Overheads:
 
 
 def overheads(devices: Sequence[Device], store: Store) -> Overheads:
-    """The overheads as the store has them, or as they are measured now and then kept."""
+    """The overheads as the store has them, or as they are measured now and then kept.
+
+    Devices that are modelled say themselves what a launch takes.
+    """
+    modelled = {d.name: d.launch_seconds for d in devices if d.modelled}
+    devices = [device for device in devices if not device.modelled]
+    if not devices:
+        return Overheads(0.0, launch=modelled)
     ends = ", ".join(f"{device.fingerprint} {device.name}" for device in devices)
     subject = f"{ends} by {runtime()}"
     kinds = (*KINDS, *(f"launch of {device.name}" for device in devices))
@@ -63,7 +70,7 @@ def overheads(devices: Sequence[Device], store: Store) -> Overheads:
             store.add_factor(kind, subject, factor)
             found[kind] = factor.value
     launch = {device.name: found[f"launch of {device.name}"] for device in devices}
-    return Overheads(found["call"], found["start"], found["memory"], launch)
+    return Overheads(found["call"], found["start"], found["memory"], {**launch, **modelled})
 
 
 def _measured(devices: Sequence[Device]) -> dict[str, Factor]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Opencl(Target):
     """
 
     winograd: str = "auto"
+    can_copy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.winograd not in WINOGRAD:
@@ -110,7 +111,7 @@ class Opencl(Target):
 
     def refusal(self, graph: Graph, device: Device) -> str | None:
         # Late, because it loads TVM's compiler.
-        from hetsched.lowering import gpu, relax
+        from hetsched.lowering import gpu, opencl
 
         if device.kind != "cpu" and (lack := _lack(graph, device)):
             return lack
@@ -118,7 +119,7 @@ class Opencl(Target):
         structure.graph.name = ""
         key = device.kind, structure.SerializeToString(deterministic=True)
         if key not in _refusals:
-            why_not = relax.refusal_of if device.kind == "cpu" else gpu.why_not
+            why_not = opencl.why_not if device.kind == "cpu" else gpu.why_not
             _refusals[key] = why_not(graph)
         return _refusals[key]
 
@@ -131,13 +132,10 @@ class Opencl(Target):
 
     def compile(self, graph: Graph, device: Device) -> Artifact:
         program, weights = self._program(graph, device)
-        given = {
-            t.name: graph.constants[t.name] for t in graph.outputs if t.name in graph.constants
-        }
         files = program.files()
         if (crew := self.crew(device)) is not None:
             files[CREW] = crew
-        return Artifact(files, {**weights, **given})
+        return Artifact(files, {**weights, **given(graph)})
 
     def crew(self, device: Device) -> bytes | None:
         # On other devices a driver may copy what a call is lent.
@@ -229,8 +227,12 @@ class OpenclKernel(Kernel):
             raise error.of(f"part '{name}' does not load", device.name) from error
         # Whether what it begins goes on while the caller does something else.
         self.asynchronous = not self.loaded.opened.on_caller
+        self._caller = self._calling()
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        if self._caller is not None:
+            outputs: Sequence[Any] = self._caller(inputs)
+            return outputs
         begun = self.begin(inputs)
         begun.finish()
         return begun.outputs
@@ -247,16 +249,18 @@ class OpenclKernel(Kernel):
         return crew.code(self.loaded, opened(self._library))
 
     def bind(self, inputs: Sequence[Any]) -> Callable[[], Sequence[Any]]:
-        code = self.code()
-        if code is None or not self.loaded.opened.on_caller:
-            return super().bind(inputs)
+        return super().bind(inputs) if self._caller is None else self._caller.bound(inputs)
+
+    def _calling(self) -> Any:
+        """What runs it without Python, where it may keep the thread that calls."""
+        code = self.code() if self.loaded.opened.on_caller else None
+        if code is None:
+            return None
+        # Late, as above.
         from hetsched.opencl import crew
 
-        kinds = self.loaded.inputs
-        arrays = [
-            np.asarray(array, kind[1], order="C") for array, kind in zip(inputs, kinds, strict=True)
-        ]
-        return crew.bound(self.loaded, code, arrays)
+        where = f"part '{self._name}' failed"
+        return crew.Caller(self.loaded, code, lambda error: error.of(where, self._device))
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
@@ -281,6 +285,7 @@ class OpenclKernel(Kernel):
         return self.loaded.opened.send(buffer)
 
     def close(self) -> None:
+        self._caller = None
         self.loaded.close()
 
     def results(self, computed: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:

@@ -134,22 +134,27 @@ def _bands(layer: Layer) -> list[tuple[int, int]]:
     return [(start, min(lines, height - start)) for start in range(0, height, lines)]
 
 
+def _lines_between(layer: Layer) -> int:
+    """Input lines from one that is loaded to the next: a kernel of one line needs no others."""
+    return layer.stride if layer.kernel[0] == 1 and not layer.padding else 1
+
+
 def _load_band(
-    layer: Layer, overlay: Overlay, source: int, start: int, lines: int, first: int, planes: int
+    layer: Layer, overlay: Overlay, source: int, start: int, lines: int, planes: range, place: int
 ) -> Load:
-    """The input lines of a band of outputs with their halo, at input word `first`."""
-    pad, beats = layer.padding, overlay.input_beats
+    """The input lines of a band of outputs with their halo, of `planes`, at input word `place`."""
+    pad, beats, apart = layer.padding, overlay.input_beats, _lines_between(layer)
     top = start * layer.stride - pad
     end = (start + lines - 1) * layer.stride + layer.dilation * (layer.kernel[0] - 1) + 1 - pad
-    rows = min(end, layer.height) - max(top, 0)
+    plane = layer.height * layer.width * overlay.rows
     return Load(
-        source + max(top, 0) * layer.width * overlay.rows,
-        first * beats,
+        source + planes.start * plane + max(top, 0) * layer.width * overlay.rows,
+        place * beats,
         layer.width * beats,
-        rows,
-        planes,
-        row_stride=layer.width * overlay.rows,
-        plane_stride=layer.height * layer.width * overlay.rows,
+        -(-(min(end, layer.height) - max(top, 0)) // apart),
+        len(planes),
+        row_stride=apart * layer.width * overlay.rows,
+        plane_stride=plane,
         left=pad * beats,
         right=pad * beats,
         top=max(-top, 0),
@@ -160,8 +165,9 @@ def _load_band(
 
 def _band_words(layer: Layer, lines: int) -> tuple[int, int]:
     """Words of a line and of a plane of a band's input."""
-    line = layer.width + 2 * layer.padding
-    return line, line * ((lines - 1) * layer.stride + layer.dilation * (layer.kernel[0] - 1) + 1)
+    line, apart = layer.width + 2 * layer.padding, _lines_between(layer)
+    whole = (lines - 1) * layer.stride + layer.dilation * (layer.kernel[0] - 1) + 1
+    return line, line * -(-whole // apart)
 
 
 def _store(
@@ -205,8 +211,8 @@ def _case(
 ) -> Case:
     """The program goes through the blocks of outputs in each band, in two halves of the buffers.
 
-    A turn is a block of outputs: its loads, its CONV and its STORE. Loads and the CONV wait for
-    what used their half two turns ago.
+    A turn is a part of the weights of a block: its loads and its CONV. What is loaded waits for
+    the CONV that used its half two turns ago, and a block's first CONV for the STORE that did.
     """
     dram = Dram()
     source = dram.put(blocks(inputs, overlay.rows))
@@ -220,55 +226,82 @@ def _case(
     height, width = layer.shape
     planes, result_planes = (-(-c // overlay.rows) for c in (layer.channels, layer.outputs))
     result = dram.put(np.full((result_planes, height, width, overlay.rows), 77, np.int8))
-    size = plan.tiles[0].size // columns
-    assert 2 * size <= overlay.weight_words
     assert count <= overlay.parameter_words
     program: list[Instruction] = [
         Sync(),
         Load(requantisation, 0, words.size, buffer=Buffer.PARAMETERS),
     ]
-    turn = 0
-    for band, (start, lines) in enumerate(_bands(layer)):
+    bands = _bands(layer)
+    turns = done = 0
+    share = overlay.input_words // (2 if len(bands) > 1 else 1)
+
+    def band_loads(band: int, need: range) -> list[Instruction]:
+        start, lines = bands[band]
+        plane = _band_words(layer, lines)[1]
+        first = band % 2 * share
+        sources = [source] if more is None else [source, other]
+        return [
+            _load_band(layer, overlay, place, start, lines, need, first + part + need.start * plane)
+            for place, part in zip(sources, (0, planes * plane), strict=False)
+            if need
+        ]
+
+    for band, (start, lines) in enumerate(bands):
         line, plane = _band_words(layer, lines)
-        first = band % 2 * (overlay.input_words // 2)
-        assert planes * plane * (1 + (more is not None)) <= overlay.input_words // 2
+        first = band % 2 * share
+        ahead = band and count > 3
+        assert planes * plane * (1 + (more is not None)) <= share
         assert lines * width <= min(overlay.accumulator_words, overlay.output_words // 2)
         for block in range(count):
-            half = turn % 2
-            weight, word = half * overlay.weight_words // 2, half * overlay.output_words // 2
-            loads = [
-                Load(
-                    weights + block * plan.tiles[0].size,
-                    weight * overlay.column_beats,
-                    plan.tiles[0].size // 8,
-                    buffer=Buffer.WEIGHTS,
+            whole = plan.conv(block, lines, first, line, plane)
+            for part in _parts(overlay, whole, fresh=not block):
+                half = turns % 2 * overlay.weight_words // 2
+                conv = whole.inner * whole.middle
+                tiles = plan.tiles[block, part.start * conv : part.stop * conv]
+                assert 0 < tiles.size <= overlay.weight_words // 2 * columns
+                offset = (block * plan.tiles.shape[1] + part.start * conv) * tiles[0].size
+                loads: list[Instruction] = [
+                    Load(
+                        weights + offset,
+                        half * overlay.column_beats,
+                        tiles.size // 8,
+                        buffer=Buffer.WEIGHTS,
+                        wait=Unit.CONV if turns >= 2 else 0,
+                    )
+                ]
+                if not block and not ahead:
+                    # A tile for each plane reads the planes as it goes, else all are needed.
+                    loads += band_loads(band, part if whole.outer > 1 else range(planes))
+                elif block >= 3 and part.stop == whole.outer and band + 1 < len(bands):
+                    # The next band's comes piece by piece: the band before this one is done.
+                    of = count - 3
+                    piece = range(planes * (block - 3) // of, planes * (block - 2) // of)
+                    loads += band_loads(band + 1, piece)
+                loads[-1] = replace(loads[-1], signal=Unit.CONV)
+                program += loads
+                opens, closes = part.start == 0, part.stop == whole.outer
+                word = done % 2 * overlay.output_words // 2
+                program.append(
+                    replace(
+                        whole,
+                        input=whole.input + part.start * whole.outer_stride,
+                        outer=len(part),
+                        first=opens,
+                        last=closes,
+                        weights=half,
+                        parameter=block,
+                        output=word,
+                        zero=layer.zero,
+                        low=layer.low,
+                        high=layer.high,
+                        wait=Unit.LOAD | (Unit.STORE if opens and done >= 2 else 0),
+                        signal=Unit.LOAD | (Unit.STORE if closes else 0),
+                    )
                 )
-            ]
-            if not block:
-                loads.append(_load_band(layer, overlay, source, start, lines, first, planes))
-                if more is not None:
-                    place = first + planes * plane
-                    loads.append(_load_band(layer, overlay, other, start, lines, place, planes))
-            if turn >= 2:
-                loads[0] = replace(loads[0], wait=Unit.CONV)
-            loads[-1] = replace(loads[-1], signal=Unit.CONV)
-            program += loads
-            program.append(
-                replace(
-                    plan.conv(block, lines, first, line, plane),
-                    weights=weight,
-                    parameter=block,
-                    output=word,
-                    zero=layer.zero,
-                    low=layer.low,
-                    high=layer.high,
-                    wait=Unit.LOAD | (Unit.STORE if turn >= 2 else 0),
-                    signal=Unit.LOAD | Unit.STORE,
-                )
-            )
+                turns += 1
             store = _store(overlay, layer, result, block, start, lines, word)
             program.append(replace(store, wait=Unit.CONV, signal=Unit.CONV))
-            turn += 1
+            done += 1
     outputs = requantise(
         plan.accumulators,
         *(v[: layer.outputs, None, None] for v in (plan.multiplier, plan.shift)),
@@ -279,6 +312,13 @@ def _case(
     whole = np.full((result_planes * overlay.rows, height, width), 77, np.int8)
     whole[: layer.outputs] = outputs
     return Case(layer, tuple(program), dram.bytes(), result, blocks(whole, overlay.rows), plan.macs)
+
+
+def _parts(overlay: Overlay, conv: Conv, fresh: bool) -> list[range]:
+    """The outer loop in parts whose weights fit; short ones where the input is still to come."""
+    size = overlay.weight_words // 2 // (conv.inner * conv.middle * overlay.rows)
+    size = min(size, 4) if fresh else size
+    return [range(o, min(o + size, conv.outer)) for o in range(0, conv.outer, size)]
 
 
 def _diagonal(overlay: Overlay, block: int, values: np.ndarray) -> np.ndarray:
@@ -316,7 +356,7 @@ def _dense(
             layer.shape[1],
             layer.stride,
             lines,
-            layer.stride * line,
+            layer.stride // _lines_between(layer) * line,
             inner=kw,
             inner_stride=layer.dilation,
             middle=kh,
@@ -352,7 +392,7 @@ def _depthwise(
             (layer.shape[1] - 1) * layer.stride + kw,
             1,
             lines,
-            layer.stride * line,
+            layer.stride // _lines_between(layer) * line,
             middle=kh,
             middle_stride=line,
             drop=kw - 1,
@@ -382,7 +422,7 @@ def _maximum(
             layer.shape[1],
             layer.stride,
             lines,
-            layer.stride * line,
+            layer.stride // _lines_between(layer) * line,
             inner=kw,
             inner_stride=layer.dilation,
             middle=kh,

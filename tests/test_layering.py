@@ -64,7 +64,11 @@ LOADERS = (
         "polynomials pooling recurrent rows sorting window winograd".split()
     }
     | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
-    | {"hetsched.schedules.gpu.threads", "hetsched.schedules.gpu.tiles"}
+    | {
+        f"hetsched.fpga.rtl.{name}"
+        for name in "array blocks conv core load netlist queues store".split()
+    }
+    | {f"hetsched.schedules.gpu.{name}" for name in "loops threads tiles".split()}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.
@@ -165,14 +169,18 @@ def test_every_folder_is_installed() -> None:
         if path.name == "__init__.py"
     }
     assert set(settings["packages"]) == packages
-    code = {path for path in (ROOT / "hetsched").rglob("*.c*") if path.suffix in (".c", ".cc")}
+    others = {
+        path
+        for path in (ROOT / "hetsched").rglob("*.*")
+        if path.suffix != ".py" and path.parent.name != "__pycache__" and path.is_file()
+    }
     shipped = {
         path
         for package, patterns in settings["package-data"].items()
         for pattern in patterns
         for path in (ROOT / package.replace(".", "/")).glob(pattern)
     }
-    assert code == shipped
+    assert others == shipped
 
 
 def test_no_imports_in_a_circle() -> None:

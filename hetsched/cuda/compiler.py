@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
 from ctypes import CDLL, byref, c_char_p, c_int, c_size_t, c_void_p, create_string_buffer
 from functools import cache
 from importlib.util import find_spec
@@ -12,6 +11,8 @@ from typing import Any
 
 from hetsched.errors import BuildError
 
+# NVRTC where the system's linker finds it.
+SYSTEM = "libnvrtc.so"
 LOG_LINES = 8
 # Products and sums as one instruction, which is exact where others round twice.
 OPTIONS = ("--std=c++17",)
@@ -110,14 +111,12 @@ def _told(log: str) -> str:
 @cache
 def _nvrtc() -> Any:
     """The library of NVRTC in pip's packages, or where the system looks; None if there is none."""
-    paths: Sequence[str] = [
-        str(path)
-        for folder in _packages()
-        for path in sorted(folder.glob("*/lib/libnvrtc.so.*"), reverse=True)
-        if "builtins" not in path.name
-    ]
-    for path in [*paths, "libnvrtc.so"]:
+    folders = sorted(path for folder in _packages() for path in folder.glob("*/lib"))
+    for path in [*(str(p) for folder in folders for p in folder.glob("libnvrtc.so.*")), SYSTEM]:
         try:
+            # What it looks for by its name alone, and finds if it is there already.
+            for beside in sorted(Path(path).parent.glob("libnvrtc-builtins.so.*")):
+                CDLL(str(beside))
             found = CDLL(path)
         except OSError:
             continue

@@ -362,7 +362,7 @@ def _number(instruction: Instruction) -> int:
     number = start = 0
     for name, bits in LAYOUTS[type(instruction)]:
         value = int(getattr(instruction, name, 0))
-        low = -1 << bits - 1 if name in SIGNED | MODULAR else name in POSITIVE
+        low = -1 << bits - 1 if name in SIGNED | MODULAR else int(name in POSITIVE)
         high = (1 << bits - (name in SIGNED)) - 1
         if not low <= value <= high:
             raise DeviceError(
@@ -412,4 +412,5 @@ def requantise(
     """
     product = accumulator.astype(np.int64) * np.asarray(multiplier, np.int64)
     rounded = ((product >> (np.asarray(shift, np.int64) - 1)) + 1) >> 1
-    return np.clip(rounded + zero, low, high).astype(np.int8)
+    clipped: np.ndarray = np.clip(rounded + zero, low, high)
+    return clipped.astype(np.int8)

@@ -12,7 +12,6 @@ Activations lie in memory in blocks of channels, [channels / rows][height][width
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import ceil
 
 import numpy as np
@@ -72,11 +71,39 @@ class Fold:
 
 @dataclass(frozen=True)
 class Place:
-    """An image in the overlay's memory, from byte `start` on."""
+    """An image in the overlay's memory, in blocks of `rows` channels, from byte `start` on.
+
+    `image` is how it stands there; with a `fold`, the host folds it on the way.
+    """
 
     start: int
+    rows: int
     image: Image
     fold: Fold | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return ceil(self.image.channels / self.rows) * self.rows * self.image.positions
+
+    def write(self, memory: np.ndarray, array: np.ndarray) -> None:
+        """Puts an image [channels, height, width] there."""
+        if self.fold:
+            array = self.fold.array(array)
+        blocked = self._of(memory)
+        for block in range(len(blocked)):
+            part = array[block * self.rows : (block + 1) * self.rows]
+            blocked[block, :, :, : len(part)] = part.transpose(1, 2, 0)
+
+    def read(self, memory: np.ndarray) -> np.ndarray:
+        """The image that is there, [channels, height, width]."""
+        blocked = self._of(memory)
+        found = blocked.transpose(0, 3, 1, 2).reshape(-1, *blocked.shape[1:3])
+        return found[: self.image.channels]
+
+    def _of(self, memory: np.ndarray) -> np.ndarray:
+        """A view [blocks, height, width, rows] of its bytes."""
+        found = memory[self.start : self.start + self.nbytes].view(np.int8)
+        return found.reshape(-1, self.image.height, self.image.width, self.rows)
 
 
 @dataclass(frozen=True)
@@ -109,35 +136,28 @@ class Program:
         found = np.zeros(self.nbytes, np.uint8)
         found[: len(self.constants)] = self.constants
         for name, array in images_of(self.network, inputs).items():
-            self.write(found, name, array)
+            self.places[name].write(found, array)
         return found
-
-    def write(self, memory: np.ndarray, name: str, array: np.ndarray) -> None:
-        """Puts an image [channels, height, width] in its place."""
-        place, rows = self.places[name], self.overlay.rows
-        if place.fold:
-            array = place.fold.array(array)
-        channels, height, width = array.shape
-        blocked = np.zeros((ceil(channels / rows), height, width, rows), np.int8)
-        for block in range(len(blocked)):
-            part = array[block * rows : (block + 1) * rows]
-            blocked[block, :, :, : len(part)] = part.transpose(1, 2, 0)
-        memory[place.start : place.start + blocked.size] = blocked.view(np.uint8).reshape(-1)
 
     def read(self, memory: np.ndarray, name: str) -> np.ndarray:
         """The image in its place, [channels, height, width]."""
-        place, rows = self.places[name], self.overlay.rows
-        image = place.image
-        blocks = ceil(image.channels / rows)
-        size = blocks * image.positions * rows
-        found = memory[place.start : place.start + size].view(np.int8)
-        found = found.reshape(blocks, image.height, image.width, rows).transpose(0, 3, 1, 2)
-        return found.reshape(blocks * rows, image.height, image.width)[: image.channels]
+        return self.places[name].read(memory)
 
     def outputs(self, memory: np.ndarray) -> list[np.ndarray]:
         """The outputs of the part in a memory that the instructions have gone through."""
         names = {self.network.stored[tensor.name] for tensor in self.network.outputs}
         return outputs_of(self.network, {name: self.read(memory, name) for name in names})
+
+
+def fits(network: Network, overlay: Overlay) -> None:
+    """Whether `program` serves; quick, as nothing is written.
+
+    Raises
+    ------
+    UnsupportedOperation
+        As `program`.
+    """
+    _Writer(network, overlay).check()
 
 
 def program(network: Network, overlay: Overlay) -> Program:
@@ -242,6 +262,101 @@ def rounds(work: Work, words: int, limit: int, outputs: int) -> list[Round] | No
     return found
 
 
+def cuts(work: Work) -> tuple[Cut, list[Round]]:
+    """How a layer is cut: by an estimate of cycles, the first of equals.
+
+    Raises
+    ------
+    UnsupportedOperation
+        It does not fit; the message has its name and the reason.
+    """
+    _check_halo(work)
+    best: tuple[float, Cut, list[Round]] | None = None
+    for cut in _cuts(work):
+        whole = _area(work, (0, cut.rows), (0, cut.columns))
+        found = rounds(work, whole.words, cut.words, whole.outputs)
+        if found is None:
+            continue
+        cycles = _estimate(work, cut, whole, found)
+        if best is None or cycles < best[0]:
+            best = (cycles, cut, found)
+    if best is None:
+        raise _refused(work, "not even a window of one block of channels fits into its buffer")
+    return best[1], best[2]
+
+
+def _refused(work: Work, why: str) -> UnsupportedOperation:
+    return UnsupportedOperation(f"'{work.layer.name}' on an overlay of {work.overlay.name}: {why}")
+
+
+def _check_halo(work: Work) -> None:
+    area = _area(work, (0, work.made.height), (0, work.made.width))
+    beats = work.overlay.input_beats
+    halo = {
+        "top": -area.top,
+        "bottom": area.top + area.height - work.image.height,
+        "left": -area.left * beats,
+        "right": (area.left + area.width - work.image.width) * beats,
+    }
+    for name, size in halo.items():
+        if size > _LOAD[name]:
+            raise _refused(work, f"a halo of {size} at its {name}; {_LOAD[name]} would do")
+
+
+def _cuts(work: Work) -> Iterator[Cut]:
+    made, overlay = work.made, work.overlay
+    drop, step = work.streamed
+    for columns in _sizes(made.width):
+        if columns > overlay.accumulator_words or (columns - 1) * step + drop + 1 > _MOST_POSITIONS:
+            continue
+        for rows in _sizes(made.height):
+            if rows * columns > overlay.accumulator_words:
+                continue
+            for words in (overlay.input_words // 2, overlay.input_words):
+                yield Cut(rows, columns, words)
+        # Narrower rectangles only where these do not fit.
+        whole = _area(work, (0, 1), (0, columns))
+        if rounds(work, whole.words, overlay.input_words // 2, columns):
+            return
+
+
+def _estimate(work: Work, cut: Cut, whole: _Area, found: Sequence[Round]) -> float:
+    """Cycles, roughly: the longest of computing, loading and storing, and what comes first."""
+    overlay = work.overlay
+    drop, step = work.streamed
+    tall, wide = ceil(work.made.height / cut.rows), ceil(work.made.width / cut.columns)
+    heights = [cut.rows] * (tall - 1) + [work.made.height - (tall - 1) * cut.rows]
+    widths = [cut.columns] * (wide - 1) + [work.made.width - (wide - 1) * cut.columns]
+    streams = sum(
+        max(h * ((w - 1) * step + drop + 1), overlay.rows) for h in heights for w in widths
+    )
+    tiles = sum(
+        sum(piece.tiles for blocks in one.loads for piece in work.pieces(blocks))
+        if work.reads(one.outputs[0]) == work.reads(one.outputs[1] - 1)
+        else sum(
+            sum(piece.tiles for piece in work.pieces(work.reads(output)))
+            for output in range(*one.outputs)
+        )
+        / (one.outputs[1] - one.outputs[0])
+        for one in found
+        for _ in range(*one.outputs)
+    )
+    compute = streams * tiles
+    areas = tall * wide
+    read = sum(b - a for one in found for a, b in one.loads) * whole.words * work.sources
+    weights = tiles * overlay.rows * overlay.column_beats
+    if tiles * overlay.rows > overlay.weight_words // 2:
+        weights *= areas
+    loads = areas * read * overlay.input_beats + weights
+    stores = work.made.positions * work.outputs * overlay.column_beats
+    start, stop = found[0].loads[0]
+    first = (stop - start) * whole.words * work.sources * overlay.input_beats
+    turns = areas * sum(len(one.loads) for one in found)
+    if turns == 1 or cut.words * 2 <= overlay.input_words:
+        return max(compute, loads, stores) + first
+    return max(compute + loads, stores)
+
+
 class _Writer:
     """Writes the layers of a network one after the other."""
 
@@ -261,12 +376,17 @@ class _Writer:
         # Of each image, who stored a row last.
         self._stored: dict[str, list[Entry | None]] = {}
 
+    def check(self) -> None:
+        layers, folds = self._folded()
+        images = {**self._network.images, **{name: image for name, (_, image) in folds.items()}}
+        for layer in layers:
+            source, made = images[layer.sources[0]], images[layer.result]
+            cuts(work(self._overlay, layer, source, made))
+
     def program(self) -> Program:
         network = self._network
         layers, folds = self._folded()
-        images = dict(network.images)
-        for name, (_, image) in folds.items():
-            images[name] = image
+        images = {**network.images, **{name: image for name, (_, image) in folds.items()}}
         names = [network.stored[tensor.name] for tensor in network.inputs]
         for name in names:
             self._place(name, images[name], folds[name][0] if name in folds else None)
@@ -301,10 +421,10 @@ class _Writer:
 
     def _place(self, name: str, image: Image, fold: Fold | None = None) -> None:
         rows = self._overlay.rows
-        self._places[name] = Place(self._image_nbytes, image, fold)
+        place = Place(self._image_nbytes, rows, image, fold)
+        self._places[name] = place
         self._stored[name] = [None] * image.height
-        size = ceil(image.channels / rows) * rows * image.positions
-        self._image_nbytes = _aligned(self._image_nbytes + size)
+        self._image_nbytes = _aligned(self._image_nbytes + place.nbytes)
 
     def _folded(self) -> tuple[list[Layer], dict[str, tuple[Fold, Image]]]:
         """The layers, where inputs of few channels get the columns of a window as channels."""
@@ -372,93 +492,11 @@ class _Layer:
         self._work = work
         self._overlay = writer._overlay
         self._stream = writer._stream
-        self._cut, self._rounds = self._best()
+        self._cut, self._rounds = cuts(work)
         # Where the weights of blocks of outputs are in memory, and constants in their buffers.
         self._packed: dict[tuple[int, tuple[int, int]], list[tuple[Piece, int]]] = {}
         self._kept: dict[int, int] = {}
         self._channels = self._pack_parameters()
-
-    @cached_property
-    def _name(self) -> str:
-        return self._work.layer.name
-
-    def _refused(self, why: str) -> UnsupportedOperation:
-        return UnsupportedOperation(f"'{self._name}' on an overlay of {self._overlay.name}: {why}")
-
-    # How it is cut.
-
-    def _best(self) -> tuple[Cut, list[Round]]:
-        """The cut that an estimate of cycles finds best; the first of equals."""
-        best: tuple[float, Cut, list[Round]] | None = None
-        for cut in self._cuts():
-            whole = _area(self._work, (0, cut.rows), (0, cut.columns))
-            found = rounds(self._work, whole.words, cut.words, whole.outputs)
-            if found is None:
-                continue
-            cycles = self._estimate(cut, whole, found)
-            if best is None or cycles < best[0]:
-                best = (cycles, cut, found)
-        if best is None:
-            raise self._refused("not even a window of one block of channels fits into its buffer")
-        return best[1], best[2]
-
-    def _cuts(self) -> Iterator[Cut]:
-        made, overlay = self._work.made, self._overlay
-        drop, step = self._work.streamed
-        for columns in _sizes(made.width):
-            if (
-                columns > overlay.accumulator_words
-                or (columns - 1) * step + drop + 1 > _MOST_POSITIONS
-            ):
-                continue
-            for rows in _sizes(made.height):
-                if rows * columns > overlay.accumulator_words:
-                    continue
-                for words in (overlay.input_words // 2, overlay.input_words):
-                    yield Cut(rows, columns, words)
-            # Narrower rectangles only where these do not fit.
-            whole = _area(self._work, (0, 1), (0, columns))
-            if rounds(self._work, whole.words, overlay.input_words // 2, columns):
-                return
-
-    def _estimate(self, cut: Cut, whole: _Area, found: Sequence[Round]) -> float:
-        """Cycles, roughly: the longest of computing, loading and storing, and what comes first."""
-        work, overlay = self._work, self._overlay
-        drop, step = work.streamed
-        tall, wide = ceil(work.made.height / cut.rows), ceil(work.made.width / cut.columns)
-        heights = [cut.rows] * (tall - 1) + [work.made.height - (tall - 1) * cut.rows]
-        widths = [cut.columns] * (wide - 1) + [work.made.width - (wide - 1) * cut.columns]
-        streams = sum(
-            max(h * ((w - 1) * step + drop + 1), overlay.rows) for h in heights for w in widths
-        )
-        tiles = sum(
-            sum(piece.tiles for blocks in one.loads for piece in work.pieces(blocks))
-            if work.reads(one.outputs[0]) == work.reads(one.outputs[1] - 1)
-            else sum(
-                sum(piece.tiles for piece in work.pieces(work.reads(output)))
-                for output in range(*one.outputs)
-            )
-            / (one.outputs[1] - one.outputs[0])
-            for one in found
-            for _ in range(*one.outputs)
-        )
-        compute = streams * tiles
-        areas = tall * wide
-        read = sum(b - a for one in found for a, b in one.loads) * whole.words * work.sources
-        weights = tiles * overlay.rows * overlay.column_beats
-        if not self._fits(tiles):
-            weights *= areas
-        loads = areas * read * overlay.input_beats + weights
-        stores = work.made.positions * work.outputs * overlay.column_beats
-        start, stop = found[0].loads[0]
-        first = (stop - start) * whole.words * work.sources * overlay.input_beats
-        turns = areas * sum(len(one.loads) for one in found)
-        if turns == 1 or cut.words * 2 <= overlay.input_words:
-            return max(compute, loads, stores) + first
-        return max(compute + loads, stores)
-
-    def _fits(self, tiles: float) -> bool:
-        return tiles * self._overlay.rows <= self._overlay.weight_words // 2
 
     # Constants.
 
@@ -557,9 +595,6 @@ class _Layer:
             "left": (column[0] - area.left) * overlay.input_beats,
             "right": (area.left + area.width - column[1]) * overlay.input_beats,
         }
-        for name, size in halo.items():
-            if size > _LOAD[name]:
-                raise self._refused(f"a halo of {size} at its {name}; {_LOAD[name]} would do")
         plane = image.positions * overlay.rows
         line = image.width * overlay.rows
         for index, source in enumerate(work.layer.sources):

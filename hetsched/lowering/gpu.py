@@ -4,13 +4,13 @@ Importing this file loads TVM's compiler.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, s_tir, tirx
+from tvm import s_tir, tirx
 from tvm.s_tir import dlight
+from tvm_ffi import structural_walk
 
 from hetsched.errors import DeviceError, UnsupportedOperation
 from hetsched.graph import Graph
@@ -19,7 +19,7 @@ from hetsched.lowering.device_code import device_code
 from hetsched.lowering.entry import calls_of
 from hetsched.lowering.program import assembled, copies
 from hetsched.lowering.relax import attempted, fuse, lift_constants, lowered, refusal_of
-from hetsched.schedules.gpu import threads, tiles
+from hetsched.schedules.gpu import loops, threads, tiles
 from hetsched.schedules.gpu.limits import Limits
 from hetsched.tvm_runtime import ERRORS, first_line
 
@@ -27,6 +27,8 @@ from hetsched.tvm_runtime import ERRORS, first_line
 ALIGNMENT = 512
 # Fewer rows or columns than this are no tile.
 LEAST_TILED = 8
+# Of groups along the last axis, for any device of CUDA.
+MOST_BATCHES = 65535
 SCHEDULED = "tirx.is_scheduled"
 
 
@@ -61,45 +63,30 @@ def architecture(target: Mapping[str, Any] | str) -> str:
 
 def why_not(graph: Graph) -> str | None:
     """Why no program can be made of `graph`, or None; quick, as no code is made."""
-    return refusal_of(graph, lambda part: lowered(part, vectors=None))
+    return refusal_of(graph, lambda part: lowered(part, vectors=None, sorts=False))
 
 
 def _made(graph: Graph, target: Any, limits: Limits) -> tuple[Program, Mapping[str, np.ndarray]]:
-    fused = fuse(lowered(graph, vectors=None))
-    # What only names elements differently is known by its loops as they are.
-    module = relax.transform.RewriteDataflowReshape()(fused.module)
+    part = lift_constants(fuse(lowered(graph, vectors=None, sorts=False)), graph)
+    calls = calls_of(part.module, ALIGNMENT)
+    functions = {**calls.functions, **{n: _copying(size) for n, size in copies(calls).items()}}
     with target:
-        fused = replace(fused, module=scheduled(module, target, limits))
-        part = lift_constants(fused, graph)
-        calls = calls_of(part.module, ALIGNMENT)
-        copying = {name: _copying(n, target, limits) for name, n in copies(calls).items()}
-    code = device_code({**calls.functions, **copying}, target)
+        functions = {name: scheduled(f, target, limits) for name, f in functions.items()}
+    code = device_code(functions, target)
     language = str(target.kind.name)
     made = assembled(graph, part.weights, calls, code.steps, language, code.source, ALIGNMENT)
     return made, part.weights
 
 
-def _copying(nbytes: int, target: Any, limits: Limits) -> Any:
+def _copying(nbytes: int) -> Any:
     """A function that copies so many bytes."""
     dtype, size = next((d, s) for d, s in (("uint32", 4), ("uint8", 1)) if nbytes % s == 0)
     source = tvm.te.placeholder((nbytes // size,), dtype, name="source")
     copy = tvm.te.compute(source.shape, lambda i: source[i], name="copy")
-    with target:
-        return scheduled_function(tvm.te.create_prim_func([source, copy]), target, limits)
+    return tvm.te.create_prim_func([source, copy])
 
 
-def scheduled(module: Any, target: Any, limits: Limits) -> Any:
-    """`module` with its functions shared out to groups of threads."""
-    functions = {
-        variable: scheduled_function(function, target, limits)
-        if isinstance(function, tirx.PrimFunc)
-        else function
-        for variable, function in module.functions.items()
-    }
-    return tvm.IRModule(functions, attrs=module.attrs)
-
-
-def scheduled_function(function: Any, target: Any, limits: Limits) -> Any:
+def scheduled(function: Any, target: Any, limits: Limits) -> Any:
     """The function by the first rule that serves it.
 
     Raises
@@ -107,17 +94,27 @@ def scheduled_function(function: Any, target: Any, limits: Limits) -> Any:
     UnsupportedOperation
         None does.
     """
-    if function.attrs and function.attrs.get(SCHEDULED):
+    if _is_for_threads(function):
         return function
+    found = loops.apply(function)
+    if found is not None:
+        return found.with_attr(SCHEDULED, True)
     for rule in RULES:
         try:
-            found = rule(function, target, limits)
+            schedule = rule(function, target, limits)
         except ERRORS:
             # A schedule's steps say only when they are taken that a function does not suit them.
             continue
-        if found is not None:
-            return found.mod["main"].with_attr(SCHEDULED, True)
+        if schedule is not None:
+            return schedule.mod["main"].with_attr(SCHEDULED, True)
     raise UnsupportedOperation("no schedule for a graphics processor serves it")
+
+
+def _is_for_threads(function: Any) -> bool:
+    """Whether groups and threads share its loops already."""
+    found: list[Any] = []
+    structural_walk(function.body, (tirx.For, found.append), order="post")
+    return any(loop.kind == tirx.ForKind.THREAD_BINDING for loop in found)
 
 
 def _schedule_of(function: Any) -> Any:
@@ -130,7 +127,7 @@ def _tiles(function: Any, target: Any, limits: Limits) -> Any | None:
     if main is None:
         return None
     sizes = tiles.sizes(schedule, main)
-    if min(sizes[1:3]) < LEAST_TILED:
+    if min(sizes[1:3]) < LEAST_TILED or sizes[0] > MOST_BATCHES:
         return None
     tile = tiles.candidates(*sizes, limits)[0]
     return tiles.apply(schedule, main, tile, explicit=str(target.kind.name) != "cuda")

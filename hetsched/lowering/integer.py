@@ -294,9 +294,12 @@ class Integers:
             total = tirx.const(fixed, "float32")
             for value, ratio in zip(reversed(values), reversed(ratios), strict=True):
                 factor = tirx.const(ratio, "float32")
-                total = tirx.call_llvm_pure_intrin(
-                    "float32", "llvm.fma", value.astype("float32"), factor, total
-                )
+                operands = value.astype("float32"), factor, total
+                if self._vectors is None:
+                    # As CUDA C and OpenCL C call it.
+                    total = tirx.call_pure_extern("float32", "fma", *operands)
+                else:
+                    total = tirx.call_llvm_pure_intrin("float32", "llvm.fma", *operands)
             return tirx.nearbyint(tirx.max(tirx.min(total, high), low)).astype(_dtype(both[0]))
 
         return self._builder.emit_te(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from ctypes import CDLL, CFUNCTYPE, c_int, c_void_p, cast
 from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -109,34 +110,65 @@ def code(loaded: Loaded, library: CDLL) -> Code | None:
     )
 
 
-def bound(
-    loaded: Loaded, code: Code, inputs: Sequence[np.ndarray]
-) -> Callable[[], list[np.ndarray]]:
-    """A call of the code of `loaded` that reads these arrays and writes to its own, the same ones.
+class Caller:
+    """Calls the code of `loaded` on arrays, `failed` makes an error of what OpenCL answers with.
 
     Between the launches there is no Python, which would cost some microseconds at each, as what
     it does has left the near caches meanwhile.
     """
-    outputs = [(code.allocate or _unshared)(n) for n in map(_nbytes, code.results)]
-    found = [
-        memory[: _nbytes(kind)].view(kind[1]).reshape(kind[0])
-        for memory, kind in zip(outputs, code.results, strict=True)
-    ]
-    table = code.table.copy()
-    table[list(code.inputs)] = [address(array) for array in inputs]
-    table[list(code.outputs)] = [address(array) for array in found]
-    given, made = np.zeros(1, VALUE), np.zeros(1, VALUE)
-    given["kind"], given["content"] = ADDRESS, address(table)
-    call = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_void_p)(code.function)
-    arguments = None, c_void_p(address(given)), 1, c_void_p(address(made))
 
-    def run(_kept: object = (code, inputs, table, given)) -> list[np.ndarray]:
-        call(*arguments)
+    def __init__(
+        self, loaded: Loaded, code: Code, failed: Callable[[Failed], HetschedError]
+    ) -> None:
+        self._loaded, self._code, self._failed = loaded, code, failed
+        self._call = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_void_p)(code.function)
+        self._table, self._arguments, self._status = self._tables()
+
+    def __call__(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """New outputs for these inputs; one thread at a time may ask."""
+        outputs = [empty(*kind) for kind in self._code.results]
+        arrays = self._loaded.arrays(inputs)
+        self._place(self._table, arrays, outputs)
+        self._called(self._arguments, self._status)
+        return outputs
+
+    def bound(self, inputs: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
+        """A call that reads these arrays and writes to its own, the same ones each time."""
+        arrays = self._loaded.arrays(inputs)
+        allocate = self._code.allocate or _unshared
+        outputs = [
+            allocate(_nbytes(kind))[: _nbytes(kind)].view(kind[1]).reshape(kind[0])
+            for kind in self._code.results
+        ]
+        table, arguments, status = self._tables()
+        self._place(table, arrays, outputs)
+
+        def run(_kept: object = (table, arrays)) -> list[np.ndarray]:
+            self._called(arguments, status)
+            return outputs
+
+        return run
+
+    def _tables(self) -> tuple[np.ndarray, tuple[Any, ...], np.ndarray]:
+        """A table of addresses, the arguments of a call by it, and where that leaves its status."""
+        table = self._code.table.copy()
+        given, made = np.zeros(1, VALUE), np.zeros(1, VALUE)
+        given["kind"], given["content"] = ADDRESS, address(table)
+        # A pointer that is made of an array keeps it.
+        pointers = given.ctypes.data_as(c_void_p), made.ctypes.data_as(c_void_p)
+        return table, (None, pointers[0], 1, pointers[1]), made
+
+    def _place(
+        self, table: np.ndarray, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
+    ) -> None:
+        cells = (*self._code.inputs, *self._code.outputs)
+        for cell, array in zip(cells, (*inputs, *outputs), strict=True):
+            table[cell] = address(array)
+
+    def _called(self, arguments: tuple[Any, ...], made: np.ndarray) -> None:
+        self._call(*arguments)
         if status := int(made["content"][0]):
-            raise _failed(loaded.device.name, status)
-        return found
-
-    return run
+            raise self._failed(Failed(status, "its launches"))
 
 
 def _nbytes(kind: tuple[tuple[int, ...], np.dtype]) -> int:

@@ -600,6 +600,30 @@ class Loaded:
             *(*sizes, 0, None),
         )
 
+    def arrays(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """Inputs in the host's memory as kernels read them.
+
+        Raises
+        ------
+        PartError
+            One has another shape.
+        """
+        found = []
+        for array, (shape, dtype) in zip(inputs, self.inputs, strict=True):
+            if (
+                array.__class__ is not np.ndarray
+                or array.dtype != dtype
+                or not array.flags.c_contiguous
+            ):
+                array = np.asarray(array, dtype, order="C")
+            if array.shape != shape:
+                raise PartError(
+                    f"part '{self.name}' failed: an input of shape {array.shape} in place of "
+                    f"{shape}"
+                )
+            found.append(array)
+        return found
+
     def close(self) -> None:
         """Frees kernels and buffers."""
         self.kernels, self.calls, self.free = [], [], []
@@ -658,9 +682,7 @@ class Started:
             self.made = [resident.buffer for resident in self.outputs]
             return
         with told("its inputs cannot be lent"):
-            self.inputs = [
-                self._lent(array, *kind) for array, kind in zip(inputs, loaded.inputs, strict=True)
-            ]
+            self.inputs = list(map(self._lent, loaded.arrays(inputs)))
         self.outputs = [empty(*kind) for kind in loaded.outputs]
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
         with told("its outputs cannot be made"):
@@ -673,14 +695,8 @@ class Started:
         if not getattr(self, "_ended", True):
             self.end()
 
-    def _lent(self, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> cl.Buffer:
+    def _lent(self, array: np.ndarray) -> cl.Buffer:
         """A buffer in the memory of an array, that of the run that makes it if that goes on."""
-        array = np.asarray(array, dtype, order="C")
-        if array.shape != shape:
-            raise PartError(
-                f"part '{self._loaded.name}' failed: an input of shape {array.shape} in place of "
-                f"{shape}"
-            )
         self.kept.append(array)
         before = self._there.pending.get(array.ctypes.data)
         if before is not None:

@@ -324,9 +324,11 @@ def loops(layer: Layer, given: Mapping[str, tuple[int, ...]], vectors: Vectors |
         if vectors is None:
             # A kernel for each direction: where threads meet, a kernel must not branch.
             for direction in range(directions):
-                with tir.thread_binding(tiles, thread="blockIdx.x") as tile:
-                    with tir.thread_binding(_group(layer), thread="threadIdx.x") as thread:
-                        walk(direction, tile, thread)
+                with (
+                    tir.thread_binding(tiles, thread="blockIdx.x") as tile,
+                    tir.thread_binding(_group(layer), thread="threadIdx.x") as thread,
+                ):
+                    walk(direction, tile, thread)
         else:
             with (tir.parallel if is_shared else tir.serial)(directions * tiles) as index:
                 if directions == 1:

@@ -1,6 +1,6 @@
-"""Products on a graphics processor: tiles of the result in registers, of the factors in shared memory.
+"""Products on a graphics processor: results in registers, tiles of the factors in shared memory.
 
-A function whose one reduction is C[s, i, j] += A[s, i, k] * B[s, j, k], after loops are put together:
+A function with one reduction, C[s, i, j] += A[s, i, k] * B[s, j, k] once loops are put together:
 matrix products, and convolutions, of which i runs over the places of the output, j over its
 channels and k over what a filter covers. What lies before (padding, views) is computed as the
 factors are fetched, what lies behind as the result is stored.
@@ -24,7 +24,6 @@ from tvm.s_tir.dlight.gpu import matmul
 from tvm.tirx.analysis import undefined_vars
 
 from hetsched.schedules.gpu.limits import Limits
-from hetsched.schedules.loops import extent
 
 # Neighbours that a thread computes: as many floats as one load moves.
 WIDTH = 4

@@ -48,6 +48,7 @@ bench: $(INSTALLED) bench-peers
 	$(BIN)/python -m bench.splits --json bench/results/splits.json
 	$(BIN)/python -m bench.costs --json bench/results/costs.json
 	$(BIN)/python -m bench.cuda --json bench/results/cuda.json
+	$(BIN)/python -m bench.opencl --json bench/results/opencl.json
 	$(BIN)/python -m bench.figures
 
 # About half an hour for each number of threads; the machine should do nothing else.

@@ -24,7 +24,7 @@ def median_latencies(
 
     What drifts meanwhile, the clock or other load, meets all of them alike.
     """
-    return _in_turns([partial(executable.run, inputs) for executable in executables])
+    return _in_turns([partial(_run_seconds, executable, inputs) for executable in executables])
 
 
 def median_paces(
@@ -32,26 +32,38 @@ def median_paces(
 ) -> tuple[list[float], int]:
     """The same of a run among many: behind each other on one device, else several in flight."""
 
-    def all_runs(executable: Executable) -> None:
+    def all_runs(executable: Executable) -> float:
+        if executable.plan.modelled:
+            # A pipeline of simulated devices is not run: as if each run waited for the last one.
+            return REQUESTS * _run_seconds(executable, inputs)
+        start = perf_counter()
         if len(executable.plan.devices) == 1:
             for _ in range(REQUESTS):
                 executable.run(inputs)
         else:
             for _ in executable.map(repeat(inputs, REQUESTS)):
                 pass
+        return perf_counter() - start
 
     seconds, rounds = _in_turns([partial(all_runs, executable) for executable in executables])
     return [each / REQUESTS for each in seconds], rounds * REQUESTS
 
 
-def _in_turns(calls: Sequence[Callable[[], object]]) -> tuple[list[float], int]:
+def _run_seconds(executable: Executable, inputs: Mapping[str, np.ndarray]) -> float:
+    """Of a run; on the virtual clock where a device is modelled."""
+    start = perf_counter()
+    executable.run(inputs)
+    seconds = perf_counter() - start
+    return executable.schedule.makespan if executable.plan.modelled else seconds
+
+
+def _in_turns(calls: Sequence[Callable[[], float]]) -> tuple[list[float], int]:
+    """The medians of what calls tell of their time."""
     for call in calls:
         call()
     times: list[list[float]] = [[] for _ in calls]
     begin = perf_counter()
     while len(times[0]) < LEAST_RUNS or perf_counter() - begin < SECONDS:
         for call, own in zip(calls, times, strict=True):
-            start = perf_counter()
-            call()
-            own.append(perf_counter() - start)
+            own.append(call())
     return [median(own) for own in times], len(times[0])

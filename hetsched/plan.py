@@ -232,6 +232,11 @@ class Plan:
         used = {part.device.name for part in self.copies}
         return tuple(device.name for device in self.system.devices if device.name in used)
 
+    @property
+    def modelled(self) -> bool:
+        """Whether a device that runs a part is modelled, so that the plan's time is."""
+        return any(part.device.modelled for part in self.copies)
+
     @cached_property
     def recipe(self) -> "Recipe":
         """The plan without its graph: what a simulator needs."""

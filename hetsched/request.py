@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -73,20 +73,55 @@ class Run:
         self._transfers: list[Transfer] = []
 
     def schedule(self) -> Schedule:
-        """The measured schedule; waits for the end of the run."""
+        """The measured schedule; waits for the end of the run.
+
+        With a device that is modelled it is the run on one virtual clock: each step takes the time
+        that was measured, or that its device tells, and starts when its device is free and its
+        inputs are there. A step of such a device hands over within its own time.
+        """
         clock = "measured"
+        times = [(i, self.since(start), self.since(end)) for i, start, end in self._slots]
+        transfers = tuple(sorted(self._transfers, key=lambda move: move.start))
         if any(step.device.modelled for step in self._steps):
             clock += ", modelled"
+            times, transfers = self._replayed(times, transfers)
         slots = [
-            Slot(self._steps[i].name, self._steps[i].device.name, *map(self.since, times))
-            for i, *times in self._slots
+            Slot(self._steps[i].name, self._steps[i].device.name, start, finish)
+            for i, start, finish in times
         ]
         return Schedule(
             tuple(sorted(slots, key=lambda slot: slot.start)),
-            tuple(sorted(self._transfers, key=lambda move: move.start)),
+            transfers,
             clock,
             {step.name: step.label for step in self._steps},
         )
+
+    def _replayed(
+        self, times: Sequence[tuple[int, float, float]], transfers: Sequence[Transfer]
+    ) -> tuple[list[tuple[int, float, float]], tuple[Transfer, ...]]:
+        """Steps and transfers where they are without what it took to simulate."""
+        moves = {(move.tensor, move.sink): move for move in transfers}
+        there: dict[tuple[str, str | None], float] = {}
+        made: dict[str, float] = {}
+        free: dict[str, float] = {}
+        found, moved = [], {}
+        for index, begin, end in sorted(times, key=lambda item: item[1]):
+            step = self._steps[index]
+            start = free.get(step.device.unit, 0.0)
+            for name in step.inputs:
+                key = (name, step.device.name)
+                if key not in there:
+                    there[key] = made.get(name, 0.0)
+                    if key in moves and name in made:
+                        move = moves[key]
+                        there[key] += move.finish - move.start
+                        moved[key] = replace(move, start=made[name], finish=there[key])
+                start = max(start, there[key])
+            finish = start + end - begin
+            free[step.device.unit] = finish
+            made.update(dict.fromkeys(step.outputs, finish))
+            found.append((index, start, finish))
+        return found, tuple(sorted(moved.values(), key=lambda move: move.start))
 
     def since(self, time: float) -> float:
         return time - self.started

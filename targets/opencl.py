@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Opencl(Target):
     """
 
     winograd: str = "auto"
+    can_copy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.winograd not in WINOGRAD:

@@ -82,6 +82,10 @@ def run(
                     lambda turn: loop("timed runs", warmup + turn, warmup + repeat),
                 )
                 wall_seconds = perf_counter() - begin
+                if executable.plan.modelled:
+                    # The simulators' own time is no time of the devices'.
+                    latencies = [schedule.makespan for schedule in measured]
+                    wall_seconds = sum(latencies)
                 # Times are those of one plan.
                 if len(told or ()) == before:
                     break

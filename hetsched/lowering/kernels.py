@@ -806,6 +806,10 @@ class _Writer:
         is_float32 = kind == _Type("float", 32, kind.lanes)
         if name in POLYNOMIALS and is_float32 and not isinstance(arguments[0], tirx.FloatImm):
             return self._(POLYNOMIALS[name](arguments[0]))
+        if name == "pow" and (power := _power(arguments[1])) is not None:
+            value = self._value(self._(arguments[0]), kind.text)
+            product = " * ".join([value] * abs(power))
+            return f"({product})" if power > 0 else f"(1 / ({product}))"
         if name in QUESTIONS:
             source = _Type.of(arguments[0].ty.dtype)
             text = f"{name}({self._(arguments[0])})"
@@ -972,6 +976,17 @@ def _terms(index: Any, sign: str = "+") -> list[tuple[Any, str]]:
         case tirx.Sub():
             return [*_terms(index.a, sign), *_terms(index.b, other)]
     return [(index, sign)]
+
+
+def _power(exponent: Any) -> int | None:
+    """A constant exponent that is multiplied out, as a call of pow takes a hundred times longer."""
+    value = exponent.value if isinstance(exponent, tirx.Broadcast) else exponent
+    if isinstance(value, tirx.Cast):
+        value = value.value
+    if not isinstance(value, tirx.FloatImm | tirx.IntImm):
+        return None
+    number = float(value.value)
+    return int(number) if number in (-2, -1, 1, 2, 3, 4) else None
 
 
 def _is_one(expression: Any) -> bool:

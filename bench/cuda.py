@@ -6,8 +6,8 @@ A model is one part of a plan on a device that only a machine file describes. Co
 distinct kernels, their launches, the source, and the machine code where a compiler of CUDA C is
 installed. Nothing runs, so that nothing here is a speed.
 
-The file is written after each model. With `--add` the rows that it has stay, and only what it lacks
-is compiled.
+The file is written after each model. With `--add` the rows that it has stay, but those of refusals,
+and only what it lacks is compiled.
 
 Exit status: 0 if all models compile, 3 if one is refused.
 """
@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [name for name in given.models.split(",") if name]
     content: dict[str, Any] = record(given.seed) | {"compiler": compiler.version(), "rows": []}
     if given.add and given.json.exists():
-        content["rows"] = json.loads(given.json.read_text(encoding="utf-8"))["rows"]
+        rows = json.loads(given.json.read_text(encoding="utf-8"))["rows"]
+        content["rows"] = [row for row in rows if not row["reason"]]
     done = {(row["model"], row["device"]) for row in content["rows"]}
     try:
         chosen = models.chosen(models.FOLDER, names, given.largest_gmac)

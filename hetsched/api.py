@@ -622,5 +622,17 @@ def devices() -> list[Found]:
     return found
 
 
+def as_here(plan: Plan) -> list[Device]:
+    """The devices that run a part, as this machine has them, or as the plan says if it has none."""
+    found = []
+    for device in map(plan.system.device, plan.devices):
+        target = load_plugin(Target, device.target)
+        try:
+            found.append(device if target.unavailable() else target.device(device.name))
+        except DeviceError:
+            found.append(device)
+    return found
+
+
 def _options(plugin: object) -> tuple:
     return fields(plugin) if is_dataclass(plugin) and not isinstance(plugin, type) else ()

@@ -6,6 +6,7 @@ from ctypes import c_int32, c_void_p
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
+from itertools import permutations
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -131,6 +132,31 @@ def measure_links(
                 progress(f"{source.name} to {sink.name}", done, len(pairs))
             found[source, sink] = measured_again(source, sink, store)
     return list(found.values())
+
+
+def links_by_copy(devices: Sequence[Device], store: Store) -> list[Link]:
+    """What the links would be if devices copied that share the host's memory, where they can.
+
+    Nothing uses them: they tell what sharing saves.
+    """
+    found = []
+    for source, sink in permutations(devices, 2):
+        ends = [_apart(end) for end in (source, sink)]
+        if ends == [source, sink] or source.unit == sink.unit:
+            continue
+        link = store.link(source, sink, by_copy := f"{runtime()} by copy")
+        if link is None:
+            link = measure_link(*ends)
+            bursts = ((link.seconds, link.bytes_per_second),)
+            store.add_link(source, sink, by_copy, link, margin([link.seconds]), bursts)
+        found.append(link)
+    return found
+
+
+def _apart(device: Device) -> Device:
+    """The same device with a memory of its own, if it would copy then and does not now."""
+    shares = device.memory_space == HOST_SPACE and load(Target, device.target).can_copy
+    return replace(device, memory_space=f"copies for {device.name}") if shares else device
 
 
 def measure_link(source: Device, sink: Device) -> Link:

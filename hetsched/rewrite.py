@@ -15,6 +15,7 @@ import networkx
 import numpy as np
 
 from hetsched.errors import SplitRefused
+from hetsched.fusion import HEAD
 from hetsched.graph import Graph
 from hetsched.op import Op, Tensor
 from hetsched.operation import Known, Piece, Read, flops, operation_of, piece_of
@@ -58,9 +59,10 @@ def rewrite(graph: Graph, splits: Sequence[Split]) -> Rewritten:
     """The graph with the operations of each split in pieces, and which operation is of which piece.
 
     An operation `conv` becomes `conv#0`, `conv#1`, ... in the order of the pieces, all of one piece
-    before the next. One that would compute the same in two pieces is in the first alone. What
-    several operations of a piece read of a tensor is computed as one box, unless that is more than
-    their boxes apart. A tensor is joined, under its own name, only for who reads it whole.
+    before the next. One that would compute the same in two pieces is in the first alone, unless it
+    dequantises. What several operations of a piece read of a tensor is computed as one box, unless
+    that is more than their boxes apart. A tensor is joined, under its own name, only for who reads
+    it whole.
 
     Raises
     ------
@@ -107,18 +109,22 @@ def redundancy(graph: Graph, item: Split) -> float:
 class _Step:
     """A region of one output of `op`, computed by `piece`; of a sum only the terms of an interval.
 
-    Steps of the same key are the same operation.
+    `number` is that of the piece of the split. Steps of the same key are the same operation.
     """
 
     op: Op
     index: int
     region: Region
     piece: Piece
+    number: int
     terms: Interval | None = None
 
     @property
-    def key(self) -> tuple[str, tuple[Region | None, ...], Interval | None]:
-        return self.op.name, self.piece.outputs, self.terms
+    def key(self) -> object:
+        # What dequantises stays with its reader: else floats would be handed over, and rounded in
+        # another way than the integers that they stand for.
+        own = self.number if self.op.kind == HEAD else None
+        return self.op.name, self.piece.outputs, self.terms, own
 
     def reads(self) -> Iterator[tuple[str, Region]]:
         """The tensors that it reads by name, and what of them."""
@@ -243,13 +249,13 @@ def _steps(graph: Graph, item: Split, number: int, known: Known) -> list[_Step]:
                 (_, bounds), whole = exit_.axes[0], Region.whole(tensor.shape)
                 terms = bounds[number], bounds[number + 1]
                 piece = operation_of(op).term(op, *terms, known)
-                found.append(_Step(op, index, whole, piece, terms))
+                found.append(_Step(op, index, whole, piece, number, terms))
                 continue
             regions = wanted.pop(tensor.name, [])
             if exit_:
                 regions.append(_share(exit_, number, tensor.shape))
             for region in boxes_of(regions):
-                found.append(_Step(op, index, region, piece_of(op, index, region, known)))
+                found.append(_Step(op, index, region, piece_of(op, index, region, known), number))
         for step in found:
             for name, region in step.reads():
                 wanted.setdefault(name, []).append(region)

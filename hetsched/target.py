@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -205,6 +205,8 @@ class Target(Plugin):
     """A compiler and loader for one kind of device. Importing its file needs no heavy library."""
 
     package = "hetsched.targets"
+    # Whether a device that shares the host's memory copies if its `memory_space` is another.
+    can_copy: ClassVar[bool] = False
 
     @abstractmethod
     def unavailable(self) -> str | None:

@@ -1,6 +1,7 @@
 """NVIDIA's processors: kernels in CUDA C by TVM's code generation, run by CUDA's driver."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,9 @@ class Cuda(Target):
     def held(self, artifact: Artifact) -> Footprint | None:
         return footprint(Program.from_files(artifact.files, LANGUAGE), artifact.weights)
 
+    def copying(self, device: Device, words: int) -> Kernel:
+        return CudaCopying("copy", device)
+
     def load(self, artifact: Artifact, graph: Graph, device: Device) -> Kernel:
         program = program_of(artifact, graph, LANGUAGE)
         # The device as it is here, whatever a machine file says of it.
@@ -122,27 +126,60 @@ class Cuda(Target):
         return *program(graph, described, limits), arch
 
 
-class CudaKernel(Kernel):
-    """A program of launches with its memory on a device."""
+class _OnDevice(Kernel):
+    """Something that runs on a device, whose errors have its name."""
 
     asynchronous = True
 
-    def __init__(
-        self, program: Program, code: bytes, artifact: Artifact, graph: Graph, device: Device
-    ) -> None:
-        self._name, self._device = graph.name, device.name
+    def __init__(self, name: str, device: Device) -> None:
+        self._name, self._device = name, device.name
         with self.failing("does not load"):
-            self.loaded = runtime.Loaded(program, code, artifact.weights, device, graph.name)
-            constants = {name: self.receive(artifact.weights[name]) for name in given(graph)}
-        self._results = Results(graph, constants)
+            self._opened = runtime.opened(device)
+
+    @abstractmethod
+    def begin(self, inputs: Sequence[Any]) -> "CudaRun":
+        """Starts it, and returns at once."""
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         begun = self.begin(inputs)
         begun.finish()
         return begun.outputs
 
+    def receive(self, array: np.ndarray) -> runtime.Resident:
+        with self.failing("cannot have its input"):
+            return self._opened.receive(np.asarray(array))
+
+    def send(self, buffer: Any) -> np.ndarray:
+        with self.failing():
+            return self._opened.send(buffer)
+
+    @contextmanager
+    def failing(self, what: str = "failed") -> Iterator[None]:
+        """Raises an error with the part and its device for whatever the driver answers with."""
+        try:
+            yield
+        except driver.Failed as error:
+            raise error.of(f"part '{self._name}' {what}", self._device) from error
+
+
+class CudaKernel(_OnDevice):
+    """A program of launches with its memory on a device."""
+
+    def __init__(
+        self, program: Program, code: bytes, artifact: Artifact, graph: Graph, device: Device
+    ) -> None:
+        super().__init__(graph.name, device)
+        with self.failing("does not load"):
+            self.loaded = runtime.Loaded(program, code, artifact.weights, device, graph.name)
+            constants = {name: self.receive(artifact.weights[name]) for name in given(graph)}
+        self._results = Results(graph, constants)
+
     def begin(self, inputs: Sequence[Any]) -> "CudaRun":
-        return CudaRun(self, inputs)
+        with self.failing():
+            started = self.loaded.start(inputs)
+            # What is passed on is copied behind it.
+            outputs = self._results.of(started.outputs, inputs, self._opened.copied)
+        return CudaRun(self, started, outputs)
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
@@ -158,43 +195,35 @@ class CudaKernel(Kernel):
             names = [launch.kernel for launch in self.loaded.program.launches]
             return list(zip(names, started.seconds(), strict=True))
 
-    def receive(self, array: np.ndarray) -> runtime.Resident:
-        with self.failing("cannot have its input"):
-            return self.loaded.opened.receive(np.asarray(array))
-
-    def send(self, buffer: Any) -> np.ndarray:
-        with self.failing():
-            return self.loaded.opened.send(buffer)
-
     def close(self) -> None:
         with self.failing("cannot be unloaded"):
             self.loaded.close()
 
-    def results(self, computed: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
-        """The part's outputs, of what was computed and what it was given."""
-        return self._results.of(computed, inputs, self.loaded.opened.copied)
 
-    @contextmanager
-    def failing(self, what: str = "failed") -> Iterator[None]:
-        """Raises an error with the part and its device for whatever the driver answers with."""
-        try:
-            yield
-        except driver.Failed as error:
-            raise error.of(f"part '{self._name}' {what}", self._device) from error
+class CudaCopying(_OnDevice):
+    """Copies its one input on the device, by the driver: what links are measured by."""
+
+    def begin(self, inputs: Sequence[Any]) -> "CudaRun":
+        (copied,) = inputs
+        with self.failing():
+            started = runtime.Copying(self._opened, copied)
+        return CudaRun(self, started, started.outputs)
+
+    def close(self) -> None:
+        pass
 
 
+@dataclass(frozen=True, eq=False)
 class CudaRun(Begun):
     """A call of a kernel that has been started."""
 
-    def __init__(self, kernel: CudaKernel, inputs: Sequence[Any]) -> None:
-        self._kernel = kernel
-        with kernel.failing():
-            self._started = kernel.loaded.start(inputs)
-            self.outputs = kernel.results(self._started.outputs, inputs)
+    kernel: _OnDevice
+    started: runtime.Started | runtime.Copying
+    outputs: Sequence[Any]
 
     def finish(self) -> tuple[float, float]:
-        with self._kernel.failing():
-            return self._started.finish()
+        with self.kernel.failing():
+            return self.started.finish()
 
 
 def _code(artifact: Artifact, program: Program, graph: Graph, device: Device) -> bytes:

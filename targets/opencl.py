@@ -4,12 +4,19 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hetsched.device import Device
-from hetsched.errors import CompileError, DeviceError, PackageError, PluginError
+from hetsched.errors import (
+    CompileError,
+    DeviceError,
+    DeviceLost,
+    HetschedError,
+    PackageError,
+    PluginError,
+)
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
@@ -52,6 +59,7 @@ class Opencl(Target):
     """
 
     winograd: str = "auto"
+    can_copy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.winograd not in WINOGRAD:
@@ -258,8 +266,7 @@ class OpenclKernel(Kernel):
         # Late, as above.
         from hetsched.opencl import crew
 
-        where = f"part '{self._name}' failed"
-        return crew.Caller(self.loaded, code, lambda error: error.of(where, self._device))
+        return crew.Caller(self.loaded, code, self._failure)
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
@@ -300,7 +307,14 @@ class OpenclKernel(Kernel):
         try:
             yield
         except self._runtime.Failed as error:
-            raise error.of(f"part '{self._name}' failed", self._device) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Any) -> HetschedError:
+        """What a user meets of what OpenCL answers with in a run."""
+        found: HetschedError = error.of(f"part '{self._name}' failed", self._device)
+        if isinstance(found, DeviceLost):
+            self._runtime.forget(self.loaded.opened)
+        return found
 
 
 class OpenclRun(Begun):

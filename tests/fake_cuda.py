@@ -1,8 +1,9 @@
 """CUDA's driver without a device: memory of the host, and kernels that are Python functions.
 
 It checks what a driver would: that addresses lie in memory that is allocated, that a thread has
-a context, that copies go through pinned memory. Everything that is started takes place at once, and
-is told in `calls`.
+a context, that copies go through pinned memory. What is started takes place as late as it may: when
+somebody waits for it, stream by stream, so that memory that is used again too soon gives wrong
+values. `calls` tells all.
 """
 # The names are CUDA's.
 # ruff: noqa: N802
@@ -34,7 +35,7 @@ NAMES = {
     500: b"CUDA_ERROR_NOT_FOUND",
     700: b"CUDA_ERROR_ILLEGAL_ADDRESS",
 }
-INVALID_VALUE, OUT_OF_MEMORY, NO_DEVICE, NOT_FOUND = 1, 2, 100, 500
+INVALID_VALUE, OUT_OF_MEMORY, NO_DEVICE, NOT_FOUND, NOT_READY = 1, 2, 100, 500, 600
 FIRST_ADDRESS = 0x7F00_0000_0000
 
 # Of a kernel: what its pointers point to, as bytes that it may change.
@@ -55,6 +56,9 @@ class FakeCuda:
         self._pinned: dict[int, Any] = {}
         self._functions: list[str] = []
         self._events: list[float] = []
+        # What is still to be done on each stream, and the stream that is to pass an event.
+        self._streams: dict[int, list[Callable[[], None]]] = {}
+        self._recorded: dict[int, int] = {}
         self._next = FIRST_ADDRESS
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -115,13 +119,24 @@ class FakeCuda:
         return 0 if context.value == 11 else INVALID_VALUE
 
     def _cuStreamCreate(self, found: Any, flags: Any) -> None:
-        found._obj.value = 21
+        found._obj.value = 21 + len(self._streams)
+        self._streams[21 + len(self._streams)] = []
+
+    def _later(self, stream: Any, what: Callable[[], None]) -> None:
+        self._streams[stream.value].append(what)
+
+    def _pass(self, event: int) -> None:
+        """Does what a stream has to do, as far as an event."""
+        while event in self._recorded:
+            self._streams[self._recorded[event]].pop(0)()
 
     def _cuStreamSynchronize(self, stream: Any) -> None:
-        pass
+        while self._streams[stream.value]:
+            self._streams[stream.value].pop(0)()
 
     def _cuStreamWaitEvent(self, stream: Any, event: Any, flags: Any) -> None:
-        assert event.value
+        number = event.value
+        self._later(stream, lambda: self._pass(number))
 
     def _cuEventCreate(self, found: Any, flags: Any) -> None:
         self._events.append(0.0)
@@ -131,13 +146,20 @@ class FakeCuda:
         assert event.value
 
     def _cuEventRecord(self, event: Any, stream: Any) -> None:
-        self._events[event.value - 1] = perf_counter()
+        number = event.value
+        self._recorded[number] = stream.value
+
+        def passed() -> None:
+            self._events[number - 1] = perf_counter()
+            self._recorded.pop(number, None)
+
+        self._later(stream, passed)
 
     def _cuEventSynchronize(self, event: Any) -> None:
-        pass
+        self._pass(event.value)
 
-    def _cuEventQuery(self, event: Any) -> None:
-        pass
+    def _cuEventQuery(self, event: Any) -> int:
+        return NOT_READY if event.value in self._recorded else 0
 
     def _cuEventElapsedTime(self, found: Any, start: Any, end: Any) -> None:
         found._obj.value = (self._events[end.value - 1] - self._events[start.value - 1]) * 1e3
@@ -153,6 +175,10 @@ class FakeCuda:
         return 0
 
     def _cuMemFree_v2(self, address: Any) -> None:
+        # As the driver does.
+        for stream in self._streams.values():
+            while stream:
+                stream.pop(0)()
         self._left += self._memory.pop(address.value).size
 
     def _cuMemHostAlloc(self, found: Any, size: Any, flags: Any) -> None:
@@ -162,16 +188,25 @@ class FakeCuda:
 
     def _cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> None:
         assert source.value in self._pinned
-        self._bytes(to.value)[: size.value] = np.frombuffer(
-            string_at(source.value, size.value), np.uint8
-        )
+        target, pinned, nbytes = self._bytes(to.value), source.value, size.value
+
+        def copy() -> None:
+            target[:nbytes] = np.frombuffer(string_at(pinned, nbytes), np.uint8)
+
+        self._later(stream, copy)
 
     def _cuMemcpyDtoHAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> None:
         assert to.value in self._pinned
-        memmove(to.value, self._bytes(source.value)[: size.value].tobytes(), size.value)
+        pinned, given, nbytes = to.value, self._bytes(source.value), size.value
+        self._later(stream, lambda: memmove(pinned, given[:nbytes].tobytes(), nbytes))
 
     def _cuMemcpyDtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> None:
-        self._bytes(to.value)[: size.value] = self._bytes(source.value)[: size.value]
+        target, given, nbytes = self._bytes(to.value), self._bytes(source.value), size.value
+
+        def copy() -> None:
+            target[:nbytes] = given[:nbytes]
+
+        self._later(stream, copy)
 
     def _cuModuleLoadData(self, found: Any, code: bytes) -> None:
         assert code
@@ -192,11 +227,12 @@ class FakeCuda:
 
     def _cuLaunchKernel(self, function: Any, *given: Any) -> None:
         *sizes, _, stream, addresses, extra = given
-        assert stream.value == 21
         assert extra is None
         grid, block = ([size.value for size in part] for part in (sizes[:3], sizes[3:]))
         values = [c_uint64.from_address(address).value for address in addresses]
-        self._kernels[self._functions[function.value - 1]](grid, block, *map(self._bytes, values))
+        kernel = self._kernels[self._functions[function.value - 1]]
+        memories = list(map(self._bytes, values))
+        self._later(stream, lambda: kernel(grid, block, *memories))
 
     def _bytes(self, address: int) -> np.ndarray:
         """What lies from an address on, to the end of its memory."""

@@ -233,11 +233,23 @@ def _case(
     ]
     bands = _bands(layer)
     turns = done = 0
+    share = overlay.input_words // (2 if len(bands) > 1 else 1)
+
+    def band_loads(band: int, need: range) -> list[Instruction]:
+        start, lines = bands[band]
+        plane = _band_words(layer, lines)[1]
+        first = band % 2 * share
+        sources = [source] if more is None else [source, other]
+        return [
+            _load_band(layer, overlay, place, start, lines, need, first + part + need.start * plane)
+            for place, part in zip(sources, (0, planes * plane), strict=False)
+            if need
+        ]
+
     for band, (start, lines) in enumerate(bands):
         line, plane = _band_words(layer, lines)
-        share = overlay.input_words // (2 if len(bands) > 1 else 1)
         first = band % 2 * share
-        second = first + planes * plane
+        ahead = band and count > 3
         assert planes * plane * (1 + (more is not None)) <= share
         assert lines * width <= min(overlay.accumulator_words, overlay.output_words // 2)
         for block in range(count):
@@ -248,7 +260,7 @@ def _case(
                 tiles = plan.tiles[block, part.start * conv : part.stop * conv]
                 assert 0 < tiles.size <= overlay.weight_words // 2 * columns
                 offset = (block * plan.tiles.shape[1] + part.start * conv) * tiles[0].size
-                loads = [
+                loads: list[Instruction] = [
                     Load(
                         weights + offset,
                         half * overlay.column_beats,
@@ -257,13 +269,14 @@ def _case(
                         wait=Unit.CONV if turns >= 2 else 0,
                     )
                 ]
-                if not block:
+                if not block and not ahead:
                     # A tile for each plane reads the planes as it goes, else all are needed.
-                    need = part if whole.outer > 1 else range(planes)
-                    place = first + need.start * plane
-                    loads.append(_load_band(layer, overlay, source, start, lines, need, place))
-                    if more is not None:
-                        loads.append(_load_band(layer, overlay, other, start, lines, need, second))
+                    loads += band_loads(band, part if whole.outer > 1 else range(planes))
+                elif block >= 3 and part.stop == whole.outer and band + 1 < len(bands):
+                    # The next band's comes piece by piece: the band before this one is done.
+                    of = count - 3
+                    piece = range(planes * (block - 3) // of, planes * (block - 2) // of)
+                    loads += band_loads(band + 1, piece)
                 loads[-1] = replace(loads[-1], signal=Unit.CONV)
                 program += loads
                 opens, closes = part.start == 0, part.stop == whole.outer

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,12 @@ from hetsched.errors import (
     OutOfMemory,
     PackageError,
 )
+from hetsched.executor import Executor
 from hetsched.graph import Graph, from_onnx, to_onnx
 from hetsched.launches import Program
+from hetsched.links import copying
 from hetsched.plugin import load
+from hetsched.request import Step
 from hetsched.system import System
 from hetsched.target import Artifact, Kernel, Target
 
@@ -242,6 +246,46 @@ def test_a_run_goes_on_what_another_makes(
         second.finish()
         expected = 2 * Y * np.arange(8, dtype=np.float32).reshape(2, 4) + 1.5
         np.testing.assert_allclose(kernel.send(second.outputs[0]), expected)
+
+
+def test_memory_is_not_used_again_too_soon(
+    target: Target, fake: FakeCuda, artifact: Artifact
+) -> None:
+    with loaded(target, artifact) as kernel:
+        (first,) = kernel.begin([kernel.receive(X)]).outputs
+        # What the first run reads is nobody's any more here, but not there: it has not begun.
+        second = kernel.begin([kernel.receive(np.zeros_like(X))])
+        second.finish()
+        np.testing.assert_array_equal(kernel.send(first), Y)
+        np.testing.assert_array_equal(kernel.send(second.outputs[0]), np.full_like(X, 1.5))
+
+
+def test_a_copy_to_measure_by(target: Target, fake: FakeCuda) -> None:
+    with target.copying(target.device("cuda:0"), 100) as kernel:  # type: ignore[union-attr]
+        array = np.arange(100)
+        begun = kernel.begin([kernel.receive(array)])
+        start, finish = begun.finish()
+        assert start <= finish
+        np.testing.assert_array_equal(kernel.send(begun.outputs[0]), array)
+    assert "cuLaunchKernel" not in fake.calls
+
+
+def test_tensors_go_to_a_device_and_back(target: Target, fake: FakeCuda) -> None:
+    """As links are measured: copies in turns on the processor and on a device."""
+    devices = [load(Target, "cpu").device("cpu:0"), target.device("cuda:0")] * 2
+    steps = [
+        Step(f"copy{i}", device, (f"t{i}",), (f"t{i + 1}",), partial(copying, device, 100))
+        for i, device in enumerate(devices)
+    ]
+    executor = Executor(steps, ("t4",), {})
+    try:
+        array = np.arange(100)
+        outputs, measured = executor.run({"t0": array})
+        # On the processor a copy adds one.
+        np.testing.assert_array_equal(outputs["t4"], array + 2)
+        assert len(measured.schedule().transfers) >= 3
+    finally:
+        executor.close()
 
 
 def test_large_arrays_go_through_pinned_memory_in_turns(

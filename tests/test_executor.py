@@ -306,7 +306,8 @@ def test_a_transfer_goes_on_while_both_devices_compute(run_with) -> None:
     np.testing.assert_array_equal(outputs["q"], X * 2)
     np.testing.assert_array_equal(outputs["r"], X * 3 + 1)
     there, back = request.schedule().transfers
-    assert there.copied and back.copied
+    assert there.copied
+    assert back.copied
     assert (there.tensor, there.nbytes, there.source, there.sink) == ("p", X.nbytes, "a", "far")
     assert (back.tensor, back.nbytes, back.source, back.sink) == ("r", X.nbytes, "far", None)
     slots = {slot.task: slot for slot in request.schedule().slots}

@@ -348,6 +348,22 @@ def test_a_device_that_fails_in_the_middle_is_not_among_the_times(
     assert set(document["busy"]) == {HERE}
 
 
+def test_reports_of_runs_tell_the_hardware_that_ran(failing: ModuleType, package: Path) -> None:
+    """Not that of the machine where the package was made, nor what has failed."""
+    plan = hetsched.load(package).plan
+    system = plan.system
+    said = tuple(replace(device, description="another machine") for device in system.devices)
+    plan = replace(plan, system=replace(system, devices=said))
+    compiled(plan, None).save(package)
+    here = load(Target, "onnxruntime").device(HERE).description
+    for verb in ("run", "verify"):
+        document = json.loads(command(verb, package, "--json").stdout)
+        assert document["hardware"] == {"failing:0": here, HERE: here}
+    failing.stage = "run"
+    document = json.loads(command("run", package, "--fallback", "--json").stdout)
+    assert document["hardware"] == {HERE: here}
+
+
 def test_the_command_verify(failing: ModuleType, package: Path) -> None:
     failing.stage = "load"
     assert "failing:0" in command("verify", package, status=3).output

@@ -164,6 +164,14 @@ def test_right_results(make, target: Target, device: Device) -> None:  # type: i
     np.testing.assert_allclose(found / peak, expected / peak, atol=1e-6)
 
 
+def test_numbers_keep_all_their_digits(target: Target, device: Device) -> None:
+    """TVM writes seven, of which the last is wrong here: by the bits nothing is lost."""
+    factor = np.float32(1.0000005)
+    graph = graph_of([node("Mul", ["x", "c"], ["y"])], (3,), {"c": np.array(factor)})
+    source = target.compile(graph, device).files["kernels.cl"].decode()
+    assert f"as_float({factor.view(np.int32)})" in source
+
+
 def test_what_is_between_kernels_has_its_place(target: Target, device: Device) -> None:
     program = Program.from_files(target.compile(gated(), device).files, "opencl")
     places = [place for launch in program.launches for place in launch.arguments]

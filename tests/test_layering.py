@@ -64,6 +64,10 @@ LOADERS = (
         "polynomials pooling recurrent rows sorting window winograd".split()
     }
     | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
+    | {
+        f"hetsched.fpga.rtl.{name}"
+        for name in "array blocks conv core load netlist queues store".split()
+    }
     | {f"hetsched.schedules.gpu.{name}" for name in "loops threads tiles".split()}
     | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
     | {

@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import CFUNCTYPE, c_int, c_void_p, cast
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from onnx import helper
 from programs import affine
 
+import hetsched
 from hetsched import api
 from hetsched.device import Device
 from hetsched.errors import (
@@ -467,6 +470,46 @@ def test_a_device_that_fails_in_a_run(
         np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
 
 
+def test_a_device_that_fails_in_a_run_without_python(target: Target, first: Device) -> None:
+    graph = graph_of("y")
+    with target.load(target.compile(graph, first), graph, first) as kernel:
+        if kernel._caller is None:
+            pytest.skip("runs need Python here")
+        for call in (lambda: kernel.run([X]), kernel.bind([X])):
+            np.testing.assert_allclose(call()[0], X * WEIGHT)
+        lost = CFUNCTYPE(c_int, c_void_p)(lambda queue: -2)
+        # The table of OpenCL's functions that crew.c calls.
+        kernel._caller._code.enter.args[0]["clFinish"] = cast(lost, c_void_p).value
+        for call in (lambda: kernel.run([X]), kernel.bind([X])):
+            with pytest.raises(DeviceLost, match="part 'affine' failed on") as caught:
+                call()
+            assert caught.value.device == first.name
+        # What is loaded later opens the device anew.
+        with loaded(target, first) as other:
+            assert other.loaded.opened is not kernel.loaded.opened
+            np.testing.assert_allclose(other.run([X])[0], Y, rtol=1e-6)
+        with pytest.raises(PartError, match="in place of"):
+            kernel.run([X[:1]])
+        with pytest.raises(PartError, match="in place of"):
+            kernel.bind([X[:1]])
+
+
+def test_what_a_driver_compiles_is_made_ahead(
+    target: Target, first: Device, opencl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HETSCHED_CACHE", str(tmp_path))
+    target.prepare(artifact(), first)
+    (entry,) = tmp_path.glob("*.hsc")
+    before = entry.read_bytes()
+    loaded(target, first).close()
+    assert [path.read_bytes() for path in tmp_path.glob("*.hsc")] == [before]
+    # What does not compile, or is of another machine, is told by who loads it.
+    target.prepare(
+        artifact(replace(affine(), source=affine().source.replace("2.0f", "nonsense"))), first
+    )
+    target.prepare(artifact(), replace(first, name="opencl:99"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -504,18 +547,24 @@ class Absent:
             raise ImportError(name)
 sys.meta_path.insert(0, Absent())
 sys.path[:0] = [{tests!r}]
-from test_opencl import X, Y, artifact, graph_of
+from test_opencl import WEIGHT, X, Y, artifact, graph_of
 from hetsched.plugin import load
 from hetsched.target import Target
 target = load(Target, "opencl")
 with target.load(artifact(), graph_of("y"), target.device({name!r})) as kernel:
     np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
+import hetsched
+with hetsched.load({package!r}) as executable:
+    np.testing.assert_allclose(executable.run({{"x": X}})["y"], X * WEIGHT, rtol=1e-6)
 assert "tvm" not in sys.modules
 """
 
 
-def test_an_artifact_runs_without_tvm(first: Device) -> None:
-    code = WITHOUT_TVM.format(tests=str(Path(__file__).parent), name=first.name)
+def test_artifacts_run_without_tvm(first: Device, tmp_path: Path) -> None:
+    package = str(tmp_path / "affine.hsp")
+    with hetsched.compile(graph_of("y"), first.name, "single") as executable:
+        executable.save(package)
+    code = WITHOUT_TVM.format(tests=str(Path(__file__).parent), name=first.name, package=package)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -577,3 +626,22 @@ def test_workers_of_a_driver_are_held_on_the_cores_of_the_device(target: Target)
     code = WORKERS.format(tests=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_devices_on_different_cores_run_at_the_same_time(target: Target) -> None:
+    if survey().devices[0].kind != "cpu" or len(cores()) < 2:
+        pytest.skip("OpenCL on two cores or more is not here")
+    graph = graph_of("y")
+    names = [f"opencl:0@{core}" for core in cores()[:2]]
+    made = target.compile(graph, target.device(names[0]))
+    kernels = [target.load(made, graph, target.device(name)) for name in names]
+    assert kernels[0].loaded.opened is not kernels[1].loaded.opened
+
+    def wrong(kernel: Kernel) -> int:
+        found = [(kernel.run([X + turn])[0], (X + turn) * WEIGHT) for turn in range(300)]
+        return sum(not np.allclose(*pair) for pair in found)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(wrong, kernels)) == [0, 0]
+    for kernel in kernels:
+        kernel.close()

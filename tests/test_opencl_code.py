@@ -92,6 +92,7 @@ OPERATIONS: Mapping[str, tuple[onnx.ModelProto, list[Array]]] = {
     "tangent": operation("Atanh", 9, np.tanh(ROWS)),
     "truth": operation("And", 7, ROWS > 0, ROWS < 1),
     "chosen": operation("Where", 9, ROWS > 0, ROWS, np.zeros(1, np.float32), constants=1),
+    "powers": operation("Pow", 13, ROWS, np.array([2], np.float32), constants=1),
     "isnan": operation("IsNaN", 13, np.where(ROWS > 1, np.float32(np.nan), ROWS)),
     "to bool": operation("Cast", 13, np.round(ROWS), to=9),
     "to half": operation("Cast", 13, ROWS, to=10),
@@ -191,8 +192,27 @@ def chain(count: int) -> Graph:
     return named(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]))
 
 
+def test_small_functions_are_joined_on_one_unit(device: Device) -> None:
+    graph = chain(3)
+    model = to_onnx(graph)
+    apart, joined = program(graph, 2), program(graph, 1)
+    assert len(apart.launches) > 1
+    (launch,) = joined.launches
+    assert launch.global_size == (1,)
+    # Each region whole, and as often as it is.
+    places = [(place.region, place.which, place.start) for place in launch.arguments]
+    assert len(set(places)) == len(places)
+    assert sum(place.nbytes for place in launch.arguments) == sum(
+        joined.region_nbytes(place.region, place.which) for place in launch.arguments
+    )
+    x = RNG.standard_normal((1, 32, 8, 8)).astype(np.float32)
+    (expected,) = oracle.run(model, {"t0": x}).values()
+    for units in (1, 2):
+        assert_right(computed(graph, [x], device, units)[0], expected)
+
+
 def test_equal_loops_are_one_kernel_and_memory_is_used_again() -> None:
-    few, many = program(chain(4)), program(chain(8))
+    few, many = program(chain(4), 2), program(chain(8), 2)
     assert len(many.launches) == len(few.launches) + 4
     assert many.source == few.source
     assert many.workspace_nbytes == few.workspace_nbytes
@@ -211,7 +231,7 @@ def test_equal_loops_are_one_kernel_and_memory_is_used_again() -> None:
 def test_what_an_output_is_made_of_is_copied() -> None:
     """An output whose tensor has a place already."""
     model, _ = operation("Identity", 13, ROWS)
-    made = program(named(onnx.shape_inference.infer_shapes(model)))
+    made = program(named(onnx.shape_inference.infer_shapes(model)), 2)
     places = made.launches[-1].arguments
     assert [(place.region, place.written) for place in places][-1] == (OUTPUT, True)
 

@@ -19,7 +19,9 @@ import hetsched
 from hetsched.graph import Graph, from_onnx
 from hetsched.lowering.quantized import quantized
 from hetsched.plugin import load
+from hetsched.rewrite import split
 from hetsched.schedules.vectors import Vectors
+from hetsched.split import Exit, Split
 from hetsched.target import Target
 
 Array = np.ndarray
@@ -473,6 +475,19 @@ def test_groups_hand_over_the_integers_of_the_whole(quantised_model: onnx.ModelP
         results = computed(isa, part, *inputs)
         values.update(zip((t.name for t in part.outputs), results, strict=True))
     np.testing.assert_array_equal(values[graph.outputs[0].name], expected)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_pieces_hand_over_integers(quantised_model: onnx.ModelProto, axis: int) -> None:
+    """What dequantises weights is in each piece that reads them: floats are rounded otherwise."""
+    graph = hetsched.read_onnx(quantised_model)
+    group = next(group for group in graph.groups if any(op.kind == "Conv" for op in group.ops))
+    (written,) = group.outputs
+    middle = written.shape[axis] // 2
+    exit_ = Exit(written.name, ((axis, (0, middle, written.shape[axis])),))
+    pieces = split(graph, [Split(tuple(op.name for op in group.ops), (exit_,))])
+    handed = [t for group in pieces.groups for t in group.outputs if t not in pieces.outputs]
+    assert {tensor.dtype for tensor in handed} <= set(DTYPES)
 
 
 def instructions() -> Iterator[tuple[str, str]]:

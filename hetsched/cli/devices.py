@@ -12,6 +12,7 @@ from hetsched.cli.progress import Steps, say
 from hetsched.cli.show import show
 from hetsched.errors import DeviceError
 from hetsched.files import write_text
+from hetsched.links import links_by_copy
 from hetsched.meters import meters
 from hetsched.report.devices import devices_document, devices_view
 from hetsched.system import System
@@ -45,11 +46,12 @@ def devices(
     with Steps(verbose) as steps:
         steps.begin("measuring links")
         system = System.local(chosen, store_of(store)) if chosen else None
+        copies = links_by_copy(system.devices, store_of(store)) if system else []
     if output and system:
         write_text(output, system.to_toml())
     elif output:
         raise DeviceError("no device is here that a machine file could describe")
-    document = devices_document(found, system, meters())
+    document = devices_document(found, system, meters(), copies)
     show(document, json_, devices_view(document))
     if left_out:
         say(f"links of {left_out} more cores are not shown; choose cores with --devices")

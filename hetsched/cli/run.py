@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import hetsched
+from hetsched.api import as_here
 from hetsched.calibration import calibrate
 from hetsched.cli.given import check_writable, fallbacks_of, inputs_of
 from hetsched.cli.options import Fallback, Inputs, Json, Seed, Verbose
@@ -91,8 +92,8 @@ def run(
     predicted = simulate(executable.plan)
     if output:
         write_outputs(output, outputs)
+    devices = as_here(executable.plan)
     if trace:
-        devices = executable.plan.system.devices
         write_trace(trace, [predicted, median_run(measured)], devices)
     # Runs that overlap wait for each other.
     drifts = calibrate(executable.plan, measured, Store(default_path())) if overlap == 1 else ()
@@ -104,7 +105,7 @@ def run(
         **run_document(predicted, measured, latencies, wall_seconds),
         "drift": list(drifts),
         "fallback": told or [],
-        **hardware(executable.plan.system.devices),
+        **hardware(devices),
     }
     shown = median_run(measured)
     show(document, json_, run_view(document, predicted, shown, terminal_width()))

@@ -97,6 +97,6 @@ def verify(
             given = read_inputs(inputs) if inputs else None
             verification = verify_executable(executable, given, seed, steps.begin("verifying"))
     document = verification.to_dict() | {"fallback": told or []}
-    document |= hardware(executable.plan.system.devices)
+    document |= hardware(api.as_here(executable.plan))
     show(document, json_, verification_view(document, verification))
     verification.check()

@@ -190,6 +190,18 @@ class Opened:
         elapsed = self.driver.made("cuEventElapsedTime", c_float, *ends, what="an event")
         return self.origin_seconds + float(elapsed.value) * 1e-3
 
+    def stamps(self, began: float, begin: Event, end: Event) -> tuple[float, float]:
+        """When two events took place, by `perf_counter`; waits for the second.
+
+        The first was recorded after `began`.
+        """
+        self.enter()
+        self.wait(end, "its launches")
+        now = perf_counter()
+        found = (self.seconds_of(event) for event in (begin, end))
+        first, last = (min(max(seconds, began), now) for seconds in found)
+        return first, last
+
     def synchronise(self) -> None:
         self.driver.call("cuStreamSynchronize", self.stream, what="its launches")
 
@@ -487,15 +499,26 @@ class Started:
         Failed
             A launch failed.
         """
-        there = self._there
-        there.enter()
-        there.wait(self._end, "its launches")
-        now = perf_counter()
-        found = (there.seconds_of(event) for event in (self._begin, self._end))
-        first, last = (min(max(seconds, self._began), now) for seconds in found)
-        return first, last
+        return self._there.stamps(self._began, self._begin, self._end)
 
     def seconds(self) -> list[float]:
         """What each launch took, of a run that was stamped and has ended."""
         times = list(map(self._there.seconds_of, (self._begin, *self.marks)))
         return [after - before for before, after in pairwise(times)]
+
+
+class Copying:
+    """A copy of a tensor on the device, as `Started` is a run."""
+
+    def __init__(self, there: Opened, resident: Resident) -> None:
+        there.enter()
+        self._there = there
+        self._begin = Event(there.driver)
+        self._began = perf_counter()
+        there.record(self._begin, there.stream)
+        self._made = there.copied(resident)
+        self.outputs = [self._made]
+
+    def finish(self) -> tuple[float, float]:
+        assert self._made.ready is not None
+        return self._there.stamps(self._began, self._begin, self._made.ready)

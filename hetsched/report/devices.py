@@ -9,19 +9,26 @@ from rich.text import Text
 from hetsched.api import Found
 from hetsched.meters import Meter, Unreadable
 from hetsched.report.tables import Document, links_view, scaled, table, values_of
-from hetsched.system import System
+from hetsched.system import Link, System
 
 
 def devices_document(
-    found: Sequence[Found], system: System | None, meters: Sequence[Meter | Unreadable] = ()
+    found: Sequence[Found],
+    system: System | None,
+    meters: Sequence[Meter | Unreadable] = (),
+    copies: Sequence[Link] = (),
 ) -> Document:
-    """What is here, what is not and why, the links of `system`, and what counts energy."""
+    """What is here, what is not and why, the links of `system`, and what counts energy.
+
+    `copies` are its links as they would be by copy, where memory is shared.
+    """
     links = system.links if system else ()
     return {
         "system": system.name if system else None,
         "devices": [values_of(item.device) for item in found if item.device],
         "absent": [{"name": item.name, "reason": item.reason} for item in found if not item.device],
         "links": [values_of(link) for link in links],
+        "links_by_copy": [values_of(link) for link in copies],
         "meters": [
             {
                 "name": meter.name,
@@ -73,6 +80,9 @@ def devices_view(document: Document) -> Iterator[RenderableType]:
         ]
         yield table("Hardware", ("", ""), [*about, ("work-groups", groups)] if groups else about)
     yield from links_view("Links, measured", document["links"])
+    yield from links_view(
+        "The same by copy, which nothing does where memory is shared", document["links_by_copy"]
+    )
     yield ""
     if document["meters"]:
         yield table(

@@ -22,7 +22,7 @@ total + 8 .. + 11     saturated to int8, and to the instruction's bounds; writte
 
 from functools import reduce
 
-from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
 
 from hetsched.fpga.isa import Overlay
 from hetsched.fpga.rtl.blocks import BlockRam, Multiplier, Technology
@@ -128,6 +128,7 @@ class Array(Elaboratable):
                 ]
         for c in range(columns):
             swap = self._register(self._stages.begins(COLUMN - 2 + late), f"swap{c}")
+            swap.attrs["keep"] = 1
             with module.If(swap):
                 module.d.sync += [weight.eq(shadow) for shadow, weight in table[c]]
         return [[weight for _, weight in column] for column in table]
@@ -162,6 +163,8 @@ class Array(Elaboratable):
                 if r < TAPS:
                     value = Mux(depthwise, taps[r][8 * c : 8 * c + 8], value)
                 copy = Signal(signed(8), name=f"input{r}_{c}", reset_less=True)
+                if r >= TAPS:
+                    copy.attrs["keep"] = 1
                 self._module.d.sync += copy.eq(value)
                 column.append(copy)
             inputs.append(column)
@@ -228,7 +231,8 @@ class Array(Elaboratable):
         # The block RAM's two cycles, and one to choose.
         read, write = self._sum - 3, self._total
         last = held(tile.last, write)
-        # Whether the position at a stage from `total` on is requantised.
+        # Whether the position at a stage from `total` on is requantised. On an FPGA the stages go
+        # on all the same: that is less wiring.
         done = self._pipe(self._valid[write] & last, 11, "done")
         module.d.comb += [
             memory.read_address.eq(self._counter(tile.accumulator, read, "read")),
@@ -237,18 +241,22 @@ class Array(Elaboratable):
             self.parameter_address.eq(held(tile.parameter, read - 1)),
         ]
         first, widen, maximum = tile.first, tile.widen, tile.maximum & ~tile.first
-        flags = (
-            held(first, self._sum - 1),
-            held(widen, self._sum - 1),
-            held(maximum, self._sum),
-        )
+        flags = [
+            (
+                held(first, self._sum - 1, copy=c),
+                held(widen, self._sum - 1, copy=c),
+                held(maximum, self._sum, copy=c),
+            )
+            for c in (range(1, columns + 1) if not self._late else [0] * columns)
+        ]
         results = []
         for c in range(columns):
             parameter = self.parameter_data[c]
             old = memory.read_data[32 * c : 32 * c + 32]
-            total = self._total_of(sums[c], old, parameter, flags)
+            total = self._total_of(sums[c], old, parameter, flags[c])
             module.d.comb += memory.write_data[32 * c : 32 * c + 32].eq(total)
-            results.append(self._requantised(total, parameter, done))
+            gates = [Const(1)] * len(done) if self._technology is Technology.ECP5 else done
+            results.append(self._requantised(total, parameter, gates))
         module.d.comb += [
             self.output_write.eq(done[-1]),
             self.output_address.eq(self._counter(tile.output, write + 11, "output")),
@@ -277,7 +285,7 @@ class Array(Elaboratable):
         return total
 
     def _requantised(self, total: Signal, parameter: Value, done: list[Value]) -> Signal:
-        """The int8 of `total`, eleven cycles later; a stage stands still where it is not `done`."""
+        """The int8 of `total`, eleven cycles later; a stage may stand still if it is not `done`."""
         module, stages, tile = self._module, self._stages, self._unit.tile
         at, since = self._total, self._sum - 2
         bits = slice(BIAS_BITS, BIAS_BITS + MULTIPLIER_BITS)

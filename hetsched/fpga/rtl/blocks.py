@@ -121,7 +121,9 @@ class Multiplier(Elaboratable):
     """`product` is `a * b` of three cycles before, signed, of up to 18 bits each.
 
     `wanted` has a bit for each of the three cycles: a product that is not wanted in one of them
-    may be anything, which a simulator need not compute. Registers stand at the inputs and the output of the DSP, and one more behind it: the way from
+    may be anything, which a simulator need not compute.
+
+    Registers stand at the inputs and the output of the DSP, and one more behind it: the way from
     a DSP to the logic is long.
     """
 

@@ -14,7 +14,7 @@ from hetsched.fpga.rtl.store import StoreUnit
 
 COUNTERS = ("cycles", "macs", "stall_load", "stall_store", "load_cycles", "store_cycles")
 """Cycles that the core is busy, that the array takes an input word, that it takes none because
-CONV waits for LOAD's or for STORE's token, and that LOAD or STORE are at work."""
+CONV waits for LOAD's or for STORE's token, and that LOAD or STORE have something to do."""
 
 
 class Banks:
@@ -28,8 +28,14 @@ class Banks:
             module.submodules[f"{name}{index}"] = memory
         self._select = (beats - 1).bit_length()
 
-    def write_beats(self, module: Module, enable: Value, address: Value, data: Value) -> None:
-        """Writes `data` to the beat at `address`."""
+    def write_beats(self, module: Module, write: Value, place: Value, beat: Value) -> None:
+        """Writes `beat` to the one at `place`, a cycle later: registers of the buffer's own."""
+        enable = Signal(name="write")
+        address = Signal.like(place, name="write_place", reset_less=True)
+        data = Signal.like(beat, name="write_beat", reset_less=True)
+        module.d.sync += enable.eq(write)
+        with module.If(write):
+            module.d.sync += [address.eq(place), data.eq(beat)]
         for index, memory in enumerate(self.memories):
             module.d.comb += [
                 memory.write_enable.eq(enable & (address[: self._select] == index)),

@@ -1,6 +1,7 @@
-"""The RTL of a core as Yosys reads it: `python -m hetsched.fpga.rtl.netlist SIZES TECHNOLOGY [scan]`.
+"""The RTL of a core as Yosys reads it.
 
-A program of its own, so that nobody else loads Amaranth.
+`python -m hetsched.fpga.rtl.netlist SIZES TECHNOLOGY [scan]` prints it; SIZES are an overlay's in
+JSON. A program of its own, so that nobody else loads Amaranth.
 """
 
 import json

@@ -412,5 +412,4 @@ def requantise(
     """
     product = accumulator.astype(np.int64) * np.asarray(multiplier, np.int64)
     rounded = ((product >> (np.asarray(shift, np.int64) - 1)) + 1) >> 1
-    clipped: np.ndarray = np.clip(rounded + zero, low, high)
-    return clipped.astype(np.int8)
+    return np.asarray(np.clip(rounded + zero, low, high), np.int8)

@@ -10,7 +10,7 @@ MODEL ?= tests/data/basic_pitch.onnx
 SHAPE ?= serving_default_input_2:0=1,43844,1
 SOURCES := hetsched partitioners cost_models targets tests bench examples setup.py
 
-.PHONY: demo test test-gpu check format opencl bench bench-peers clean
+.PHONY: demo test test-gpu fpga-test fpga-pnr check format opencl bench bench-peers clean
 
 demo: $(INSTALLED) opencl
 	$(BIN)/python -m examples.demo $(MODEL) --shape $(SHAPE) --folder demo
@@ -23,6 +23,14 @@ test-gpu: $(INSTALLED)
 	$(BIN)/hetsched devices
 	$(BIN)/python -m pytest -m gpu tests
 	$(BIN)/python -m pytest -k "opencl or cuda" tests/test_targets.py tests/test_partitions.py
+
+# The FPGA's overlay on the simulators of its RTL; they are compiled once, in a minute or two.
+fpga-test: $(FPGA)
+	$(BIN)/python -m pytest $(wildcard tests/test_fpga*.py)
+
+# Takes about three quarters of an hour; what was interrupted goes on where it was.
+fpga-pnr: $(FPGA)
+	$(BIN)/python -m bench.fpga_place
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -48,6 +56,7 @@ bench: $(INSTALLED) bench-peers
 	$(BIN)/python -m bench.splits --json bench/results/splits.json
 	$(BIN)/python -m bench.costs --json bench/results/costs.json
 	$(BIN)/python -m bench.cuda --json bench/results/cuda.json
+	$(BIN)/python -m bench.opencl --json bench/results/opencl.json
 	$(BIN)/python -m bench.figures
 
 # About half an hour for each number of threads; the machine should do nothing else.

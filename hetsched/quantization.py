@@ -1,9 +1,11 @@
 """Float models in 8 bits, by ONNX Runtime's quantiser, and how far the result is from the float.
 
-What comes out is a model of QuantizeLinear and DequantizeLinear: int8 weights with a scale for each
-channel of the result, int8 activations with one scale, biases in int32, and no zero point but 0, as
-the FPGA's overlay takes it. A Relu or Clip behind a layer stands before the layer's one
-QuantizeLinear, so that nothing is rounded twice.
+What comes out is a model of QuantizeLinear and DequantizeLinear: int8 weights without a zero point
+and with a scale for each channel of the result, uint8 activations with one scale and zero point,
+biases in int32. ONNX Runtime computes that in integers on any processor (int8 activations it
+restores to floats on x86), hetsched does so bit for bit like it, and the FPGA's overlay takes it. A
+Relu or Clip behind a layer is in the range of the layer's one QuantizeLinear, or stands before it,
+so that nothing is rounded twice.
 """
 
 import logging
@@ -243,8 +245,8 @@ def _calibrated(
             quantize_static(
                 str(source), str(path), _Reader(feeds, tell),
                 quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-                extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                extra_options={"WeightSymmetric": True},
             )  # fmt: skip
         except ERRORS as error:
             raise ModelError(f"ONNX Runtime's quantiser: {first_line(error)}") from None

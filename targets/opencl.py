@@ -9,7 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hetsched.device import Device
-from hetsched.errors import CompileError, DeviceError, PackageError, PluginError
+from hetsched.errors import (
+    CompileError,
+    DeviceError,
+    DeviceLost,
+    HetschedError,
+    PackageError,
+    PluginError,
+)
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
@@ -259,8 +266,7 @@ class OpenclKernel(Kernel):
         # Late, as above.
         from hetsched.opencl import crew
 
-        where = f"part '{self._name}' failed"
-        return crew.Caller(self.loaded, code, lambda error: error.of(where, self._device))
+        return crew.Caller(self.loaded, code, self._failure)
 
     def seconds(self, inputs: Sequence[Any]) -> list[tuple[str, float]]:
         """The kernel of each launch, in order, and what it took by the device's own clock.
@@ -301,7 +307,14 @@ class OpenclKernel(Kernel):
         try:
             yield
         except self._runtime.Failed as error:
-            raise error.of(f"part '{self._name}' failed", self._device) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Any) -> HetschedError:
+        """What a user meets of what OpenCL answers with in a run."""
+        found: HetschedError = error.of(f"part '{self._name}' failed", self._device)
+        if isinstance(found, DeviceLost):
+            self._runtime.forget(self.loaded.opened)
+        return found
 
 
 class OpenclRun(Begun):

@@ -61,7 +61,7 @@ LOADERS = (
     | {
         f"hetsched.schedules.{name}"
         for name in "apply blocks convolution elementwise integer layout legal loops matmul "
-        "polynomials pooling recurrent rows sorting window winograd".split()
+        "polynomials pooling recurrent reductions rows sorting window winograd".split()
     }
     | {"hetsched.fpga.cycles", "hetsched.fpga.simulator"}
     | {

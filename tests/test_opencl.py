@@ -484,6 +484,10 @@ def test_a_device_that_fails_in_a_run_without_python(target: Target, first: Devi
             with pytest.raises(DeviceLost, match="part 'affine' failed on") as caught:
                 call()
             assert caught.value.device == first.name
+        # What is loaded later opens the device anew.
+        with loaded(target, first) as other:
+            assert other.loaded.opened is not kernel.loaded.opened
+            np.testing.assert_allclose(other.run([X])[0], Y, rtol=1e-6)
         with pytest.raises(PartError, match="in place of"):
             kernel.run([X[:1]])
         with pytest.raises(PartError, match="in place of"):

@@ -208,6 +208,12 @@ def models() -> Iterator[Model]:
         yield one("Softmax", [3 * normal(2, 3, last)], [])
         yield one("LayerNormalization", [normal(2, 3, last)], [normal(last), normal(last)])
     yield one("Softmax", [normal(2, 20, 16)], [], axis=1)
+    for axes in ([2, 3], [3], [1], [1, 2], [0], [0, 3], [0, 1, 2, 3]):
+        yield one("ReduceMean", [normal(3, 5, 8, 32)], [], axes=axes)
+        yield one("ReduceMax", [normal(3, 5, 8, 32)], [], axes=axes, keepdims=0)
+    yield one("ReduceLogSumExp", [normal(3, 7, 32)], [], axes=[1])
+    yield one("ReduceL2", [normal(3, 32, 9)], [], axes=[2])
+    yield one("GlobalAveragePool", [normal(2, 5, 4, 12)], [])
     for divisor in (np.float32(3), np.float32(1e-38), normal(16)):
         yield one("Div", [np.abs(normal(3, 16))], [np.asarray(divisor)])
     yield heads()
@@ -312,3 +318,17 @@ def test_a_product_and_what_follows_it_stay_in_vector_registers() -> None:
     assert "fdiv float" not in text
     assert "call void @llvm.prefetch" in text
     assert "AllocWorkspace" not in text
+
+
+@pytest.mark.parametrize("axes", [(1, 2), (2,), (0,), (0, 1)])
+def test_a_sum_along_any_axes_is_one_of_vectors(axes: tuple[int, ...]) -> None:
+    """Lane by lane it took ten times as long; LLVM must not change the order of a sum."""
+    tvm = pytest.importorskip("tvm")
+    from hetsched.schedules.apply import scheduled
+    from hetsched.schedules.rules import Rules
+
+    x = tvm.te.placeholder((24, 8, 32), name="x")
+    function = tvm.te.create_prim_func([x, tvm.topi.sum(x, axes)])
+    module = scheduled(tvm.IRModule({"main": function}), Rules(Vectors(16, 32)))
+    text = tvm.tirx.build(module, target="llvm").inspect_source("ll")
+    assert "fadd <16 x float>" in text

@@ -62,7 +62,7 @@ def quantize(
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Quantises a model to 8 bits (QDQ, int8, no zero points) and reports what that costs.
+    """Quantises a model to 8 bits (QDQ, int8 weights, uint8 activations); reports what that costs.
 
     Example: hetsched quantize model.onnx --calibration data.npz -o quantised.onnx
     """

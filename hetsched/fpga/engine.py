@@ -211,17 +211,14 @@ def built(overlay: Overlay, engine: str) -> Path:
     return path
 
 
-def rtlil(overlay: Overlay, technology: str = "generic") -> str:
-    """The core's RTL as Yosys reads it; made by a process of its own, which loads Amaranth."""
-    return _called(
-        [
-            sys.executable,
-            "-m",
-            "hetsched.fpga.rtl.netlist",
-            json.dumps(asdict(overlay)),
-            technology,
-        ]
-    )
+def rtlil(overlay: Overlay, technology: str, scan: bool = False) -> str:
+    """The core's RTL as Yosys reads it, in a chain of registers where `scan`.
+
+    It is made by a process of its own, which loads Amaranth.
+    """
+    module = [sys.executable, "-m", "hetsched.fpga.rtl.netlist"]
+    options = ["scan"] if scan else []
+    return _called([*module, json.dumps(asdict(overlay)), technology, *options])
 
 
 YOSYS = """

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import inf, isinf, isnan, prod
 from typing import Any
 
@@ -23,6 +24,7 @@ from tvm import ir, tirx
 from hetsched.errors import UnsupportedOperation
 from hetsched.lowering.stack import is_tile
 from hetsched.schedules import polynomials
+from hetsched.schedules.integer import PAIRS
 
 # A work-item's buffers that are larger are given places in the workspace.
 LARGEST_PRIVATE_NBYTES = 1 << 14
@@ -75,6 +77,27 @@ FETCH = (
     "#define fetch(address) __builtin_prefetch((const void*)(size_t)(address), 0, 2)\n"
     "#else\n#define fetch(address)\n#endif\n"
 )
+# The sum of the products of two numbers of 16 bits in each lane: an instruction of x86.
+MULTIPLY_PAIRS = """#if defined(__clang__) && defined({feature})
+typedef union {{
+  int{lanes} given;
+  short words __attribute__((__vector_size__({nbytes})));
+  int sums __attribute__((__vector_size__({nbytes})));
+}} pairs{lanes};
+static inline int{lanes} {name}(int{lanes} a, int{lanes} b) {{
+  pairs{lanes} x, y, z;
+  x.given = a;
+  y.given = b;
+  z.sums = __builtin_ia32_pmaddwd{bits}(x.words, y.words);
+  return z.given;
+}}
+#else
+static inline int{lanes} {name}(int{lanes} a, int{lanes} b) {{
+  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}}
+#endif
+"""
+PAIRS_FEATURES = {4: "__SSE2__", 8: "__AVX2__", 16: "__AVX512BW__"}
 # Calls that are their argument.
 HINTS = frozenset(["likely", "tvm_thread_invariant"])
 
@@ -201,15 +224,13 @@ class _Type:
 
     @classmethod
     def of(cls, dtype: Any) -> "_Type":
-        found = DTYPE.fullmatch(str(dtype))
-        if found is None:
-            raise UnsupportedOperation(f"OpenCL C has no type for {dtype}")
-        kind, bits, lanes = found.groups()
-        made = cls(kind, int(bits or 8), int(lanes or 1))
-        widths = (8, 16, 32, 64) if kind in ("int", "uint", "bool") else (16, 32, 64)
-        if made.bits not in widths or made.lanes not in (1, *LANES):
-            raise UnsupportedOperation(f"OpenCL C has no type for {dtype}")
-        return made
+        """
+        Raises
+        ------
+        UnsupportedOperation
+            OpenCL C has no such type.
+        """
+        return _type(str(dtype))
 
     @property
     def is_float(self) -> bool:
@@ -238,6 +259,18 @@ class _Type:
     def mask(self) -> str:
         """What comparing two of these vectors gives."""
         return f"{INTEGERS[32 if self.is_short else self.bits]}{self.lanes}"
+
+
+@cache
+def _type(dtype: str) -> _Type:
+    found = DTYPE.fullmatch(dtype)
+    if found is not None:
+        kind, bits, lanes = found.groups()
+        made = _Type(kind, int(bits or 8), int(lanes or 1))
+        widths = (8, 16, 32, 64) if kind in ("int", "uint", "bool") else (16, 32, 64)
+        if made.bits in widths and made.lanes in (1, *LANES):
+            return made
+    raise UnsupportedOperation(f"OpenCL C has no type for {dtype}")
 
 
 @dataclass(frozen=True)
@@ -820,6 +853,16 @@ class _Writer:
         if name in ROUNDING:
             self._helpers[name] = WHOLE.format(name=name, builtin=ROUNDING[name])
             return f"whole_{name}({self._(arguments[0])})"
+        if name == PAIRS:
+            name = f"{name}_{kind.lanes}"
+            self._helpers[name] = MULTIPLY_PAIRS.format(
+                name=name,
+                lanes=kind.lanes,
+                bits=32 * kind.lanes,
+                nbytes=4 * kind.lanes,
+                feature=PAIRS_FEATURES[kind.lanes],
+            )
+            return f"{name}({', '.join(map(self._, arguments))})"
         if name in FUNCTIONS:
             return f"{name}({', '.join(map(self._, arguments))})"
         raise UnsupportedOperation(f"OpenCL C has no {name}")

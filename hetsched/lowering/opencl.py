@@ -61,7 +61,7 @@ def program(
         The part has something that no kernel can be made of.
     """
 
-    rules = replace(rules, vectors=replace(rules.vectors, dot="lanes"))
+    rules = replace(rules, vectors=replace(rules.vectors, dot="pairs"))
 
     def build(module: Any) -> tuple[Calls, Mapping[str, Steps], _Sources]:
         with passes:

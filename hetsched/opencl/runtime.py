@@ -353,6 +353,13 @@ def opened(device: Device) -> Opened:
         return there
 
 
+def forget(there: Opened) -> None:
+    """Opens the device anew when a part is loaded for it again: this one is lost."""
+    with _opening:
+        for key in [key for key, known in _opened.items() if known is there]:
+            del _opened[key]
+
+
 def _number(found: Found, chosen: Sequence[int]) -> int:
     """Which device of its platform it is in this process."""
     if not found.is_pocl or os.environ.get(POCL_VARIABLE) != POCL_OWN:

@@ -12,7 +12,7 @@ from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import Trace
 from tvm_ffi.serialization import from_json_graph_str, to_json_graph_str
 
-from hetsched.schedules import elementwise, loops, matmul, rows, window, winograd
+from hetsched.schedules import elementwise, loops, matmul, reductions, rows, window, winograd
 from hetsched.schedules.rules import CANDIDATE, CANDIDATES, WORKLOAD, Rules
 from hetsched.schedules.vectors import Vectors
 
@@ -112,7 +112,11 @@ def _by_family(function: Any, vectors: Vectors) -> Any | None:
         schedule = family.apply(schedule, main[0], vectors)
     elif not main and elementwise.schedules(schedule):
         schedule = elementwise.apply(schedule, vectors)
+    elif not main and (reducing := reductions.main_block(schedule)) is not None:
+        schedule = reductions.apply(schedule, reducing, vectors)
     else:
+        return None
+    if schedule is None:
         return None
     return _finished(schedule, function, told)
 

@@ -569,6 +569,10 @@ def _columns(vectors: Vectors, read: Callable[..., Any], place: Index, dilation:
     if vectors.dot == "lanes":
         places = (place + index * dilation for index in range(4))
         return [T.cast(read(lanes, column), f"int32x{lanes}") for column in places]
+    if vectors.dot == "pairs":
+        places = (place + index * dilation for index in range(4))
+        a, b, c, d = (T.cast(read(lanes, column), f"int32x{lanes}") for column in places)
+        return [_paired(a, c, lanes), _paired(b, d, lanes)]
     return _data(vectors, _four_columns(read, place, dilation, lanes))
 
 
@@ -589,6 +593,14 @@ def _weights(vectors: Vectors, packed: Any) -> list[Any]:
         words = T.reinterpret(f"int16x{2 * lanes}", packed)
         eight = _constant(8, 2 * lanes, "int16")
         return [T.shift_right(T.shift_left(words, eight), eight), T.shift_right(words, eight)]
+    if vectors.dot == "pairs":
+        top, mask = (_constant(value, lanes, "int32") for value in (24, 0xFFFF))
+        a, b, c, d = (
+            T.shift_right(T.shift_left(packed, _constant(24 - 8 * index, lanes, "int32")), top)
+            for index in range(4)
+        )
+        low, high = (T.bitwise_and(value, mask) for value in (a, b))
+        return [_paired(low, c, lanes), _paired(high, d, lanes)]
     if vectors.dot == "lanes":
         top = _constant(24, lanes, "int32")
         shifted = [
@@ -612,6 +624,10 @@ def _data(vectors: Vectors, packed: Any) -> list[Any]:
         low = T.bitwise_and(words, _constant(LARGEST, 2 * lanes, "uint16"))
         high = T.shift_right(words, _constant(8, 2 * lanes, "uint16"))
         return [T.reinterpret(f"int16x{2 * lanes}", part) for part in (low, high)]
+    if vectors.dot == "pairs":
+        halves = _constant(LARGEST << 16 | LARGEST, lanes, "int32")
+        further = T.shift_right(packed, _constant(8, lanes, "int32"))
+        return [T.bitwise_and(value, halves) for value in (packed, further)]
     mask = _constant(LARGEST, lanes, "int32")
     shifted = [T.shift_right(packed, _constant(8 * index, lanes, "int32")) for index in range(4)]
     return [T.bitwise_and(value, mask) for value in shifted]
@@ -629,12 +645,21 @@ def _dot(vectors: Vectors, total: Any, data: Sequence[Any], weights: Sequence[An
     for value, weight in zip(data, weights, strict=True):
         if vectors.dot == "madd":
             product = T.call_llvm_pure_intrin(kind, MULTIPLY_PAIRS[lanes], value, weight)
+        elif vectors.dot == "pairs":
+            product = T.call_pure_extern(kind, PAIRS, value, weight)
         else:
             product = value * weight
         total = total + product
     return total
 
 
+def _paired(low: Any, high: Any, lanes: int) -> Any:
+    """Two numbers of 16 bits in each lane, the lower one without bits above."""
+    return T.bitwise_or(low, T.shift_left(high, _constant(16, lanes, "int32")))
+
+
+# A function that C has to have: of the two numbers of 16 bits in each lane, the sum of products.
+PAIRS = "multiply_pairs"
 MULTIPLY_PAIRS = {
     4: "llvm.x86.sse2.pmadd.wd",
     8: "llvm.x86.avx2.pmadd.wd",

@@ -43,8 +43,8 @@ class Vectors:
     """`registers` vector registers with `lanes` elements of float32 each.
 
     `dot` is how a core multiplies vectors of bytes: `vnni` and `sdot` are instructions that add
-    four products to each element of int32, `madd` one for two products of 16 bits, and `lanes`
-    stands for products of 32 bits.
+    four products to each element of int32, `madd` one for two products of 16 bits, `pairs` a
+    function of C for the same, and `lanes` stands for products of 32 bits.
     """
 
     lanes: int

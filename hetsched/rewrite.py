@@ -168,6 +168,12 @@ def _check(graph: Graph, item: Split) -> None:
         op, tensor = written[exit_.tensor]
         if exit_.sum and len(exit_.axes) != 1:
             raise SplitRefused(f"exit '{exit_.tensor}' is a sum over {len(exit_.axes)} axes")
+        makers = (graph.producers.get(read.name) for read in op.reads)
+        if exit_.sum and any(maker is not None and maker.kind == HEAD for maker in makers):
+            raise SplitRefused(
+                f"exit '{exit_.tensor}' is a sum of what {op} has dequantised, whose terms are "
+                "rounded as floats, and the whole as integers"
+            )
         if len({axis for axis, _ in exit_.axes}) != len(exit_.axes):
             raise SplitRefused(f"exit '{exit_.tensor}' is cut along one axis twice")
         for axis, bounds in exit_.axes:

@@ -16,8 +16,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx import helper, numpy_helper
 
 import hetsched
+from hetsched.errors import SplitRefused
 from hetsched.graph import Graph, from_onnx
 from hetsched.lowering.quantized import quantized
+from hetsched.operation import operation_of
 from hetsched.plugin import load
 from hetsched.rewrite import split
 from hetsched.schedules.vectors import Vectors
@@ -488,6 +490,16 @@ def test_pieces_hand_over_integers(quantised_model: onnx.ModelProto, axis: int) 
     pieces = split(graph, [Split(tuple(op.name for op in group.ops), (exit_,))])
     handed = [t for group in pieces.groups for t in group.outputs if t not in pieces.outputs]
     assert {tensor.dtype for tensor in handed} <= set(DTYPES)
+
+
+def test_quantised_sums_are_not_cut(quantised_model: onnx.ModelProto) -> None:
+    graph = hetsched.read_onnx(quantised_model)
+    group = next(group for group in graph.groups if any(op.kind == "Conv" for op in group.ops))
+    convolution = next(op for op in group.ops if op.kind == "Conv")
+    depth = operation_of(convolution).depth(convolution)
+    exit_ = Exit(convolution.output().name, ((0, (0, 1, depth)),), sum=True)
+    with pytest.raises(SplitRefused, match="dequantised"):
+        split(graph, [Split((convolution.name,), (exit_,))])
 
 
 def instructions() -> Iterator[tuple[str, str]]:

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from fpga_parts import drawn
-from test_fpga_program import drawn_part
 
+from bench.fpga_parts import drawn, drawn_part
 from hetsched.fpga import reference
 from hetsched.fpga.cycles import Cycles, cycles
 from hetsched.fpga.engine import Counts, Engine, Memory, why_not

@@ -7,9 +7,9 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from fpga_parts import Build, convolution, drawn
 
 import hetsched
+from bench.fpga_parts import Build, convolution, drawn
 from hetsched.device import Device
 from hetsched.errors import CompileError, DeviceError, PackageError, PluginError
 from hetsched.fpga import board as boards

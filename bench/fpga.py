@@ -29,7 +29,7 @@ import numpy as np
 
 import hetsched
 from bench import models, sets
-from bench.fpga_cases import Case, Layer, case, layer, run
+from bench.fpga_cases import MEMORIES, Case, Layer, case, layer, run
 from bench.fpga_parts import between_bytes, drawn, drawn_part, runtime, square
 from bench.record import record
 from hetsched import oracle
@@ -51,11 +51,9 @@ HOST = ROOT / "examples" / "small_host.toml"
 BOARD = "ecp5-8x8"
 DEVICE = f"fpga:{BOARD}"
 SIZE = "8x8"
-# Fast and slow memories; one that is shared with others gives a beat in two cycles.
-MEMORIES = (Memory(), Memory(latency=3), Memory(latency=60), Memory(period=2), Memory(30, 2, 3))
 # What others use of their array on ResNet-18. VTA: T. Chen et al., TVM, OSDI 2018,
-# arXiv 1802.04799, with latency hidden, as remembered; the DPU: two B4096 at 300 MHz on a ZCU104, frames per
-# second times operations over the peak, from the tables of AMD's UG1354 2.5.
+# arXiv 1802.04799, with latency hidden, as remembered; the DPU: two B4096 at 300 MHz on a ZCU104,
+# frames per second times operations over the peak, from the tables of AMD's UG1354 2.5.
 ANCHORS = "TVM's VTA has about 88%, AMD's DPU (B4096, by its frames per second) 64%"
 NETWORKS = ("digits_cnn", "mobilenet_v2", "resnet18")
 DIGITS = ROOT / "tests" / "data"

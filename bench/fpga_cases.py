@@ -25,6 +25,8 @@ from hetsched.fpga.isa import (
 )
 
 USUAL = Memory()
+# Fast and slow memories; one that is shared with others gives a beat in two cycles.
+MEMORIES = (Memory(), Memory(latency=3), Memory(latency=60), Memory(period=2), Memory(30, 2, 3))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {"runs": [], "estimates": []}
     if options.json.is_file():
         found |= json.loads(options.json.read_text(encoding="utf-8"))
-    for size in options.sizes:
-        overlay = Overlay.parse(size)
-        rtl = digest(overlay)
-        for part in ("runs", "estimates"):
-            found[part] = [
-                run for run in found[part] if (run["overlay"] != size) or run["rtl"] == rtl
-            ]
-        for grade in options.grades:
-            for seed in options.seeds:
-                key = {"overlay": size, "grade": grade, "seed": seed, "rtl": rtl}
-                if not any(key.items() <= run.items() for run in found["runs"]):
-                    found["runs"].append(key | place(overlay, rtl, grade, seed))
-                    keep(options.json, found)
-                    print(line(found["runs"][-1]), flush=True)
-        if not options.no_estimates:
-            for family in FAMILIES:
-                key = {"overlay": size, "family": family, "rtl": rtl}
-                if not any(key.items() <= run.items() for run in found["estimates"]):
-                    found["estimates"].append(key | {"cells": estimate(overlay, family)})
-                    keep(options.json, found)
+    overlays = {size: Overlay.parse(size) for size in options.sizes}
+    digests = {size: digest(overlay) for size, overlay in overlays.items()}
+    for part in ("runs", "estimates"):
+        found[part] = [
+            run for run in found[part] if digests.get(run["overlay"], run["rtl"]) == run["rtl"]
+        ]
+    # The first seed of all before the second of any: an interrupted sweep tells of each part.
+    for seed, size, grade in product(options.seeds, options.sizes, options.grades):
+        key = {"overlay": size, "grade": grade, "seed": seed, "rtl": digests[size]}
+        if not any(key.items() <= run.items() for run in found["runs"]):
+            run = key | place(overlays[size], digests[size], grade, seed)
+            found["runs"].append(run)
+            keep(options.json, found)
+            print(line(run), flush=True)
+    for size, family in product(options.sizes, () if options.no_estimates else FAMILIES):
+        key = {"overlay": size, "family": family, "rtl": digests[size]}
+        if not any(key.items() <= run.items() for run in found["estimates"]):
+            found["estimates"].append(key | {"cells": estimate(overlays[size], family)})
+            keep(options.json, found)
     keep(options.json, found)
     for part in found["parts"]:
         print(line(part))

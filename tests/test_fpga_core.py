@@ -1,6 +1,7 @@
 """The FPGA's core, simulated from its RTL, against what numpy computes."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench.fpga_cases import RESNET18, Layer, case, layer, run
+from bench.fpga_place import OUTPUT, digest
 from hetsched.errors import DeviceError
 from hetsched.fpga.engine import Engine, Memory, why_not
 from hetsched.fpga.isa import Buffer, Conv, Load, Overlay, Store, Sync, Unit, decode, encode
@@ -150,3 +152,16 @@ def test_without_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch)
 def _engines_end() -> Iterator[None]:
     yield
     engine.cache_clear()
+
+
+def test_the_clock_was_reached_by_this_rtl() -> None:
+    """`make fpga-pnr` is due where the RTL has changed since."""
+    reason = why_not("cxxrtl")
+    if reason:
+        pytest.skip(reason)
+    if not OUTPUT.is_file():
+        pytest.skip("nothing has been placed and routed")
+    parts = json.loads(OUTPUT.read_text(encoding="utf-8"))["parts"]
+    for size in {part["overlay"] for part in parts}:
+        rtl = digest(Overlay.parse(size))
+        assert {part["rtl"] for part in parts if part["overlay"] == size} == {rtl}

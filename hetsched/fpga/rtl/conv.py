@@ -117,8 +117,13 @@ class ConvUnit(Elaboratable):
         bases = [Signal(CONV["input"].shape, name=f"base{loop}") for loop in range(2)]
         left = {loop: Signal(CONV[loop].shape, name=loop) for loop in ("inner", "middle", "outer")}
         final = {loop: Signal(name=f"final_{loop}") for loop in left}
-        with module.If(self.queue.take):
-            module.d.sync += [conv.eq(self.queue.head), running.eq(1), fresh.eq(1)]
+        # What the first instruction is need not wait for whether it may start.
+        with module.If(~running):
+            module.d.sync += [
+                conv.eq(self.queue.head),
+                running.eq(self.queue.take),
+                fresh.eq(self.queue.take),
+            ]
         with module.If(running & fresh):
             module.d.sync += [
                 fresh.eq(0),
@@ -182,20 +187,27 @@ class ConvUnit(Elaboratable):
     def _weights(
         self, module: Module, taken: Signal, found: Signal, address: Signal, present: Signal
     ) -> tuple[Signal, Signal, Signal, Signal]:
-        """The tile that follows the one that streams; `ready` when its weights are on their way."""
+        """The tile that follows the one that streams, and when it starts.
+
+        Its weights are `ready` in the next cycle, so late that the last is there when needed.
+        """
         following = Signal(TILE, reset_less=True)
-        here, ready, start = Signal(), Signal(), Signal()
+        here, ready, was_ready, start = Signal(), Signal(), Signal(), Signal()
         shape = Signal(2)
-        module.d.comb += taken.eq(present & (~here | start))
+        module.d.comb += [
+            taken.eq(present & (~here | start)),
+            ready.eq(
+                ~taken & (self.weight & (self.weight_row == self._rows - 2) | was_ready & ~start)
+            ),
+        ]
+        module.d.sync += was_ready.eq(ready)
         with module.If(start):
-            module.d.sync += [here.eq(0), ready.eq(0)]
+            module.d.sync += here.eq(0)
         with module.If(self.weight):
             module.d.sync += [
                 self.weight_address.eq(self.weight_address + 1),
                 self.weight_row.eq(self.weight_row + 1),
             ]
-            with module.If(self.weight_row == self._rows - 2):
-                module.d.sync += ready.eq(1)
             with module.If(self.weight_row == self._rows - 1):
                 module.d.sync += self.weight.eq(0)
         with module.If(taken):
@@ -203,7 +215,6 @@ class ConvUnit(Elaboratable):
                 following.eq(found),
                 shape.eq((found.last_position == 0) | (found.last_line == 0) << 1),
                 here.eq(1),
-                ready.eq(0),
                 self.weight.eq(1),
                 self.weight_address.eq(address),
                 self.weight_row.eq(0),
@@ -220,10 +231,24 @@ class ConvUnit(Elaboratable):
         skipped = Signal(CONV["drop"].shape)
         module.d.comb += [
             self.ends.eq(self.streams & final & final_line & tile.ends),
-            start.eq(ready & (~self.streams | (final & final_line))),
             self.kept.eq(self.streams & (skipped == 0)),
         ]
-        module.d.sync += self.begins.eq(start)
+        # The start is a register, as much hangs on it: what will be is known a cycle before.
+        streams, closes = Signal(), Signal()
+        module.d.comb += [
+            streams.eq(start | self.streams & ~(final & final_line)),
+            closes.eq(
+                Mux(
+                    start,
+                    shape.all(),
+                    Mux(final, narrow & (lines == 1), final_line & (left == 1)),
+                )
+            ),
+        ]
+        module.d.sync += [
+            self.begins.eq(start),
+            start.eq(ready & (~streams | closes)),
+        ]
         with module.If(self.streams):
             module.d.sync += [
                 left.eq(left - 1),

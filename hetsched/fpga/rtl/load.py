@@ -1,6 +1,6 @@
 """LOAD: strided copies from DRAM to the buffers, with a halo, one beat in a cycle."""
 
-from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal
+from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal, Value
 from amaranth.lib.data import StructLayout
 from amaranth.lib.fifo import SyncFIFOBuffered
 
@@ -68,8 +68,11 @@ class LoadUnit(Elaboratable):
         end_x, end_y = Signal(17), Signal(13)
         row_base, plane_base = Signal(32), Signal(32)
         target = Signal(16)
+        # What the first instruction is need not wait for whether it may start.
+        with module.If((stage == 0) & ~running & ~present):
+            module.d.sync += load.eq(head)
         with module.If(self.queue.take):
-            module.d.sync += [load.eq(head), stage.eq(1)]
+            module.d.sync += stage.eq(1)
         with module.If(loaded):
             module.d.sync += [
                 stage.eq(2),
@@ -87,8 +90,9 @@ class LoadUnit(Elaboratable):
                 last_x.eq(end_x + load.right - 1),
                 last_y.eq(end_y + load.bottom - 1),
             ]
-        go = Signal()
-        module.d.comb += go.eq(tags.w_rdy & asks.w_rdy)
+        # A register, as much hangs on it: whether both queues will have a place.
+        go = Signal(init=1)
+        module.d.sync += go.eq(_will_take(module, tags) & _will_take(module, asks))
         # First stage: where the beat is.
         with module.If(running & go):
             module.d.sync += x.eq(x + 1)
@@ -158,3 +162,18 @@ class LoadUnit(Elaboratable):
                 self.write_address.eq(tag.address),
                 self.write_data.eq(Mux(tag.real, beats.r_data, tag.fill.replicate(BEAT))),
             ]
+
+
+def _will_take(module: Module, queue: SyncFIFOBuffered) -> Value:
+    """Whether `queue` has a place in the next cycle, whatever is put and taken in this one."""
+    filled, put, taken = Signal(range(queue.depth + 1)), Signal(), Signal()
+    module.d.comb += [put.eq(queue.w_en & queue.w_rdy), taken.eq(queue.r_en & queue.r_rdy)]
+    with module.If(put & ~taken):
+        module.d.sync += filled.eq(filled + 1)
+    with module.Elif(taken & ~put):
+        module.d.sync += filled.eq(filled - 1)
+    will_take = Signal()
+    module.d.comb += will_take.eq(
+        (filled < queue.depth - 1) | (filled == queue.depth - 1) & ~(put & ~taken) | taken & ~put
+    )
+    return will_take

@@ -45,11 +45,12 @@ class StoreUnit(Elaboratable):
         free, popped = Signal(init=1), Signal()
         read = Signal()
         module.d.comb += read.eq(running & free)
-        with module.If(self.queue.take):
+        # What the first instruction is need not wait for whether it may start.
+        with module.If(~running):
             head = self.queue.head
             module.d.sync += [
                 store.eq(head),
-                running.eq(1),
+                running.eq(self.queue.take),
                 place.eq(head.dram),
                 row_base.eq(head.dram + head.row_stride),
                 source.eq(head.start),

@@ -14,11 +14,13 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes import CDLL, byref, c_int, c_size_t, c_uint, c_void_p, sizeof
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
+from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -40,7 +42,9 @@ from hetsched.errors import (
 )
 from hetsched.host import cores, hold, pinned, threads
 from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
+from hetsched.opencl import builds
 from hetsched.opencl.devices import (
+    POCL,
     POCL_OWN,
     POCL_VARIABLE,
     VENDORS_VARIABLE,
@@ -65,6 +69,9 @@ OPTIONS = "-cl-std=CL1.2"
 BINARY = "program.bin"
 # Changes with what is kept of a program.
 BINARIES = "opencl program 1"
+UNBUILT = "its source does not compile"
+# What a disk has to have free beside a binary.
+ROOM_NBYTES = 64 << 10
 # Pinned memory through which copies go to a device with memory of its own, in two halves.
 STAGING_NBYTES = 8 << 20
 LOG_LINES = 12
@@ -100,6 +107,14 @@ class Failed(HetschedError):
         """The error of the kind that a user meets, with what failed and on which device."""
         message, kind = f"{where} on '{device}': {self}", self._kind
         return kind(message, device) if issubclass(kind, DeviceError) else kind(message)
+
+
+class Unbuilt(Failed):
+    """A program of which no binary was made, for another reason than OpenCL's answer."""
+
+    def __init__(self, message: str) -> None:
+        HetschedError.__init__(self, message)
+        self._kind = BuildError
 
 
 class Driver:
@@ -395,38 +410,37 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
 def built(there: Opened, source: str, names: Sequence[str]) -> dict[str, cl.Program]:
     """The program that has each of the kernels `names`: of the kept binary, or of the source.
 
+    A source is built by another process, whose binary is loaded here. Where a driver gives none, or
+    refuses it, this process builds the source, but never by PoCL.
+
     Raises
     ------
     Failed
         The source does not compile; the message has what the compiler says.
     """
-    kept = default_cache()
-    told_by = there.device
-    decisive = (
-        *(BINARIES, OPTIONS, told_by.platform.name, told_by.name),
-        *(told_by.version, told_by.driver_version),
-        sha256(source.encode()).hexdigest(),
-    )
-    key = sha256(repr(decisive).encode()).hexdigest()
+    kept, key = default_cache(), _key(there, source)
     found = kept.read(key)
     if found is not None and BINARY in found.files:
-        try:
-            program = cl.Program(there.context, [there.device], [found.files[BINARY]])
-            _build(program)
+        # It may be of another driver of the same version: the source is what counts.
+        with suppress(cl.Error):
+            program = _of_binary(there, found.files[BINARY])
             if {kernel.function_name for kernel in program.all_kernels()} >= set(names):
                 return dict.fromkeys(names, program)
-        except cl.Error:
-            # Of another driver of the same version, perhaps: the source is what counts.
-            pass
+    binary = _binary(there, source)
+    if binary or _is_pocl(there):
+        try:
+            program = _of_binary(there, binary)
+        except cl.Error as error:
+            if _is_pocl(there):
+                raise Failed(error.code, "its binary does not load", _log(str(error))) from error
+        else:
+            kept.keep(key, Artifact({BINARY: binary}))
+            return dict.fromkeys(names, program)
     program = cl.Program(there.context, source)
     try:
         _build(program)
     except cl.Error as error:
-        raise Failed(error.code, "its source does not compile", _log(error)) from error
-    with told("its binary cannot be read"):
-        (binary,) = program.get_info(cl.program_info.BINARIES)
-    if binary:
-        kept.keep(key, Artifact({BINARY: binary}))
+        raise Failed(error.code, UNBUILT, _log(str(error))) from error
     return dict.fromkeys(names, program)
 
 
@@ -438,8 +452,72 @@ def prepare(program: Program, device: Device) -> None:
     Failed
         The source does not compile.
     """
-    if program.launches and default_cache().folder is not None:
-        built(opened(device), program.source, [launch.kernel for launch in program.launches])
+    kept = default_cache()
+    if not program.launches or kept.folder is None:
+        return
+    there = opened(device)
+    key = _key(there, program.source)
+    if kept.read(key) is None and (binary := _binary(there, program.source)):
+        kept.keep(key, Artifact({BINARY: binary}))
+
+
+def _key(there: Opened, source: str) -> str:
+    """Under which the binary of a source is kept."""
+    told_by = there.device
+    decisive = (
+        *(BINARIES, OPTIONS, told_by.platform.name, told_by.name),
+        *(told_by.version, told_by.driver_version),
+        sha256(source.encode()).hexdigest(),
+    )
+    return sha256(repr(decisive).encode()).hexdigest()
+
+
+def _binary(there: Opened, source: str) -> bytes:
+    """The binary of a source, empty where the driver gives none."""
+    platform = there.device.platform
+    number = platform.get_devices().index(there.device)
+    try:
+        status, made = builds.build(platform.name, number, OPTIONS, source)
+    except builds.Died as error:
+        raise Unbuilt(f"{UNBUILT}: {error}") from error
+    if not status:
+        return made
+    if _is_pocl(there):
+        raise Failed(status, UNBUILT, _log(made.decode(errors="replace")))
+    # Perhaps it is not for two processes: what this one hears counts.
+    return b""
+
+
+def _of_binary(there: Opened, binary: bytes) -> cl.Program:
+    if _is_pocl(there):
+        _check_room(len(binary))
+    program = cl.Program(there.context, [there.device], [binary])
+    _build(program)
+    return program
+
+
+def _is_pocl(there: Opened) -> bool:
+    return bool(there.device.platform.name == POCL)
+
+
+def _check_room(nbytes: int) -> None:
+    """
+    Raises
+    ------
+    Unbuilt
+        PoCL cannot unpack a binary into files; it would say so by ending the process in a run.
+    """
+    folder = Path(
+        os.environ.get("POCL_CACHE_DIR")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pocl")
+    )
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(2 * nbytes + ROOM_NBYTES))
+    except OSError as error:
+        raise Unbuilt(f"its code has no room in {folder}: {error.strerror}") from error
 
 
 def _build(program: cl.Program) -> None:
@@ -449,9 +527,9 @@ def _build(program: cl.Program) -> None:
         program.build(OPTIONS)
 
 
-def _log(error: cl.Error) -> str:
+def _log(text: str) -> str:
     """What the compiler says, in one line."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    lines = [" ".join(line.split()) for line in text.splitlines()]
     wanted = [line for line in lines if "error:" in line] or [line for line in lines if line]
     return "; ".join(wanted[:LOG_LINES])
 

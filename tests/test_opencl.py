@@ -31,7 +31,7 @@ from hetsched.errors import (
 )
 from hetsched.graph import Graph, from_onnx
 from hetsched.host import cores
-from hetsched.launches import Program
+from hetsched.launches import APART, Program
 from hetsched.op import Tensor
 from hetsched.opencl import builds, devices
 from hetsched.opencl.devices import Found, Survey, device, select, survey
@@ -396,10 +396,10 @@ def test_a_kept_binary_is_used_and_a_broken_one_is_not(
         np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
     # Whole, and no program of this driver.
     key = next(tmp_path.glob("*.hsc")).stem
-    opencl.default_cache().keep(key, Artifact({opencl.BINARY: b"nothing"}))
+    opencl.default_cache().keep(key, Artifact({"0.bin": b"nothing"}))
     with loaded(target, first) as kernel:
         np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
-    assert opencl.default_cache().read(key).files[opencl.BINARY] != b"nothing"
+    assert opencl.default_cache().read(key).files["0.bin"] != b"nothing"
 
 
 def test_a_source_that_does_not_compile_shows_the_log(target: Target, first: Device) -> None:
@@ -509,6 +509,36 @@ def test_a_compiler_that_does_not_answer_is_an_error(
 
 def test_a_compiler_that_nobody_asked_is_replaced(echoing: Callable[[str], str]) -> None:
     assert [echoing(source) for source in ("leave", "leave", "one")] == ["leave", "leave", "one"]
+
+
+def test_a_long_source_is_built_in_pieces(
+    target: Target, first: Device, opencl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HETSCHED_CACHE", str(tmp_path))
+    monkeypatch.setattr(opencl, "PIECE_LETTERS", 100)
+    monkeypatch.setattr(opencl, "cores", lambda: (0, 1))
+    head, *kernels = affine().source.replace("2.0f", "TWO").split("__kernel")
+    common = f"#define TWO 2.0f\n{head}"
+    source = APART.join([common, *(f"__kernel{kernel}" for kernel in kernels)])
+    # The longer one first.
+    pieces = [f"{common}{APART}__kernel{kernel}" for kernel in kernels[::-1]]
+    assert opencl._pieces(source) == pieces
+    for _ in range(2):
+        with target.load(
+            artifact(replace(affine(), source=source)), graph_of("y"), first
+        ) as kernel:
+            np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
+            assert len(set(map(id, kernel.loaded.programs.values()))) == 2
+    monkeypatch.setattr(opencl, "PIECE_LETTERS", len(source))
+    assert opencl._pieces(source) == [source]
+    monkeypatch.setattr(opencl, "cores", lambda: (0,))
+    assert opencl._pieces(affine().source) == [affine().source]
+
+
+def test_a_kernel_that_is_only_a_comment(target: Target, first: Device) -> None:
+    source = affine().source.replace("__kernel void sum(", "/* __kernel void sum( */ void some(")
+    with pytest.raises(PackageError, match="part 'affine' is damaged: 'sum' is no kernel of its"):
+        target.load(artifact(replace(affine(), source=source)), graph_of("y"), first)
 
 
 def test_groups_that_are_too_large_are_refused(target: Target, first: Device) -> None:

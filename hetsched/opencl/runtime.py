@@ -14,9 +14,11 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from ctypes import CDLL, byref, c_int, c_size_t, c_uint, c_void_p, sizeof
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -41,7 +43,17 @@ from hetsched.errors import (
     PartError,
 )
 from hetsched.host import cores, hold, pinned, threads
-from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
+from hetsched.launches import (
+    APART,
+    CONSTANT,
+    INPUT,
+    OUTPUT,
+    WEIGHT,
+    WORKSPACE,
+    Launch,
+    Place,
+    Program,
+)
 from hetsched.opencl import builds
 from hetsched.opencl.devices import (
     POCL,
@@ -66,10 +78,12 @@ if survey().vendors is not None:
 import pyopencl as cl
 
 OPTIONS = "-cl-std=CL1.2"
-BINARY = "program.bin"
+BINARY = ".bin"
 # Changes with what is kept of a program.
-BINARIES = "opencl program 1"
+BINARIES = "opencl program 2"
 UNBUILT = "its source does not compile"
+# A source of so many letters takes longer to build than a process takes to begin.
+PIECE_LETTERS = 20_000
 # What a disk has to have free beside a binary.
 ROOM_NBYTES = 64 << 10
 # Pinned memory through which copies go to a device with memory of its own, in two halves.
@@ -408,10 +422,10 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
 
 
 def built(there: Opened, source: str, names: Sequence[str]) -> dict[str, cl.Program]:
-    """The program that has each of the kernels `names`: of the kept binary, or of the source.
+    """The program that has each of the kernels `names`: of kept binaries, or of the source.
 
-    A source is built by another process, whose binary is loaded here. Where a driver gives none, or
-    refuses it, this process builds the source, but never by PoCL.
+    A source is built by other processes, a long one in pieces, and their binaries are loaded here.
+    Where a driver gives none, or refuses one, this process builds the source, but never by PoCL.
 
     Raises
     ------
@@ -420,28 +434,28 @@ def built(there: Opened, source: str, names: Sequence[str]) -> dict[str, cl.Prog
     """
     kept, key = default_cache(), _key(there, source)
     found = kept.read(key)
-    if found is not None and BINARY in found.files:
+    if found is not None:
         # It may be of another driver of the same version: the source is what counts.
         with suppress(cl.Error):
-            program = _of_binary(there, found.files[BINARY])
-            if {kernel.function_name for kernel in program.all_kernels()} >= set(names):
-                return dict.fromkeys(names, program)
-    binary = _binary(there, source)
-    if binary or _is_pocl(there):
+            programs = _of_binaries(there, list(found.files.values()))
+            if programs.keys() >= set(names):
+                return programs
+    binaries = _binaries(there, source)
+    if binaries:
         try:
-            program = _of_binary(there, binary)
+            programs = _of_binaries(there, binaries)
         except cl.Error as error:
             if _is_pocl(there):
                 raise Failed(error.code, "its binary does not load", _log(str(error))) from error
         else:
-            kept.keep(key, Artifact({BINARY: binary}))
-            return dict.fromkeys(names, program)
+            _keep(key, binaries)
+            return programs
     program = cl.Program(there.context, source)
     try:
         _build(program)
     except cl.Error as error:
         raise Failed(error.code, UNBUILT, _log(str(error))) from error
-    return dict.fromkeys(names, program)
+    return _by_kernel(program)
 
 
 def prepare(program: Program, device: Device) -> None:
@@ -457,8 +471,13 @@ def prepare(program: Program, device: Device) -> None:
         return
     there = opened(device)
     key = _key(there, program.source)
-    if kept.read(key) is None and (binary := _binary(there, program.source)):
-        kept.keep(key, Artifact({BINARY: binary}))
+    if kept.read(key) is None and (binaries := _binaries(there, program.source)):
+        _keep(key, binaries)
+
+
+def _keep(key: str, binaries: Sequence[bytes]) -> None:
+    files = {f"{number}{BINARY}": binary for number, binary in enumerate(binaries)}
+    default_cache().keep(key, Artifact(files))
 
 
 def _key(there: Opened, source: str) -> str:
@@ -472,28 +491,53 @@ def _key(there: Opened, source: str) -> str:
     return sha256(repr(decisive).encode()).hexdigest()
 
 
-def _binary(there: Opened, source: str) -> bytes:
-    """The binary of a source, empty where the driver gives none."""
+def _binaries(there: Opened, source: str) -> list[bytes]:
+    """The binaries of a source, none where the driver gives none."""
     platform = there.device.platform
     number = platform.get_devices().index(there.device)
+    pieces = _pieces(source)
     try:
-        status, made = builds.build(platform.name, number, OPTIONS, source)
+        with ThreadPoolExecutor(len(pieces)) as threads:
+            build = partial(builds.build, platform.name, number, OPTIONS)
+            made = list(threads.map(build, pieces))
     except builds.Died as error:
         raise Unbuilt(f"{UNBUILT}: {error}") from error
-    if not status:
-        return made
+    if all(status == 0 and binary for status, binary in made):
+        return [binary for _, binary in made]
     if _is_pocl(there):
-        raise Failed(status, UNBUILT, _log(made.decode(errors="replace")))
+        status, answer = max(made, key=lambda one: one[0] != 0)
+        raise Failed(status, UNBUILT, _log(answer.decode(errors="replace")))
     # Perhaps it is not for two processes: what this one hears counts.
-    return b""
+    return []
 
 
-def _of_binary(there: Opened, binary: bytes) -> cl.Program:
+def _pieces(source: str) -> list[str]:
+    """The source in pieces of about the same length that are built side by side."""
+    common, *kernels = source.split(APART)
+    count = min(len(cores()), len(kernels), len(source) // PIECE_LETTERS)
+    if count < 2:
+        return [source]
+    pieces = [common] * count
+    for kernel in sorted(kernels, key=len, reverse=True):
+        shortest = min(range(count), key=lambda i: len(pieces[i]))
+        pieces[shortest] += APART + kernel
+    return pieces
+
+
+def _of_binaries(there: Opened, binaries: Sequence[bytes]) -> dict[str, cl.Program]:
+    """The program that has a kernel, by the kernel's name."""
     if _is_pocl(there):
-        _check_room(len(binary))
-    program = cl.Program(there.context, [there.device], [binary])
-    _build(program)
-    return program
+        _check_room(sum(map(len, binaries)))
+    found: dict[str, cl.Program] = {}
+    for binary in binaries:
+        program = cl.Program(there.context, [there.device], [binary])
+        _build(program)
+        found |= _by_kernel(program)
+    return found
+
+
+def _by_kernel(program: cl.Program) -> dict[str, cl.Program]:
+    return {kernel.function_name: program for kernel in program.all_kernels()}
 
 
 def _is_pocl(there: Opened) -> bool:
@@ -509,7 +553,7 @@ def _check_room(nbytes: int) -> None:
     """
     folder = Path(
         os.environ.get("POCL_CACHE_DIR")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pocl")
+        or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pocl")
     )
     while not folder.exists():
         folder = folder.parent
@@ -560,6 +604,10 @@ class Loaded:
         self._check_memory()
         names = list(dict.fromkeys(launch.kernel for launch in program.launches))
         self.programs = built(there, program.source, names) if names else {}
+        if missing := [kernel for kernel in names if kernel not in self.programs]:
+            raise PackageError(
+                f"part '{name}' is damaged: '{missing[0]}' is no kernel of its source"
+            )
         with told("it does not load"):
             self.buffers = self._regions(weights)
             self._parts: dict[tuple[str, int | str, int, int], cl.Buffer] = {}

@@ -15,7 +15,7 @@ SOURCES := hetsched partitioners cost_models targets tests bench examples setup.
 demo: $(INSTALLED) opencl
 	$(BIN)/python -m examples.demo $(MODEL) --shape $(SHAPE) --folder demo
 
-test: check opencl
+test: check opencl $(FPGA)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What needs a GPU, and what every target has to do on the GPUs that are here.
@@ -72,8 +72,8 @@ $(PEERS): $(INSTALLED)
 
 $(FPGA): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    --no-build-isolation -e '.[fpga]'
-	touch $@
+	    --no-build-isolation -e '.[fpga]' && touch $@ || \
+	    echo "without the tools of the FPGA, whose tests are skipped: pip could not install them" >&2
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

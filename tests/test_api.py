@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,8 @@ def test_the_contest_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     class Named:
+        plan = SimpleNamespace(modelled=False)
+
         def __init__(self, name: str) -> None:
             self.name = name
 

@@ -1,6 +1,7 @@
 """The target fpga: parts on the overlay, in modelled time, beside a processor."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -164,8 +165,13 @@ def network_of_kinds() -> Graph:
 def test_auto_sends_dense_convolutions_there_and_keeps_the_rest() -> None:
     plan = hetsched.partition(network_of_kinds(), small_host())
     placed = {op.kind: part.device.name for part in plan.parts for op in part.ops}
-    convolutions = {part.device.name for part in plan.parts for op in part.ops if op.kind == "Conv"}
-    assert convolutions == {NAME}
+    # How much of the convolutions each device computes: the processor may take a share.
+    convolved = Counter[str]()
+    for part in plan.parts:
+        for op in part.ops:
+            if op.kind == "Conv":
+                convolved[part.device.name] += op.output().size
+    assert convolved[NAME] >= 0.7 * convolved.total()
     assert placed["Softmax"] == "cpu:0"
     assert hetsched.simulate(plan).clock == "predicted, modelled"
 

@@ -181,8 +181,9 @@ def multiplier_and_shift(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Examples
     --------
-    >>> multiplier_and_shift(np.array([0.75, 0.001]))
-    (array([98304, 67109]), array([17, 26]))
+    >>> multiplier, shift = multiplier_and_shift(np.array([0.75, 0.001]))
+    >>> multiplier.tolist(), shift.tolist()
+    ([98304, 67109], [17, 26])
     """
     scale = np.asarray(scale, np.float64)
     shift = np.minimum(PRECISION - np.frexp(scale)[1], SHIFTS.stop - 1)

@@ -505,8 +505,10 @@ def _binaries(there: Opened, source: str) -> list[bytes]:
     if all(status == 0 and binary for status, binary in made):
         return [binary for _, binary in made]
     if _is_pocl(there):
-        status, answer = max(made, key=lambda one: one[0] != 0)
-        raise Failed(status, UNBUILT, _log(answer.decode(errors="replace")))
+        for status, answer in made:
+            if status:
+                raise Failed(status, UNBUILT, _log(answer.decode(errors="replace")))
+        raise Unbuilt(f"{UNBUILT}: its compiler gives no binary")
     # Perhaps it is not for two processes: what this one hears counts.
     return []
 
@@ -551,10 +553,9 @@ def _check_room(nbytes: int) -> None:
     Unbuilt
         PoCL cannot unpack a binary into files; it would say so by ending the process in a run.
     """
-    folder = Path(
-        os.environ.get("POCL_CACHE_DIR")
-        or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pocl")
-    )
+    home = os.environ.get("HOME")
+    caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "/tmp")
+    folder = Path(os.environ.get("POCL_CACHE_DIR") or f"{caches}/pocl")
     while not folder.exists():
         folder = folder.parent
     try:

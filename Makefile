@@ -46,7 +46,7 @@ opencl:
 	@./.ci/pocl
 
 # Takes about three hours.
-bench: $(INSTALLED) bench-peers
+bench: $(INSTALLED) $(FPGA) bench-peers
 	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
 	$(BIN)/python -m bench.overlap --json bench/results/overlap.json
 	$(BIN)/python -m bench.pipelines --json bench/results/pipelines.json
@@ -57,6 +57,7 @@ bench: $(INSTALLED) bench-peers
 	$(BIN)/python -m bench.costs --json bench/results/costs.json
 	$(BIN)/python -m bench.cuda --json bench/results/cuda.json
 	$(BIN)/python -m bench.opencl --json bench/results/opencl.json
+	$(BIN)/python -m bench.fpga --json bench/results/fpga.json
 	$(BIN)/python -m bench.figures
 
 # About half an hour for each number of threads; the machine should do nothing else.

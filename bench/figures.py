@@ -31,6 +31,8 @@ TITLE = (
 )
 # Of the reference kernels, in the summary.
 CASES = ("matmul 512", "conv 3x3, 64 of 56")
+# Sets of the FPGA's bench in the summary.
+FPGA = ("layers", "depthwise")
 SPREAD = ("geomean", "p95", "max")
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
@@ -409,6 +411,16 @@ def cuda(result: Mapping[str, Any]) -> str:
     return f"{cuda_summary(result)}\n{_table(heads, rows)}\n"
 
 
+def fpga_summary(result: Mapping[str, Any]) -> str:
+    words = " ".join(found["text"] for name, found in result["sets"].items() if name in FPGA)
+    return f"## FPGA\n\n{words} {_where(result)}\n"
+
+
+def fpga(result: Mapping[str, Any]) -> str:
+    """The table of each set."""
+    return _sets("FPGA", result)
+
+
 @dataclass(frozen=True)
 class Part:
     """What the documents say of a result."""
@@ -431,6 +443,7 @@ PARTS = {
     "splits": Part(splits_summary, splits),
     "costs": Part(costs_summary, costs),
     "cuda": Part(cuda_summary, cuda),
+    "fpga": Part(fpga_summary, fpga),
 }
 
 

@@ -10,6 +10,7 @@ from hetsched.device import Device, Link
 from hetsched.errors import HetschedError
 from hetsched.executable import Executable
 from hetsched.executable import load_executable as load
+from hetsched.fpga.export import export_overlay
 from hetsched.frontend.reader import read_onnx
 from hetsched.graph import Graph
 from hetsched.instance import read_instance
@@ -38,6 +39,7 @@ __all__ = [
     "compile",
     "devices",
     "explain",
+    "export_overlay",
     "load",
     "partition",
     "priced",

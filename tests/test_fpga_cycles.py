@@ -2,20 +2,18 @@
 
 import numpy as np
 import pytest
-from fpga_parts import drawn
-from test_fpga_program import drawn_part
 
+from bench.fpga_cases import MEMORIES
+from bench.fpga_parts import drawn, drawn_part
 from hetsched.fpga import reference
 from hetsched.fpga.cycles import Cycles, cycles
-from hetsched.fpga.engine import Counts, Engine, Memory, why_not
+from hetsched.fpga.engine import Counts, Engine, why_not
 from hetsched.fpga.isa import Conv, Load, Overlay, Store, Sync, encode
 from hetsched.fpga.layers import network
 from hetsched.fpga.program import program
 
 OVERLAY = Overlay.parse("8x8")
 CASES = 200
-# Fast and slow memories; one that is shared with others gives a beat in two cycles.
-MEMORIES = (Memory(), Memory(latency=3), Memory(latency=60), Memory(period=2), Memory(30, 2, 3))
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fpga_parts import Build, convolution, drawn, product, runtime
 
 import hetsched
+from bench.fpga_parts import Build, convolution, drawn, product, runtime
 from hetsched.errors import UnsupportedOperation
 from hetsched.fpga import reference
 from hetsched.fpga.layers import (

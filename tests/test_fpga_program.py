@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fpga_parts import Build, between_bytes, convolution, drawn, product
 
 import hetsched
 from bench import models
+from bench.fpga_parts import Build, between_bytes, drawn, drawn_part
 from hetsched.errors import PartError, UnsupportedOperation
 from hetsched.fpga import reference
 from hetsched.fpga.isa import Buffer, Conv, Instruction, Load, Overlay, Store, Unit, decode, encode
@@ -22,27 +22,6 @@ from hetsched.graph import Graph
 SMALL = Overlay(8, 8, 256, 128, 8, 32, 64)
 OVERLAYS = (SMALL, Overlay.parse("8x8"), Overlay.parse("16x8"), Overlay.parse("16x16"))
 UNITS = (Unit.LOAD, Unit.CONV, Unit.STORE)
-
-
-def drawn_part(seed: int) -> Graph:
-    """A convolution, a product, a pool, a sum, or a few of them in a row."""
-    rng = np.random.default_rng(seed)
-    choice = seed % 4
-    if choice < 2:
-        return convolution(seed // 4)
-    if choice == 2:
-        return product(seed // 4, ("Gemm", "MatMul")[seed // 4 % 2])
-    build = Build(dtype=("int8", "uint8")[seed // 4 % 2])
-    shape = (1, *(int(size) for size in rng.integers(1, 30, 3)))
-    x, other = build.input(*shape), build.input(*shape, scale=0.02)
-    kernel = [int(rng.integers(1, min(size, 6) + 1)) for size in shape[2:]]
-    y = build.op(
-        "MaxPool", x, kernel_shape=kernel, strides=rng.integers(1, 4, 2).tolist(),
-        pads=[k // 2 for k in kernel] * 2,
-    )  # fmt: skip
-    pooled = build.rounded(y)
-    mean = build.rounded(build.op("GlobalAveragePool", build.again(pooled, like=x)), 0.03)
-    return build.graph(build.rounded(build.op("Add", x, other), 0.07), mean)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=["small", "8x8", "16x8", "16x16"])

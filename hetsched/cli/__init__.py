@@ -9,6 +9,7 @@ from hetsched.cli.compile import compile_
 from hetsched.cli.devices import devices
 from hetsched.cli.diff import diff
 from hetsched.cli.explain import explain
+from hetsched.cli.fpga import fpga
 from hetsched.cli.partition import partition
 from hetsched.cli.profile import profile
 from hetsched.cli.quantize import quantize
@@ -32,3 +33,4 @@ app.command()(schedule)
 app.command(name="compile")(compile_)
 app.command()(run)
 app.command()(verify)
+app.add_typer(fpga, name="fpga")

@@ -79,16 +79,21 @@ class _Report(ctypes.Structure):
     ]
 
 
-def why_not(engine: str) -> str | None:
-    """Why `engine` cannot be built here, or None."""
+def not_installed(engine: str) -> str | None:
+    """Which package of `engine` is missing and what would do, or None."""
     for package in PACKAGES[engine]:
         try:
             version(package)
         except PackageNotFoundError:
             return f"{package} is not installed; `pip install 'hetsched[fpga]'` would do"
-    if _compiler() is None:
-        return "there is no C++ compiler; g++ would do"
     return None
+
+
+def why_not(engine: str) -> str | None:
+    """Why `engine` cannot be built here, or None."""
+    if _compiler() is None:
+        return not_installed(engine) or "there is no C++ compiler; g++ would do"
+    return not_installed(engine)
 
 
 def cache_folder() -> Path:

@@ -139,6 +139,35 @@ def product(seed: int, kind: str) -> Graph:
     return build.graph(build.rounded(build.op("Gemm", x, w, b, transB=int(upright))))
 
 
+def drawn_part(seed: int) -> Graph:
+    """A convolution, a product, a pool, a sum, or a few of them in a row."""
+    rng = np.random.default_rng(seed)
+    choice = seed % 4
+    if choice < 2:
+        return convolution(seed // 4)
+    if choice == 2:
+        return product(seed // 4, ("Gemm", "MatMul")[seed // 4 % 2])
+    build = Build(dtype=("int8", "uint8")[seed // 4 % 2])
+    shape = (1, *(int(size) for size in rng.integers(1, 30, 3)))
+    x, other = build.input(*shape), build.input(*shape, scale=0.02)
+    kernel = [int(rng.integers(1, min(size, 6) + 1)) for size in shape[2:]]
+    y = build.op(
+        "MaxPool", x, kernel_shape=kernel, strides=rng.integers(1, 4, 2).tolist(),
+        pads=[k // 2 for k in kernel] * 2,
+    )  # fmt: skip
+    pooled = build.rounded(y)
+    mean = build.rounded(build.op("GlobalAveragePool", build.again(pooled, like=x)), 0.03)
+    return build.graph(build.rounded(build.op("Add", x, other), 0.07), mean)
+
+
+def square(size: int) -> Graph:
+    """A product of two square matrices, the second one constant."""
+    build, rng = Build(), np.random.default_rng(0)
+    values = rng.integers(-127, 128, (size, size)).astype(np.int8)
+    w = build.weights(values, np.full(size, 1 / np.sqrt(size) / 150), axis=1)
+    return build.graph(build.rounded(build.op("MatMul", build.input(size, size), w)))
+
+
 def between_bytes(graph: Graph) -> Graph:
     """The part of a quantised model that computes: without what only rounds, or restores."""
     kinds = {"QuantizeLinear", "DequantizeLinear"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hetsched.fpga.engine import Counts, Engine, Memory
 from hetsched.fpga.isa import (
     Buffer,
     Conv,
@@ -18,9 +19,14 @@ from hetsched.fpga.isa import (
     Store,
     Sync,
     Unit,
+    encode,
     parameters,
     requantise,
 )
+
+USUAL = Memory()
+# Fast and slow memories; one that is shared with others gives a beat in two cycles.
+MEMORIES = (Memory(), Memory(latency=3), Memory(latency=60), Memory(period=2), Memory(30, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -476,3 +482,68 @@ def _add(
         )
 
     return _case(overlay, layer, Plan(tiles, *requant, conv, sums, 0), inputs, more)
+
+
+def layer(seed: int) -> Layer:
+    """A layer at random that fits an 8x8 or 16x8 overlay."""
+    rng = np.random.default_rng(seed)
+    kind = ("conv", "conv", "conv", "gemm", "depthwise", "add", "maximum")[seed % 7]
+    channels, outputs = (int(n) for n in rng.integers(1, 41, 2))
+    if kind == "gemm":
+        return Layer(int(rng.integers(1, 200)), 1, int(rng.integers(1, 60)), outputs)
+    dense = kind == "conv"
+    kernel = (1, 1) if kind == "add" else tuple(int(k) for k in rng.integers(1, 5, 2))
+    # A band needs a line that is no halo.
+    padding = min(int(rng.integers(0, 3)), min(kernel) - 1)
+    stride = int(rng.integers(1, 4)) if kind != "add" else 1
+    dilation = int(rng.integers(1, 3)) if dense else 1
+    reach = dilation * (max(kernel) - 1) + 1
+    height, width = (int(n) for n in rng.integers(reach, reach + 12, 2))
+    bounds = sorted(int(n) for n in rng.integers(-128, 128, 2))
+    low, high = bounds if rng.integers(2) and bounds[0] < bounds[1] else (-128, 127)
+    found = Layer(
+        channels,
+        height,
+        width,
+        outputs if dense else channels,
+        (kernel[0], kernel[1]),
+        stride,
+        dilation,
+        padding,
+        kind,
+        zero=int(rng.integers(-128, 128)) if rng.integers(2) else 0,
+        low=low,
+        high=high,
+        fill=-128 if kind == "maximum" else int(rng.integers(-128, 128)),
+    )
+    lines = int(rng.integers(1, found.shape[0] + 1)) if rng.integers(2) else 0
+    return replace(found, lines=lines)
+
+
+RESNET18 = {
+    "3x3 64 56x56": Layer(64, 56, 56, 64, (3, 3), 1, 1, 1, lines=6),
+    "3x3 128 28x28": Layer(128, 28, 28, 128, (3, 3), 1, 1, 1, lines=5),
+    "3x3 256 14x14": Layer(256, 14, 14, 256, (3, 3), 1, 1, 1, lines=6),
+    "3x3 512 7x7": Layer(512, 7, 7, 512, (3, 3), 1, 1, 1),
+    "3x3 64-128 stride 2": Layer(64, 56, 56, 128, (3, 3), 2, 1, 1, lines=3),
+    "3x3 128-256 stride 2": Layer(128, 28, 28, 256, (3, 3), 2, 1, 1, lines=3),
+    "3x3 256-512 stride 2": Layer(256, 14, 14, 512, (3, 3), 2, 1, 1),
+    "1x1 64-128 stride 2": Layer(64, 56, 56, 128, (1, 1), 2, lines=4),
+    "1x1 128-256 stride 2": Layer(128, 28, 28, 256, (1, 1), 2, lines=7),
+    "1x1 256-512 stride 2": Layer(256, 14, 14, 512, (1, 1), 2),
+}
+
+
+def run(device: Engine, given: Case, memory: Memory = USUAL) -> Counts:
+    """What the launch did, if its results are the expected ones."""
+    dram = given.memory.copy()
+    counts = device.run(encode(given.instructions), dram, memory)
+    results = given.results(dram)
+    # Channels that fill up the last block are whatever they are.
+    real = np.moveaxis(results, 3, 1).reshape(-1, *given.layer.shape)[: given.layer.outputs]
+    wanted = np.moveaxis(given.expected, 3, 1).reshape(-1, *given.layer.shape)
+    np.testing.assert_array_equal(real, wanted[: given.layer.outputs], err_msg=str(given.layer))
+    unused = np.ones(dram.size, bool)
+    unused[given.result : given.result + given.expected.size] = False
+    np.testing.assert_array_equal(dram[unused], given.memory[unused])
+    return counts

@@ -133,7 +133,9 @@ def place(overlay: Overlay, rtl: str, grade: int, seed: int) -> dict[str, Any]:
     )
     if done.returncode or not report.is_file():
         said = (done.stderr or done.stdout).strip().splitlines() or ["no reason was given"]
-        raise HetschedError(f"nextpnr failed on {overlay.name}: {said[-1]}")
+        raise HetschedError(
+            f"nextpnr failed on {overlay.name} with status {done.returncode}: {said[-1]}"
+        )
     told = json.loads(report.read_text(encoding="utf-8"))
     report.unlink()
     (clock,) = told["fmax"].values()

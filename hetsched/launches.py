@@ -36,6 +36,8 @@ IDENTIFIER = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{MOST_LETTERS - 1}}}")
 KERNEL = re.compile(
     r"\b(?:__kernel|kernel|__global__)\b[^;{}]*?\b(?!__launch_bounds__)([A-Za-z_][A-Za-z0-9_]*)\s*\("
 )
+# Stands before each kernel of a source whose kernels need only what stands before the first.
+APART = "\n// A kernel that may be built alone.\n"
 MOST_AXES = 3
 # Of work-items along an axis, and of bytes anywhere.
 LARGEST_EXTENT = (1 << 31) - 1

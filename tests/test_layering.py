@@ -51,7 +51,7 @@ HEAVY = frozenset("tvm tvm_ffi numba pyopencl amaranth".split())
 LOADERS = (
     frozenset(
         ["hetsched.tvm_runtime"]
-        + [f"hetsched.opencl.{name}" for name in "crew query runtime".split()]
+        + [f"hetsched.opencl.{name}" for name in "builder crew query runtime".split()]
         + [
             f"hetsched.lowering.{name}"
             for name in "device_code entry gpu integer kernels metaschedule opencl program "

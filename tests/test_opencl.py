@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CFUNCTYPE, c_int, c_void_p, cast
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ from hetsched.errors import (
 )
 from hetsched.graph import Graph, from_onnx
 from hetsched.host import cores
-from hetsched.launches import Program
+from hetsched.launches import APART, Program
 from hetsched.op import Tensor
-from hetsched.opencl import devices
+from hetsched.opencl import builds, devices
 from hetsched.opencl.devices import Found, Survey, device, select, survey
 from hetsched.plugin import load
 from hetsched.system import System
@@ -377,19 +378,17 @@ def test_a_kept_binary_is_used_and_a_broken_one_is_not(
 ) -> None:
     monkeypatch.setenv("HETSCHED_CACHE", str(tmp_path))
     sources = []
-    build = opencl._build
+    build = builds.build
 
-    def watched(program: Any) -> None:
-        sources.append(program)
-        build(program)
+    def watched(platform: str, number: int, options: str, source: str) -> tuple[int, bytes]:
+        sources.append(source)
+        return build(platform, number, options, source)
 
-    monkeypatch.setattr(opencl, "_build", watched)
-    for kept in (False, True):
-        sources.clear()
+    monkeypatch.setattr(builds, "build", watched)
+    for _ in range(2):
         with loaded(target, first) as kernel:
             np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
-        (program,) = sources
-        assert bool(program.get_info(opencl.cl.program_info.SOURCE)) != kept
+        assert sources == [affine().source]
     (entry,) = tmp_path.glob("*.hsc")
     # Not whole: the archive's digests tell.
     entry.write_bytes(entry.read_bytes()[:-200])
@@ -397,10 +396,10 @@ def test_a_kept_binary_is_used_and_a_broken_one_is_not(
         np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
     # Whole, and no program of this driver.
     key = next(tmp_path.glob("*.hsc")).stem
-    opencl.default_cache().keep(key, Artifact({opencl.BINARY: b"nothing"}))
+    opencl.default_cache().keep(key, Artifact({"0.bin": b"nothing"}))
     with loaded(target, first) as kernel:
         np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
-    assert opencl.default_cache().read(key).files[opencl.BINARY] != b"nothing"
+    assert opencl.default_cache().read(key).files["0.bin"] != b"nothing"
 
 
 def test_a_source_that_does_not_compile_shows_the_log(target: Target, first: Device) -> None:
@@ -409,6 +408,137 @@ def test_a_source_that_does_not_compile_shows_the_log(target: Target, first: Dev
         target.load(artifact(program), graph_of("y"), first)
     assert "\n" not in str(caught.value)
     assert caught.value.device == first.name
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ("float absent(float);", "absent"),
+        ('float absent(float) __asm__("llvm.absent");', "SIGABRT"),
+    ],
+)
+def test_a_function_that_is_not_there_leaves_the_process(
+    target: Target, first: Device, capfd: pytest.CaptureFixture[str], declared: str, message: str
+) -> None:
+    if not select(first.name, "opencl")[0].is_pocl:
+        pytest.skip("other drivers have other words")
+    source = f"{declared}\n{affine().source}".replace("2.0f * x[i]", "absent(x[i])")
+    with pytest.raises(BuildError, match="part 'affine' does not load on") as caught:
+        target.load(artifact(replace(affine(), source=source)), graph_of("y"), first)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.device == first.name
+    assert capfd.readouterr() == ("", "")
+    with loaded(target, first) as kernel:
+        np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
+
+
+def test_a_disk_without_room_is_said(
+    target: Target, first: Device, opencl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not select(first.name, "opencl")[0].is_pocl:
+        pytest.skip("other drivers do not unpack binaries")
+
+    def full(**options: Any) -> Any:
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(opencl, "TemporaryFile", full)
+    with pytest.raises(BuildError, match=r"affine.*its code has no room in .*: No space left"):
+        loaded(target, first)
+
+
+# Answers with the source, until it is told otherwise by it.
+ECHO = """
+import json, os, signal, sys
+while line := sys.stdin.buffer.readline():
+    source = sys.stdin.buffer.read(json.loads(line)["nbytes"])
+    print("words", file=sys.stderr, flush=True)
+    if source == b"die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if source == b"fail":
+        sys.exit(3)
+    if source == b"wait":
+        signal.pause()
+    about = {"status": 0, "nbytes": len(source)}
+    sys.stdout.buffer.write(json.dumps(about).encode() + b"\\n" + source)
+    sys.stdout.buffer.flush()
+    if source == b"leave":
+        break
+"""
+
+
+@pytest.fixture
+def echoing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Builds by processes that answer with the source."""
+    builder = tmp_path / "builder.py"
+    builder.write_text(ECHO)
+    monkeypatch.setattr(builds, "BUILDER", builder)
+    monkeypatch.setattr(builds, "_idle", [])
+    yield lambda source: builds.build("platform", 0, "", source)[1].decode()
+    for child in builds._idle:
+        child.end()
+
+
+def test_builds_go_on_side_by_side(echoing: Callable[[str], str]) -> None:
+    sources = [f"{i}" * 200_000 for i in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(echoing, sources)) == sources
+    assert 1 <= len(builds._idle) <= len(cores())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("die", r"its compiler crashed \(SIGKILL\): words"),
+        ("fail", "its compiler failed with exit status 3: words"),
+        ("wait", "its compiler did not end within 0.5 s: words"),
+    ],
+)
+def test_a_compiler_that_does_not_answer_is_an_error(
+    echoing: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    assert echoing("one") == "one"
+    with monkeypatch.context() as patch:
+        if source == "wait":
+            patch.setattr(builds, "PATIENCE_SECONDS", 0.5)
+        with pytest.raises(builds.Died, match=message):
+            echoing(source)
+    assert not builds._idle
+    assert echoing("other") == "other"
+
+
+def test_a_compiler_that_nobody_asked_is_replaced(echoing: Callable[[str], str]) -> None:
+    assert [echoing(source) for source in ("leave", "leave", "one")] == ["leave", "leave", "one"]
+
+
+def test_a_long_source_is_built_in_pieces(
+    target: Target, first: Device, opencl: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HETSCHED_CACHE", str(tmp_path))
+    monkeypatch.setattr(opencl, "PIECE_LETTERS", 100)
+    monkeypatch.setattr(opencl, "cores", lambda: (0, 1))
+    head, *kernels = affine().source.replace("2.0f", "TWO").split("__kernel")
+    common = f"#define TWO 2.0f\n{head}"
+    source = APART.join([common, *(f"__kernel{kernel}" for kernel in kernels)])
+    # The longer one first.
+    pieces = [f"{common}{APART}__kernel{kernel}" for kernel in kernels[::-1]]
+    assert opencl._pieces(source) == pieces
+    for _ in range(2):
+        with target.load(
+            artifact(replace(affine(), source=source)), graph_of("y"), first
+        ) as kernel:
+            np.testing.assert_allclose(kernel.run([X])[0], Y, rtol=1e-6)
+            assert len(set(map(id, kernel.loaded.programs.values()))) == 2
+    monkeypatch.setattr(opencl, "PIECE_LETTERS", len(source))
+    assert opencl._pieces(source) == [source]
+    monkeypatch.setattr(opencl, "cores", lambda: (0,))
+    assert opencl._pieces(affine().source) == [affine().source]
+
+
+def test_a_kernel_that_is_only_a_comment(target: Target, first: Device) -> None:
+    source = affine().source.replace("__kernel void sum(", "/* __kernel void sum( */ void some(")
+    with pytest.raises(PackageError, match="part 'affine' is damaged: 'sum' is no kernel of its"):
+        target.load(artifact(replace(affine(), source=source)), graph_of("y"), first)
 
 
 def test_groups_that_are_too_large_are_refused(target: Target, first: Device) -> None:

@@ -21,7 +21,7 @@ from hetsched.device import Device
 from hetsched.errors import CompileError, UnsupportedOperation
 from hetsched.graph import Graph, to_onnx
 from hetsched.host import cores, cpu_device
-from hetsched.launches import OUTPUT, WORKSPACE, Program
+from hetsched.launches import APART, OUTPUT, WORKSPACE, Program
 from hetsched.plugin import load
 from hetsched.schedules.rules import Rules
 from hetsched.schedules.vectors import Vectors
@@ -198,7 +198,11 @@ def test_small_functions_are_joined_on_one_unit(device: Device) -> None:
     model = to_onnx(graph)
     apart, joined = program(graph, 2), program(graph, 1)
     assert len(apart.launches) > 1
+    # Each may be built alone.
+    kernels = [text.count("__kernel ") for text in apart.source.split(APART)]
+    assert kernels == [0] + [1] * len({launch.kernel for launch in apart.launches})
     (launch,) = joined.launches
+    assert APART not in joined.source
     assert launch.global_size == (1,)
     # Each region whole, and as often as it is.
     places = [(place.region, place.which, place.start) for place in launch.arguments]

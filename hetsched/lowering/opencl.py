@@ -18,7 +18,7 @@ import tvm
 from tvm import s_tir, tirx
 
 from hetsched.graph import Graph
-from hetsched.launches import MOST_LETTERS, Launch, Place, Program
+from hetsched.launches import APART, MOST_LETTERS, Launch, Place, Program
 from hetsched.lowering.entry import PREFIX, Calls, calls_of
 from hetsched.lowering.kernels import MOST_PARAMETERS, Kernels, Nest, kernels
 from hetsched.lowering.program import Step, Steps, assembled, copies
@@ -151,7 +151,8 @@ class _Sources:
     def text(self, head: str = HEAD) -> str:
         """All of them, as kernels or as functions."""
         whole = [f"{head}{name}{text}" for text, name in self._names.items()]
-        return "\n".join(["".join(self._helpers), *whole])
+        between = APART if head == HEAD else "\n"
+        return between.join(["".join(self._helpers), *whole])
 
 
 def flattened(functions: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,15 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from ctypes import CDLL, byref, c_int, c_size_t, c_uint, c_void_p, sizeof
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from math import prod
+from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -39,8 +43,20 @@ from hetsched.errors import (
     PartError,
 )
 from hetsched.host import cores, hold, pinned, threads
-from hetsched.launches import CONSTANT, INPUT, OUTPUT, WEIGHT, WORKSPACE, Launch, Place, Program
+from hetsched.launches import (
+    APART,
+    CONSTANT,
+    INPUT,
+    OUTPUT,
+    WEIGHT,
+    WORKSPACE,
+    Launch,
+    Place,
+    Program,
+)
+from hetsched.opencl import builds
 from hetsched.opencl.devices import (
+    POCL,
     POCL_OWN,
     POCL_VARIABLE,
     VENDORS_VARIABLE,
@@ -62,9 +78,14 @@ if survey().vendors is not None:
 import pyopencl as cl
 
 OPTIONS = "-cl-std=CL1.2"
-BINARY = "program.bin"
+BINARY = ".bin"
 # Changes with what is kept of a program.
-BINARIES = "opencl program 1"
+BINARIES = "opencl program 2"
+UNBUILT = "its source does not compile"
+# A source of so many letters takes longer to build than a process takes to begin.
+PIECE_LETTERS = 20_000
+# What a disk has to have free beside a binary.
+ROOM_NBYTES = 64 << 10
 # Pinned memory through which copies go to a device with memory of its own, in two halves.
 STAGING_NBYTES = 8 << 20
 LOG_LINES = 12
@@ -100,6 +121,14 @@ class Failed(HetschedError):
         """The error of the kind that a user meets, with what failed and on which device."""
         message, kind = f"{where} on '{device}': {self}", self._kind
         return kind(message, device) if issubclass(kind, DeviceError) else kind(message)
+
+
+class Unbuilt(Failed):
+    """A program of which no binary was made, for another reason than OpenCL's answer."""
+
+    def __init__(self, message: str) -> None:
+        HetschedError.__init__(self, message)
+        self._kind = BuildError
 
 
 class Driver:
@@ -393,41 +422,40 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
 
 
 def built(there: Opened, source: str, names: Sequence[str]) -> dict[str, cl.Program]:
-    """The program that has each of the kernels `names`: of the kept binary, or of the source.
+    """The program that has each of the kernels `names`: of kept binaries, or of the source.
+
+    A source is built by other processes, a long one in pieces, and their binaries are loaded here.
+    Where a driver gives none, or refuses one, this process builds the source, but never by PoCL.
 
     Raises
     ------
     Failed
         The source does not compile; the message has what the compiler says.
     """
-    kept = default_cache()
-    told_by = there.device
-    decisive = (
-        *(BINARIES, OPTIONS, told_by.platform.name, told_by.name),
-        *(told_by.version, told_by.driver_version),
-        sha256(source.encode()).hexdigest(),
-    )
-    key = sha256(repr(decisive).encode()).hexdigest()
+    kept, key = default_cache(), _key(there, source)
     found = kept.read(key)
-    if found is not None and BINARY in found.files:
+    if found is not None:
+        # It may be of another driver of the same version: the source is what counts.
+        with suppress(cl.Error):
+            programs = _of_binaries(there, list(found.files.values()))
+            if programs.keys() >= set(names):
+                return programs
+    binaries = _binaries(there, source)
+    if binaries:
         try:
-            program = cl.Program(there.context, [there.device], [found.files[BINARY]])
-            _build(program)
-            if {kernel.function_name for kernel in program.all_kernels()} >= set(names):
-                return dict.fromkeys(names, program)
-        except cl.Error:
-            # Of another driver of the same version, perhaps: the source is what counts.
-            pass
+            programs = _of_binaries(there, binaries)
+        except cl.Error as error:
+            if _is_pocl(there):
+                raise Failed(error.code, "its binary does not load", _log(str(error))) from error
+        else:
+            _keep(key, binaries)
+            return programs
     program = cl.Program(there.context, source)
     try:
         _build(program)
     except cl.Error as error:
-        raise Failed(error.code, "its source does not compile", _log(error)) from error
-    with told("its binary cannot be read"):
-        (binary,) = program.get_info(cl.program_info.BINARIES)
-    if binary:
-        kept.keep(key, Artifact({BINARY: binary}))
-    return dict.fromkeys(names, program)
+        raise Failed(error.code, UNBUILT, _log(str(error))) from error
+    return _by_kernel(program)
 
 
 def prepare(program: Program, device: Device) -> None:
@@ -438,8 +466,103 @@ def prepare(program: Program, device: Device) -> None:
     Failed
         The source does not compile.
     """
-    if program.launches and default_cache().folder is not None:
-        built(opened(device), program.source, [launch.kernel for launch in program.launches])
+    kept = default_cache()
+    if not program.launches or kept.folder is None:
+        return
+    there = opened(device)
+    key = _key(there, program.source)
+    if kept.read(key) is None and (binaries := _binaries(there, program.source)):
+        _keep(key, binaries)
+
+
+def _keep(key: str, binaries: Sequence[bytes]) -> None:
+    files = {f"{number}{BINARY}": binary for number, binary in enumerate(binaries)}
+    default_cache().keep(key, Artifact(files))
+
+
+def _key(there: Opened, source: str) -> str:
+    """Under which the binary of a source is kept."""
+    told_by = there.device
+    decisive = (
+        *(BINARIES, OPTIONS, told_by.platform.name, told_by.name),
+        *(told_by.version, told_by.driver_version),
+        sha256(source.encode()).hexdigest(),
+    )
+    return sha256(repr(decisive).encode()).hexdigest()
+
+
+def _binaries(there: Opened, source: str) -> list[bytes]:
+    """The binaries of a source, none where the driver gives none."""
+    platform = there.device.platform
+    number = platform.get_devices().index(there.device)
+    pieces = _pieces(source)
+    try:
+        with ThreadPoolExecutor(len(pieces)) as threads:
+            build = partial(builds.build, platform.name, number, OPTIONS)
+            made = list(threads.map(build, pieces))
+    except builds.Died as error:
+        raise Unbuilt(f"{UNBUILT}: {error}") from error
+    if all(status == 0 and binary for status, binary in made):
+        return [binary for _, binary in made]
+    if _is_pocl(there):
+        for status, answer in made:
+            if status:
+                raise Failed(status, UNBUILT, _log(answer.decode(errors="replace")))
+        raise Unbuilt(f"{UNBUILT}: its compiler gives no binary")
+    # Perhaps it is not for two processes: what this one hears counts.
+    return []
+
+
+def _pieces(source: str) -> list[str]:
+    """The source in pieces of about the same length that are built side by side."""
+    common, *kernels = source.split(APART)
+    count = min(len(cores()), len(kernels), len(source) // PIECE_LETTERS)
+    if count < 2:
+        return [source]
+    pieces = [common] * count
+    for kernel in sorted(kernels, key=len, reverse=True):
+        shortest = min(range(count), key=lambda i: len(pieces[i]))
+        pieces[shortest] += APART + kernel
+    return pieces
+
+
+def _of_binaries(there: Opened, binaries: Sequence[bytes]) -> dict[str, cl.Program]:
+    """The program that has a kernel, by the kernel's name."""
+    if _is_pocl(there):
+        _check_room(sum(map(len, binaries)))
+    found: dict[str, cl.Program] = {}
+    for binary in binaries:
+        program = cl.Program(there.context, [there.device], [binary])
+        _build(program)
+        found |= _by_kernel(program)
+    return found
+
+
+def _by_kernel(program: cl.Program) -> dict[str, cl.Program]:
+    return {kernel.function_name: program for kernel in program.all_kernels()}
+
+
+def _is_pocl(there: Opened) -> bool:
+    return bool(there.device.platform.name == POCL)
+
+
+def _check_room(nbytes: int) -> None:
+    """
+    Raises
+    ------
+    Unbuilt
+        PoCL cannot unpack a binary into files; it would say so by ending the process in a run.
+    """
+    home = os.environ.get("HOME")
+    caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "/tmp")
+    folder = Path(os.environ.get("POCL_CACHE_DIR") or f"{caches}/pocl")
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(2 * nbytes + ROOM_NBYTES))
+    except OSError as error:
+        raise Unbuilt(f"its code has no room in {folder}: {error.strerror}") from error
 
 
 def _build(program: cl.Program) -> None:
@@ -449,9 +572,9 @@ def _build(program: cl.Program) -> None:
         program.build(OPTIONS)
 
 
-def _log(error: cl.Error) -> str:
+def _log(text: str) -> str:
     """What the compiler says, in one line."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    lines = [" ".join(line.split()) for line in text.splitlines()]
     wanted = [line for line in lines if "error:" in line] or [line for line in lines if line]
     return "; ".join(wanted[:LOG_LINES])
 
@@ -482,6 +605,10 @@ class Loaded:
         self._check_memory()
         names = list(dict.fromkeys(launch.kernel for launch in program.launches))
         self.programs = built(there, program.source, names) if names else {}
+        if missing := [kernel for kernel in names if kernel not in self.programs]:
+            raise PackageError(
+                f"part '{name}' is damaged: '{missing[0]}' is no kernel of its source"
+            )
         with told("it does not load"):
             self.buffers = self._regions(weights)
             self._parts: dict[tuple[str, int | str, int, int], cl.Buffer] = {}

@@ -116,9 +116,9 @@ def overlap(result: Mapping[str, Any]) -> str:
         "What `auto` ships for two devices beside each device alone, the same "
         "code with two threads, and ONNX Runtime with two threads: medians of "
         f"{result['repeats']} rounds in turns. By the recorded stamps both devices work at once "
-        "for so long; *possible* is the sum of the devices' rates over the better one. The threads of "
-        "two libraries that spin after a run disturb each other: alone, what runs on two threads "
-        "is at times faster than its columns say. "
+        "for so long; *possible* is the sum of the devices' rates over the better one. The threads "
+        "of two libraries that spin after a run disturb each other: alone, what runs on two "
+        "threads is at times faster than its columns say. "
         f"{_where(result)}\n\n{found}"
     )
 

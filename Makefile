@@ -49,6 +49,7 @@ opencl:
 bench: $(INSTALLED) $(FPGA) bench-peers
 	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
 	$(BIN)/python -m bench.overlap --json bench/results/overlap.json
+	$(BIN)/python -m bench.overlap --json bench/results/overlap_opencl.json --devices cpu:0,opencl:0
 	$(BIN)/python -m bench.pipelines --json bench/results/pipelines.json
 	$(BIN)/python -m bench.compile --json bench/results/compile.json
 	$(BIN)/python -m bench.reference --json bench/results/reference.json

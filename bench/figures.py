@@ -112,11 +112,13 @@ def overlap(result: Mapping[str, Any]) -> str:
         for title, heads, cells in overlap_tables(result)
     )
     return (
-        "## Overlap\n\n"
+        f"## Overlap, {result['devices']}\n\n"
         "What `auto` ships for two devices beside each device alone, the same "
         "code with two threads, and ONNX Runtime with two threads: medians of "
         f"{result['repeats']} rounds in turns. By the recorded stamps both devices work at once "
-        "for so long; *possible* is the sum of the devices' rates over the better one. "
+        "for so long; *possible* is the sum of the devices' rates over the better one. The threads "
+        "of two libraries that spin after a run disturb each other: alone, what runs on two "
+        "threads is at times faster than its columns say. "
         f"{_where(result)}\n\n{found}"
     )
 
@@ -432,6 +434,7 @@ class Part:
 PARTS = {
     "coverage": Part(coverage_summary, coverage),
     "overlap": Part(overlap),
+    "overlap_opencl": Part(overlap),
     "opencl": Part(opencl_summary, opencl),
     "pipelines": Part(pipelines),
     "peers": Part(peers_summary, peers),

@@ -369,10 +369,11 @@ def networks(options: Options) -> Found:
     found = board(BOARD)
     clock = found.description
     return Found(
-        f"Quantised to int8, on examples/small_host.toml with {clock}. Top-1 is compared with ONNX "
-        "Runtime's of the same quantised model; parts are right by `verify`, within its units; "
-        "units are steps of the last quantisation, at the output over all inputs. Cycles are those "
-        "of an input on the overlay; ms are these over the clock, and modelled.",
+        "Quantised to int8, planned for examples/small_host.toml; the clock is that of the "
+        f"{clock}. Top-1 is compared with ONNX Runtime's of the same quantised model; parts are "
+        "right by `verify`, within its units; units are steps of the last quantisation, at the "
+        "output over all inputs. Cycles are those of an input on the overlay; ms are these over "
+        "the clock, and modelled.",
         (
             "network",
             "parts on FPGA",
@@ -412,8 +413,10 @@ def networks(options: Options) -> Found:
 
 def _network(name: str, options: Options, store: Store) -> dict[str, Any]:
     graph, inputs = _given(name, options)
-    plan = hetsched.partition(graph, System.load(HOST), "task", store=store.path)
-    clock_hz = board(BOARD).clock_hz
+    system = System.load(HOST)
+    plan = hetsched.partition(graph, system, "task", store=store.path)
+    # The file of a machine has a clock of its own.
+    assumed_hz = system.device(DEVICE).clock_hz
     session = oracle.session(to_onnx(graph))
     names = [tensor.name for tensor in graph.outputs]
     unit = _unit(graph)
@@ -430,7 +433,7 @@ def _network(name: str, options: Options, store: Store) -> dict[str, Any]:
             units = max(units, float(np.abs(ours - theirs).max()) / unit)
     placed = [network(plan.graph.part(part.ops, part.name)) for part in _placed(plan)]
     seconds = sum(executable.schedule.slot(part.name).seconds for part in _placed(plan))
-    count, macs = round(seconds * clock_hz), sum(part.macs for part in placed)
+    count, macs = round(seconds * assumed_hz), sum(part.macs for part in placed)
     return {
         "model": name,
         "parts": len(placed),
@@ -443,7 +446,7 @@ def _network(name: str, options: Options, store: Store) -> dict[str, Any]:
         "macs": macs,
         "cycles": count,
         "utilisation": macs / (count * engine("verilator").overlay.macs),
-        "seconds": seconds,
+        "seconds": count / board(BOARD).clock_hz,
         "cpu_seconds": cpu / len(inputs),
     }
 

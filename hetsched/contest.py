@@ -20,7 +20,7 @@ REQUESTS = 64
 def median_latencies(
     executables: Sequence[Executable], inputs: Mapping[str, np.ndarray]
 ) -> tuple[list[float], int]:
-    """The median seconds of a run of each, and the runs: in turns, A B A B, after a warm-up.
+    """The median seconds of a run of each, and the runs: in turns, A A B B A A B B.
 
     What drifts meanwhile, the clock or other load, meets all of them alike.
     """
@@ -58,12 +58,15 @@ def _run_seconds(executable: Executable, inputs: Mapping[str, np.ndarray]) -> fl
 
 
 def _in_turns(calls: Sequence[Callable[[], float]]) -> tuple[list[float], int]:
-    """The medians of what calls tell of their time."""
-    for call in calls:
-        call()
+    """The medians of what calls tell of their time.
+
+    In each turn a call is made twice, and the second counts: the first finds caches that the others
+    have used, the processor's and those of drivers. PoCL keeps 128 kernels open in all.
+    """
     times: list[list[float]] = [[] for _ in calls]
     begin = perf_counter()
     while len(times[0]) < LEAST_RUNS or perf_counter() - begin < SECONDS:
         for call, own in zip(calls, times, strict=True):
+            call()
             own.append(call())
     return [median(own) for own in times], len(times[0])

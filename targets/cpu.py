@@ -20,10 +20,10 @@ import numpy as np
 from hetsched.device import Device
 from hetsched.dtype import empty, numpy_dtype
 from hetsched.errors import CompileError, PackageError, PartError, PluginError
-from hetsched.graph import Graph, to_onnx
+from hetsched.graph import Graph
 from hetsched.host import cpu_device, cpu_devices
 from hetsched.native import crew_code, damage_of, linker_for, no_linker
-from hetsched.programs import generator
+from hetsched.programs import generator, kept_refusal
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
 from hetsched.store import Store, default_path
@@ -60,9 +60,6 @@ FEATURES = {
     "sve": "sve",
     "v": "v",
 }
-
-# Refusals by structure, for the groups that a network repeats.
-_refusals: dict[bytes, str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -148,12 +145,7 @@ class Cpu(Target):
         isa = _isa(device)
         if linker_for(isa) is None:
             return no_linker(isa)
-        structure = to_onnx(graph, weights=False)
-        structure.graph.name = ""
-        key = structure.SerializeToString(deterministic=True)
-        if key not in _refusals:
-            _refusals[key] = refusal_of(graph)
-        return _refusals[key]
+        return kept_refusal(self.name, graph, refusal_of)
 
     def lanes(self, device: Device) -> int:
         return Vectors.of(_isa(device)).lanes

@@ -16,9 +16,9 @@ from hetsched.cuda import compiler, driver, runtime
 from hetsched.cuda.devices import capability, count, device, number_of, runs
 from hetsched.device import Device
 from hetsched.errors import BuildError, CompileError, DeviceError, PackageError
-from hetsched.graph import Graph, to_onnx
+from hetsched.graph import Graph
 from hetsched.launches import Program
-from hetsched.programs import footprint, generator, given, program_of
+from hetsched.programs import footprint, generator, given, kept_refusal, program_of
 from hetsched.schedules.gpu.limits import Limits
 from hetsched.target import Artifact, Begun, Footprint, Kernel, Results, Target
 
@@ -26,9 +26,6 @@ LANGUAGE = "cuda"
 CUBIN = "kernels.cubin"
 # What TVM tells a device by, beside its tags of known models; more than a group of any can have.
 GROUP_ITEMS, LOCAL_NBYTES, WARP = 1024, 48 << 10, 32
-
-# Refusals by structure, for the groups that a network repeats.
-_refusals: dict[bytes, str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,7 @@ class Cuda(Target):
         # Late, because it loads TVM's compiler.
         from hetsched.lowering.gpu import why_not
 
-        structure = to_onnx(graph, weights=False)
-        structure.graph.name = ""
-        key = structure.SerializeToString(deterministic=True)
-        if key not in _refusals:
-            _refusals[key] = why_not(graph)
-        return _refusals[key]
+        return kept_refusal("gpu", graph, why_not)
 
     def settings(self, device: Device) -> str:
         limits = device.group_items, device.local_nbytes, device.compute_units

@@ -17,13 +17,13 @@ from hetsched.errors import (
     PackageError,
     PluginError,
 )
-from hetsched.graph import Graph, to_onnx
+from hetsched.graph import Graph
 from hetsched.host import cores
 from hetsched.launches import INPUT, OUTPUT, Launch, Place, Program
 from hetsched.native import crew_code, damage_of, linker_for, opened
 from hetsched.op import Tensor
 from hetsched.opencl.devices import VENDORS, VENDORS_VARIABLE, device, select, survey
-from hetsched.programs import footprint, generator, given, program_of
+from hetsched.programs import footprint, generator, given, kept_refusal, program_of
 from hetsched.schedules.gpu.limits import Limits
 from hetsched.schedules.rules import WINOGRAD, Rules
 from hetsched.schedules.vectors import Vectors
@@ -44,9 +44,6 @@ __kernel void copy_words(__global const long* restrict given, __global long* res
   for (int i = 0; i < {each}; ++i) made[first + i] = given[first + i] + 1;
 }}
 """
-
-# Refusals by structure, for the groups that a network repeats.
-_refusals: dict[tuple[str, bytes], str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -122,13 +119,9 @@ class Opencl(Target):
 
         if device.kind != "cpu" and (lack := _lack(graph, device)):
             return lack
-        structure = to_onnx(graph, weights=False)
-        structure.graph.name = ""
-        key = device.kind, structure.SerializeToString(deterministic=True)
-        if key not in _refusals:
-            why_not = opencl.why_not if device.kind == "cpu" else gpu.why_not
-            _refusals[key] = why_not(graph)
-        return _refusals[key]
+        if device.kind == "cpu":
+            return kept_refusal(self.name, graph, opencl.why_not)
+        return kept_refusal("gpu", graph, gpu.why_not)
 
     def lanes(self, device: Device) -> int | None:
         return Vectors.of(device.isa).lanes if device.kind == "cpu" else None

@@ -1,14 +1,16 @@
 """Random graphs that ONNX Runtime can run, and systems for them."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
 from hetsched.cost import Prices
 from hetsched.device import Device, Link
-from hetsched.graph import Graph
+from hetsched.graph import Graph, from_onnx
 from hetsched.op import Op, Tensor
 from hetsched.system import System
 
@@ -210,3 +212,20 @@ def random_system(rng: random.Random, targets: tuple[str, ...] = ("imagined",)) 
         if a != b
     )
     return System("random", devices, links)
+
+
+def graph_of(
+    nodes: Sequence[onnx.NodeProto], shape: tuple[int, ...], constants: Mapping[str, np.ndarray]
+) -> Graph:
+    """From x to y, both of float32, each node named by its kind and place."""
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type.lower()}{index}"
+    graph = helper.make_graph(
+        nodes,
+        "part",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    return from_onnx(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))

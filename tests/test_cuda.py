@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from fake_cuda import INVALID_VALUE, OUT_OF_MEMORY, FakeCuda
-from onnx import helper, numpy_helper
+from graphs import graph_of
+from onnx import helper
 from programs import affine
 
 from hetsched import api, oracle, simulate
@@ -25,7 +25,7 @@ from hetsched.errors import (
     PackageError,
 )
 from hetsched.executor import Executor
-from hetsched.graph import Graph, from_onnx, to_onnx
+from hetsched.graph import Graph, to_onnx
 from hetsched.launches import Program
 from hetsched.links import copying
 from hetsched.plugin import load
@@ -38,21 +38,6 @@ H100, ORIN = "nvidia/nvidia-h100", "nvidia/jetson-orin-nano"
 RNG = np.random.default_rng(0)
 
 
-def graph_of(*nodes: onnx.NodeProto, shape: tuple[int, ...], **constants: np.ndarray) -> Graph:
-    """From x to y."""
-    for index, node in enumerate(nodes):
-        node.name = f"{node.op_type.lower()}{index}"
-    graph = helper.make_graph(
-        nodes,
-        "part",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return from_onnx(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
-
-
 def network() -> Graph:
     """A convolution in tiles, a depthwise one and a pooling by threads, a product, a softmax."""
     weights = {
@@ -61,7 +46,7 @@ def network() -> Graph:
             ("w", (16, 3, 3, 3)), ("b", (16,)), ("d", (16, 1, 3, 3)), ("m", (256, 12)),
         )
     }  # fmt: skip
-    return graph_of(
+    nodes = [
         helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["r"]),
         helper.make_node("Conv", ["r", "d"], ["e"], group=16, pads=[1, 1, 1, 1]),
@@ -69,9 +54,8 @@ def network() -> Graph:
         helper.make_node("Flatten", ["p"], ["f"]),
         helper.make_node("MatMul", ["f", "m"], ["g"]),
         helper.make_node("Softmax", ["g"], ["y"], axis=-1),
-        shape=(1, 3, 8, 8),
-        **weights,
-    )
+    ]
+    return graph_of(nodes, (1, 3, 8, 8), weights)
 
 
 @pytest.fixture
@@ -189,13 +173,12 @@ def artifact() -> Artifact:
 
 
 def graph() -> Graph:
-    return graph_of(
+    nodes = [
         helper.make_node("Mul", ["x", "v"], ["m"]),
         helper.make_node("Add", ["m", "c"], ["y"]),
-        shape=(2, 4),
-        v=np.ones((2, 4), np.float32),
-        c=np.ones((), np.float32),
-    )
+    ]
+    weights = {"v": np.ones((2, 4), np.float32), "c": np.ones((), np.float32)}
+    return graph_of(nodes, (2, 4), weights)
 
 
 X = RNG.standard_normal((2, 4)).astype(np.float32)

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
+from graphs import graph_of
+from onnx import helper
 
 from hetsched import oracle
 from hetsched.device import Device
-from hetsched.graph import Graph, from_onnx, to_onnx
+from hetsched.graph import Graph, to_onnx
 from hetsched.launches import WORKSPACE, Program
 from hetsched.plugin import load
 from hetsched.schedules.gpu.limits import Limits
@@ -21,23 +21,6 @@ node = helper.make_node
 
 def normal(*shape: int) -> np.ndarray:
     return (RNG.standard_normal(shape) * 0.5).astype(np.float32)
-
-
-def graph_of(
-    nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: dict[str, np.ndarray]
-) -> Graph:
-    """From x to y."""
-    for index, item in enumerate(nodes):
-        item.name = f"{item.op_type.lower()}{index}"
-    graph = helper.make_graph(
-        nodes,
-        "part",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return from_onnx(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
 
 
 def ragged() -> Graph:

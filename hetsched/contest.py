@@ -61,7 +61,7 @@ def _in_turns(calls: Sequence[Callable[[], float]]) -> tuple[list[float], int]:
     """The medians of what calls tell of their time.
 
     In each turn a call is made twice, and the second counts: the first finds caches that the others
-    have used, the processor's and those of drivers. PoCL keeps 128 kernels open in all.
+    have used.
     """
     times: list[list[float]] = [[] for _ in calls]
     begin = perf_counter()

@@ -134,10 +134,23 @@ def test_work_is_shared_by_several_units(device: Device) -> None:
     check(model, inputs, device, 3)
 
 
-@pytest.mark.parametrize("index", [1, 10])
+@pytest.mark.parametrize(
+    ("index", "dot", "features"),
+    [(1, "madd", {}), (10, "vnni", {}), (10, "vnni", {"avx512_vnni": "-DHAS_QUADS"})],
+)
 def test_bytes_are_multiplied_exactly(
-    index: int, device: Device, monkeypatch: pytest.MonkeyPatch
+    index: int,
+    dot: str,
+    features: Mapping[str, str],
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """By two instructions, and in plain C where the processor has not that of `features`."""
+    runtime = import_module("hetsched.opencl.runtime")
+    monkeypatch.setattr(runtime, "FEATURES", features)
+    vectors = replace(RULES.vectors, dot=dot, lanes=16)
+    monkeypatch.setattr(f"{__name__}.RULES", replace(RULES, vectors=vectors))
+
     def here(isa: str, graph: Graph, *inputs: Array) -> list[Array]:
         return computed(graph, inputs, device, 1 + index % 2)
 

@@ -23,7 +23,15 @@ from tvm import s_tir, tirx
 from hetsched.graph import Graph
 from hetsched.launches import APART, MOST_LETTERS, Launch, Place, Program
 from hetsched.lowering.entry import PREFIX, Calls, calls_of
-from hetsched.lowering.kernels import MOST_PARAMETERS, Kernels, Nest, kernels
+from hetsched.lowering.kernels import (
+    MOST_PARAMETERS,
+    MULTIPLY_QUADS,
+    QUADS_LANES,
+    WITH_QUADS,
+    Kernels,
+    Nest,
+    kernels,
+)
 from hetsched.lowering.program import Step, Steps, assembled, copies
 from hetsched.lowering.relax import compile_part, fuse, lowered, passes, refusal_of
 from hetsched.operation import flops
@@ -58,8 +66,8 @@ def program(
     """The part for a device of so many compute units, and the weights that it reads, by name.
 
     Each place in it starts at a multiple of `alignment` bytes. On one unit, a part of small
-    functions is one kernel that calls them in turn. Bytes are multiplied without the
-    instructions that the processor of `rules` may have for it.
+    functions is one kernel that calls them in turn. Instructions that multiply bytes are those of
+    the processor of `rules`; where the device has none, C stands for them.
 
     Raises
     ------
@@ -67,7 +75,9 @@ def program(
         The part has something that no kernel can be made of.
     """
 
-    rules = replace(rules, vectors=replace(rules.vectors, dot="pairs"))
+    vectors = rules.vectors
+    dot = "quads" if vectors.dot == "vnni" and vectors.lanes == QUADS_LANES else "pairs"
+    rules = replace(rules, vectors=replace(vectors, dot=dot))
 
     def build(module: Any) -> tuple[Calls, Mapping[str, Steps], _Sources]:
         with passes:
@@ -135,7 +145,7 @@ def _joined(program: Program, sources: "_Sources") -> Program | None:
     names = dict.fromkeys(launch.kernel for launch in program.launches)
     source = (
         f"{sources.helpers}{''.join(map(sources.function, names))}"
-        f"\n{HEAD}{JOINED}({parameters}) {{\n{''.join(calls)}}}\n"
+        f"\n{sources.head}{JOINED}({parameters}) {{\n{''.join(calls)}}}\n"
     )
     places = tuple(
         Place(*region, 0, program.region_nbytes(*region), region in written) for region in regions
@@ -175,7 +185,8 @@ def _gathered(program: Program, sources: "_Sources") -> Program:
         parameters = ", ".join([*(f"__global void* {name}" for name in names), "int which"])
         kernels.append(
             f"{''.join(map(sources.function, group))}\n"
-            f"{HEAD}{whole}({parameters}) {{\n  switch (which) {{\n{''.join(cases)}  }}\n}}\n"
+            f"{sources.head}{whole}({parameters}) {{\n"
+            f"  switch (which) {{\n{''.join(cases)}  }}\n}}\n"
         )
 
     def moved(launch: Launch) -> Launch:
@@ -212,12 +223,21 @@ class _Sources:
         """The functions that all of them may call."""
         return "".join(self._helpers)
 
+    @property
+    def head(self) -> str:
+        """What stands before a kernel's name."""
+        return f"{self._attribute}{HEAD}"
+
+    @property
+    def _attribute(self) -> str:
+        return WITH_QUADS if MULTIPLY_QUADS in self._helpers else ""
+
     def kernel(self, name: str) -> str:
-        return f"{HEAD}{name}{self._texts[name]}"
+        return f"{self.head}{name}{self._texts[name]}"
 
     def function(self, name: str) -> str:
         """The same for kernels to call."""
-        return f"{FUNCTION}{name}{self._texts[name]}"
+        return f"{self._attribute}{FUNCTION}{name}{self._texts[name]}"
 
     def text(self) -> str:
         """All of them, each as a kernel."""

@@ -42,7 +42,7 @@ from hetsched.errors import (
     PackageError,
     PartError,
 )
-from hetsched.host import cores, hold, pinned, threads
+from hetsched.host import cores, cpu_device, hold, pinned, threads
 from hetsched.launches import (
     APART,
     CONSTANT,
@@ -78,6 +78,8 @@ if survey().vendors is not None:
 import pyopencl as cl
 
 OPTIONS = "-cl-std=CL1.2"
+# By a feature of the processor, what tells a source that it may ask PoCL for its instructions.
+FEATURES = {"avx512_vnni": "-DHAS_QUADS"}
 BINARY = ".bin"
 # Changes with what is kept of a program.
 BINARIES = "opencl program 2"
@@ -452,7 +454,7 @@ def built(there: Opened, source: str, names: Sequence[str]) -> dict[str, cl.Prog
             return programs
     program = cl.Program(there.context, source)
     try:
-        _build(program)
+        _build(there, program)
     except cl.Error as error:
         raise Failed(error.code, UNBUILT, _log(str(error))) from error
     return _by_kernel(program)
@@ -484,7 +486,7 @@ def _key(there: Opened, source: str) -> str:
     """Under which the binary of a source is kept."""
     told_by = there.device
     decisive = (
-        *(BINARIES, OPTIONS, told_by.platform.name, told_by.name),
+        *(BINARIES, _options(there), told_by.platform.name, told_by.name),
         *(told_by.version, told_by.driver_version),
         sha256(source.encode()).hexdigest(),
     )
@@ -498,7 +500,7 @@ def _binaries(there: Opened, source: str) -> list[bytes]:
     pieces = _pieces(source)
     try:
         with ThreadPoolExecutor(len(pieces)) as threads:
-            build = partial(builds.build, platform.name, number, OPTIONS)
+            build = partial(builds.build, platform.name, number, _options(there))
             made = list(threads.map(build, pieces))
     except builds.Died as error:
         raise Unbuilt(f"{UNBUILT}: {error}") from error
@@ -533,7 +535,7 @@ def _of_binaries(there: Opened, binaries: Sequence[bytes]) -> dict[str, cl.Progr
     found: dict[str, cl.Program] = {}
     for binary in binaries:
         program = cl.Program(there.context, [there.device], [binary])
-        _build(program)
+        _build(there, program)
         found |= _by_kernel(program)
     return found
 
@@ -565,11 +567,17 @@ def _check_room(nbytes: int) -> None:
         raise Unbuilt(f"its code has no room in {folder}: {error.strerror}") from error
 
 
-def _build(program: cl.Program) -> None:
+def _options(there: Opened) -> str:
+    """The options of a build; PoCL's device is this processor."""
+    features = cpu_device("cpu", "cpu").isa.split() if _is_pocl(there) else []
+    return " ".join([OPTIONS, *(FEATURES[feature] for feature in FEATURES if feature in features)])
+
+
+def _build(there: Opened, program: cl.Program) -> None:
     # What a compiler has to say counts where it refuses. Who sets aside warnings has to be alone.
     with _building, warnings.catch_warnings():
         warnings.simplefilter("ignore", cl.CompilerWarning)
-        program.build(OPTIONS)
+        program.build(_options(there))
 
 
 def _log(text: str) -> str:

@@ -569,10 +569,13 @@ def _columns(vectors: Vectors, read: Callable[..., Any], place: Index, dilation:
     if vectors.dot == "lanes":
         places = (place + index * dilation for index in range(4))
         return [T.cast(read(lanes, column), f"int32x{lanes}") for column in places]
-    if vectors.dot == "pairs":
+    if vectors.dot in ("pairs", "quads"):
         places = (place + index * dilation for index in range(4))
         a, b, c, d = (T.cast(read(lanes, column), f"int32x{lanes}") for column in places)
-        return [_paired(a, c, lanes), _paired(b, d, lanes)]
+        even, odd = _paired(a, c, lanes), _paired(b, d, lanes)
+        if vectors.dot == "pairs":
+            return [even, odd]
+        return [T.bitwise_or(even, T.shift_left(odd, _constant(8, lanes, "int32")))]
     return _data(vectors, _four_columns(read, place, dilation, lanes))
 
 
@@ -607,6 +610,8 @@ def _weights(vectors: Vectors, packed: Any) -> list[Any]:
             T.shift_left(packed, _constant(24 - 8 * index, lanes, "int32")) for index in range(4)
         ]
         return [T.shift_right(value, top) for value in shifted]
+    if vectors.dot == "quads":
+        return [packed]
     return [T.reinterpret(f"int8x{4 * lanes}", packed)]
 
 
@@ -628,6 +633,8 @@ def _data(vectors: Vectors, packed: Any) -> list[Any]:
         halves = _constant(LARGEST << 16 | LARGEST, lanes, "int32")
         further = T.shift_right(packed, _constant(8, lanes, "int32"))
         return [T.bitwise_and(value, halves) for value in (packed, further)]
+    if vectors.dot == "quads":
+        return [packed]
     mask = _constant(LARGEST, lanes, "int32")
     shifted = [T.shift_right(packed, _constant(8 * index, lanes, "int32")) for index in range(4)]
     return [T.bitwise_and(value, mask) for value in shifted]
@@ -642,6 +649,8 @@ def _dot(vectors: Vectors, total: Any, data: Sequence[Any], weights: Sequence[An
         return T.call_llvm_pure_intrin(kind, name, total, data[0], weights[0])
     if vectors.dot == "sdot":
         return T.call_llvm_pure_intrin(kind, "llvm.aarch64.neon.sdot", total, data[0], weights[0])
+    if vectors.dot == "quads":
+        return T.call_pure_extern(kind, QUADS, total, data[0], weights[0])
     for value, weight in zip(data, weights, strict=True):
         if vectors.dot == "madd":
             product = T.call_llvm_pure_intrin(kind, MULTIPLY_PAIRS[lanes], value, weight)
@@ -658,8 +667,9 @@ def _paired(low: Any, high: Any, lanes: int) -> Any:
     return T.bitwise_or(low, T.shift_left(high, _constant(16, lanes, "int32")))
 
 
-# A function that C has to have: of the two numbers of 16 bits in each lane, the sum of products.
-PAIRS = "multiply_pairs"
+# Functions that C has to have: of the two numbers of 16 bits in each lane, the sum of products; and
+# a total plus the four products of unsigned bytes and signed ones in each lane.
+PAIRS, QUADS = "multiply_pairs", "multiply_quads"
 MULTIPLY_PAIRS = {
     4: "llvm.x86.sse2.pmadd.wd",
     8: "llvm.x86.avx2.pmadd.wd",

@@ -43,8 +43,9 @@ class Vectors:
     """`registers` vector registers with `lanes` elements of float32 each.
 
     `dot` is how a core multiplies vectors of bytes: `vnni` and `sdot` are instructions that add
-    four products to each element of int32, `madd` one for two products of 16 bits, `pairs` a
-    function of C for the same, and `lanes` stands for products of 32 bits.
+    four products to each element of int32, `madd` one for two products of 16 bits, `quads` and
+    `pairs` functions of C for the same, `quads` for 16 lanes only, and `lanes` stands for products
+    of 32 bits.
     """
 
     lanes: int

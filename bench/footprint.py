@@ -4,12 +4,12 @@
 
 Each plan is compiled, written as a package and run in a process of its own, all of whose heap is
 counted (`heap.c`, loaded before the C library). Measured is what the plan has of it at its peak,
-while kernels are loaded and run: the arrays of numpy and the temporary memory of TVM's runtime, told
-by who asks for a block; and the weights that the code reads where they are mapped. Beside it stands
-the same with all else that loading and running adds to the heap: objects of Python, the stacks of
-TVM's calls, the tables of the linker, which are some kilobytes for each part. The package has run
-there before once, so that what Python and TVM need for themselves is there already. The growth of the
-resident set has code and what a page rounds up as well.
+while kernels are loaded and run: the arrays of numpy and the temporary memory of TVM's runtime,
+told by who asks for a block; and the weights that the code reads where they are mapped. Beside it
+stands the same with all else that loading and running adds to the heap: objects of Python, the
+stacks of TVM's calls, the tables of the linker, which are some kilobytes for each part. The package
+has run there before once, so that what Python and TVM need for themselves is there already. The
+growth of the resident set has code and what a page rounds up as well.
 """
 
 import argparse

@@ -123,7 +123,7 @@ def test_shared_weights_are_there_once() -> None:
 
 
 def test_who_waits_has_a_pool_of_its_own() -> None:
-    """The work of the last step's unit is done by its thread in some runs, by the caller in others."""
+    """The unit of the last step works by its own thread in some runs, by the caller in others."""
     page = 4096
     calls = Footprint({}, 0, ((page,),))
     parts = two(calls, calls)

@@ -243,6 +243,29 @@ def test_nothing_begins_behind_the_deadline_and_the_next_call_goes_on(
     assert names(machine).count("two") == 3 + (names(machine)[-1] == "two")
 
 
+def test_a_budget_goes_to_what_tells_most_and_the_rest_is_predicted(
+    machine: Machine, store: Store
+) -> None:
+    """One of two alike is enough to know both, so that the unlike comes before the second."""
+    graph = product(300, 300, 301, 7)
+    large, alike, small = (group.name for group in graph.groups)
+    machine.compiling_seconds = 10.0
+    told: list[str] = []
+    found = measure(
+        [course(graph)], store, EFFORT, machine.now + 19, lambda what, done, of: told.append(what)
+    )
+    assert machine.compiled[:2] == [large, small] or machine.compiled[:2] == [alike, small]
+    keys = course(graph).keys
+    assert found.estimates.keys() == keys.values() - found.samples.keys()
+    assert len(found.estimates) == 1
+    for estimate in found.estimates.values():
+        assert estimate.seconds > 0
+        assert not estimate.is_measured
+    assert any("0 measured, 3 predicted so far" in what for what in told)
+    # With time enough all are measured.
+    assert not measure([course(graph)], store, EFFORT, machine.now + 1e6).estimates
+
+
 def test_a_kill_loses_the_burst_in_flight_alone(machine: Machine, store: Store) -> None:
     graph = product(4, 5, 6)
 

@@ -40,8 +40,10 @@ TYPICAL_NBYTES = 1 << 18
 HANDOVERS = 80
 # Hand-overs there and back in one request.
 ROUNDS = 10
+# Parts behind each other on one device, the first of which still find the other's data.
+ALONE, OWN = 8, 3
 # As tensors mostly are: larger ones no cache holds. The first is a hand-over and nothing else.
-SIZES = (WORD_NBYTES, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
+SIZES = (WORD_NBYTES, 1 << 16, 1 << 17, 1 << 18, 1 << 19)
 MOST_BYTES_PER_SECOND = 1e12
 # A burst that something else disturbed is repeated so often.
 ATTEMPTS = 3
@@ -192,13 +194,13 @@ def _apart(device: Device) -> Device:
 
 
 def measure_link(source: Device, sink: Device) -> Link:
-    """What a hand-over between two devices costs, from the stamps of copies that take turns.
+    """What a hand-over between two devices costs, from the stamps of copies.
 
-    Latency is the time from the finish of a part to the start of one that waits for it. What passes
-    between two parts on one device is counted in what it takes to start a part, half of it for
-    each of them. Bandwidth is that of the transfer; where memory is shared, that at which a
-    part reads what another unit has written, less what it needs for data of its own. Both are
-    fitted to tensors of several sizes.
+    Latency is the time from the finish of a part to the start of one that waits for it, less what
+    passes between two parts on one device: that is counted in what it takes to start a part.
+    Bandwidth is that of the transfer; where memory is shared, by how much longer a part takes that
+    reads what another unit has written and writes where that has read. Both are fitted to tensors
+    of several sizes.
 
     Raises
     ------
@@ -233,13 +235,14 @@ def fitted(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
 
 
 def _handover_seconds(source: Device, sink: Device, nbytes: int) -> float:
-    """From part to part, beyond what starting one takes, and what reading takes longer from far.
+    """From part to part, beyond what starting one takes, the transfer among it, and by how much
+    longer the second computes than one on data of its own device: it reads what the other has
+    written, and writes where that has read, which takes longer still between caches.
 
-    Of a tensor that copies pass to and fro; of two on one device the first has it from far. The
-    transfer, if there is one, is among it.
+    Of a tensor that copies pass to and fro, and then from one to the next on `sink` alone.
     """
     words = nbytes // WORD_NBYTES
-    devices = [(source, sink)[index // 2 % 2] for index in range(4 * ROUNDS)]
+    devices = [source, sink] * ROUNDS + [sink] * ALONE
     steps = [
         Step(f"copy{i}", device, (f"t{i}",), (f"t{i + 1}",), partial(copying, device, words))
         for i, device in enumerate(devices)
@@ -254,12 +257,13 @@ def _handover_seconds(source: Device, sink: Device, nbytes: int) -> float:
     for schedule in schedules:
         slots = [schedule.slot(step.name) for step in steps]
         # Behind the first of each unit, which is woken.
-        for index in range(6, len(steps), 4):
-            earlier, before, first, second = slots[index - 2 : index + 2]
-            waits.append(first.start - before.finish)
-            there.append(first.seconds)
-            here.append(second.seconds)
-            between.append((before.start - earlier.finish + second.start - first.finish) / 2)
+        for index in range(5, 2 * ROUNDS, 2):
+            waits.append(slots[index].start - slots[index - 1].finish)
+            there.append(slots[index].seconds)
+        # When the memory that the tensors take in turns is the device's own again.
+        for index in range(2 * ROUNDS + OWN, len(steps)):
+            between.append(slots[index].start - slots[index - 1].finish)
+            here.append(slots[index].seconds)
     starting = statistics.median(between)
     waiting = max(0.0, statistics.median(waits) - starting)
     return waiting + statistics.median(there) - statistics.median(here)

@@ -73,8 +73,8 @@ LOADERS = (
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_contention _cpsat _gaps _list _rank _refutation _search cpop exact heft "
-        "ippts lookahead peft portfolio".split()
+        for name in "_contention _cpsat _gaps _justify _list _rank _refutation _search cpop exact "
+        "heft ippts lookahead peft portfolio".split()
     }
 )
 

@@ -445,6 +445,18 @@ class Between:
             pieces.append((piece[0], piece[1], used))
 
 
+def tables_nbytes(units: int, arguments: Sequence[int]) -> int:
+    """About what a crew of so many units has to tell C, for one request at a time.
+
+    `arguments` are how many addresses each step takes.
+    """
+    whole = NUMBERS * 8 + CORE_WORDS * 64 + CREW.itemsize + SLOT.itemsize
+    unit = UNIT.itemsize + SHARE.itemsize + NUMBERS * PROGRESS.itemsize
+    step = STEP.itemsize + STATE.itemsize
+    # An address has a row of two words, in the kernel, its code and the request.
+    return whole + units * unit + sum(step + 3 * 16 * count for count in arguments)
+
+
 class _Course:
     """What each request does, and where in its memory the tensors between the parts are."""
 

@@ -12,8 +12,9 @@ a column's products is; `total` where it is accumulated):
 4, 5                  the word, and a column's copy of it (or the column's channel, `depthwise`)
 6, 7, 8               multipliers
 9 .. sum              tree of adders
-sum - 3 .. sum        accumulators read, or the bias
-total = sum + 2       maximum or addition; written where the tile is not the last
+sum - 4 .. sum        accumulators read, or the bias
+sum + 1 .. sum + 3    compared, one of them dropped where it is a maximum, added: `total`
+total                 written to the accumulators where the tile is not the last
 total + 1 .. + 3      times the multiplier, in two halves
 total + 4 .. + 7      added, shifted by fours, by ones, rounded
 total + 8 .. + 11     saturated to int8, and to the instruction's bounds; written
@@ -51,22 +52,22 @@ class Array(Elaboratable):
     """What a `ConvUnit` streams, computed; results go to `output_data`.
 
     The three buffers that LOAD fills are read at `input_address`, `weight_address` and
-    `parameter_address`; their data come two cycles later.
+    `parameter_address`; their data come three cycles later.
     """
 
     def __init__(self, overlay: Overlay, unit: ConvUnit, technology: Technology) -> None:
         self._overlay, self._unit, self._technology = overlay, unit, technology
         rows, columns = overlay.rows, overlay.columns
         self._sum = PRODUCT + (rows - 1).bit_length()
-        self._total = self._sum + 2
+        self._total = self._sum + 3
         # How much later the word and the weights are looked at where the sum takes one cycle.
         simulated = technology is Technology.SIMULATION
         self._late = self._sum - 1 - WORD if simulated else 0
-        self.input_address = Signal.like(unit.position, reset_less=True)
+        self.input_address = Signal.like(unit.position)
         self.input_data = Signal(8 * rows)
-        self.weight_address = Signal.like(unit.weight_address, reset_less=True)
+        self.weight_address = Signal.like(unit.weight_address)
         self.weight_data = Signal(8 * columns)
-        self.parameter_address = Signal.like(unit.tile.parameter, reset_less=True)
+        self.parameter_address = Signal.like(unit.tile.parameter)
         self.parameter_data = [Signal(64, name=f"parameter{c}") for c in range(columns)]
         self.output_write = Signal()
         self.output_address = Signal.like(unit.tile.output, reset_less=True)
@@ -107,7 +108,7 @@ class Array(Elaboratable):
         """The weights by column and row where they are used: a shadow fills, then all change."""
         module, unit = self._module, self._unit
         rows, columns = self._overlay.rows, self._overlay.columns
-        module.d.sync += self.weight_address.eq(unit.weight_address)
+        module.d.comb += self.weight_address.eq(unit.weight_address)
         late = self._late - (COLUMN - WORD) if self._late else 0
         word = self._pipe(self.weight_data, 1 + late, "weight_word", reset=False)[-1]
         valid = self._pipe(unit.weight, WEIGHT_LATENCY + late, "weight_valid")[-1]
@@ -137,7 +138,7 @@ class Array(Elaboratable):
         """The input word at stage `WORD`, and a column's own channel of it and of those before."""
         module, unit = self._module, self._unit
         rows, columns = self._overlay.rows, self._overlay.columns
-        module.d.sync += self.input_address.eq(unit.position)
+        module.d.comb += self.input_address.eq(unit.position)
         word = self._pipe(self.input_data, 1 + self._late, "word", reset=False)[-1]
         blocks = rows // columns
         own = word
@@ -228,8 +229,9 @@ class Array(Elaboratable):
         columns = overlay.columns
         memory = BlockRam(32 * columns, overlay.accumulator_words, self._technology)
         module.submodules.accumulators = memory
-        # The block RAM's two cycles, and one to choose.
-        read, write = self._sum - 3, self._total
+        # The block RAM's three cycles, and one to choose. Eight cycles, which tiles are apart at
+        # least, later what is written is read.
+        read, write = self._sum - 4, self._total
         last = held(tile.last, write)
         # Whether the position at a stage from `total` on is requantised. On an FPGA the stages go
         # on all the same: that is less wiring.
@@ -240,23 +242,24 @@ class Array(Elaboratable):
             memory.write_enable.eq(self._valid[write] & ~last),
             self.parameter_address.eq(held(tile.parameter, read - 1)),
         ]
+        copies = [0] * columns if self._late else list(range(1, columns + 1))
         first, widen, maximum = tile.first, tile.widen, tile.maximum & ~tile.first
         flags = [
             (
                 held(first, self._sum - 1, copy=c),
                 held(widen, self._sum - 1, copy=c),
-                held(maximum, self._sum, copy=c),
+                held(maximum, self._sum + 1, copy=c),
             )
-            for c in (range(1, columns + 1) if not self._late else [0] * columns)
+            for c in copies
         ]
         results = []
         for c in range(columns):
             parameter = self.parameter_data[c]
             old = memory.read_data[32 * c : 32 * c + 32]
-            total = self._total_of(sums[c], old, parameter, flags[c])
+            total = self._total_of(sums[c], old, parameter, flags[c], copies[c])
             module.d.comb += memory.write_data[32 * c : 32 * c + 32].eq(total)
             gates = [Const(1)] * len(done) if self._technology is Technology.ECP5 else done
-            results.append(self._requantised(total, parameter, gates))
+            results.append(self._requantised(total, parameter, gates, copies[c]))
         module.d.comb += [
             self.output_write.eq(done[-1]),
             self.output_address.eq(self._counter(tile.output, write + 11, "output")),
@@ -264,16 +267,24 @@ class Array(Elaboratable):
         ]
 
     def _total_of(
-        self, addend: Signal, old: Value, parameter: Value, flags: tuple[Value, Value, Value]
+        self,
+        addend: Signal,
+        old: Value,
+        parameter: Value,
+        flags: tuple[Value, Value, Value],
+        copy: int,
     ) -> Signal:
         """The accumulator with `addend`, at stage `total`."""
         module = self._module
         first, widen, maximum = flags
-        bias = self._stages.held(parameter[:BIAS_BITS], self._sum - 1, since=self._sum - 2)
+        bias = self._stages.held(
+            parameter[:BIAS_BITS], self._sum - 1, since=self._sum - 2, copy=copy
+        )
         base = Signal(signed(32), name="base", reset_less=True)
         module.d.sync += base.eq(Mux(first, bias, Mux(widen, old << 7, old)))
-        greater = Signal(name="greater")
-        module.d.comb += greater.eq(base[:9].as_signed() > addend[:9].as_signed())
+        greater = Signal(name="greater", reset_less=True)
+        module.d.sync += greater.eq(base[:9].as_signed() > addend[:9].as_signed())
+        base, addend = self._register(base, "base"), self._register(addend, "addend")
         left = Signal(signed(32), name="left", reset_less=True)
         right = Signal.like(addend, name="right", reset_less=True)
         total = Signal(signed(32), name="total", reset_less=True)
@@ -284,14 +295,16 @@ class Array(Elaboratable):
         ]
         return total
 
-    def _requantised(self, total: Signal, parameter: Value, done: list[Value]) -> Signal:
+    def _requantised(
+        self, total: Signal, parameter: Value, done: list[Value], copy: int
+    ) -> Signal:
         """The int8 of `total`, eleven cycles later; a stage may stand still if it is not `done`."""
         module, stages, tile = self._module, self._stages, self._unit.tile
         at, since = self._total, self._sum - 2
         bits = slice(BIAS_BITS, BIAS_BITS + MULTIPLIER_BITS)
-        multiplier = stages.held(parameter[bits], at, since=since)
+        multiplier = stages.held(parameter[bits], at, since=since, copy=copy)
         bits = slice(BIAS_BITS + MULTIPLIER_BITS, PARAMETER_BITS)
-        shift = stages.held(parameter[bits], at + 4, since=since)
+        shift = stages.held(parameter[bits], at + 4, since=since, copy=copy)
         low, high = Multiplier(18, 18, self._technology), Multiplier(18, 18, self._technology)
         module.submodules += [low, high]
         module.d.comb += [

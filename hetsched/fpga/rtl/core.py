@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from amaranth.hdl import Array as Choice
-from amaranth.hdl import Cat, Elaboratable, Module, Signal, Value
+from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Signal, Value
 
 from hetsched.fpga.isa import BEAT, WORDS, Buffer, Conv, Load, Overlay, Store, Sync
 from hetsched.fpga.rtl.array import PARAMETER_BITS, Array
@@ -75,10 +75,13 @@ class Core(Elaboratable):
     for by `r_valid`, `r_address` and taken where `r_ready` is 1; its data come in order with
     `d_valid`, and are always taken. A write is offered by `w_valid`, `w_address`, `w_data` and
     taken where `w_ready` is 1. `busy` is 0 when all that was given is done.
+
+    There is no reset: registers start with what the FPGA's configuration gives them.
     """
 
     def __init__(self, overlay: Overlay, technology: Technology = Technology.GENERIC) -> None:
         self._overlay, self._technology = overlay, technology
+        self.clock = ClockDomain("sync", reset_less=True)
         self.i_valid = Signal()
         self.i_ready = Signal()
         self.i_data = Signal(8 * BEAT)
@@ -113,10 +116,11 @@ class Core(Elaboratable):
 
     @property
     def ports(self) -> Iterable[Signal]:
-        return (*self.inputs, *self.outputs)
+        return (self.clock.clk, *self.inputs, *self.outputs)
 
     def elaborate(self, platform: object) -> Module:
         module = Module()
+        module.domains += self.clock
         overlay = self._overlay
         module.submodules.load = load = LoadUnit(overlay)
         module.submodules.conv = conv = ConvUnit(overlay)

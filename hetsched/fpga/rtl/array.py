@@ -15,9 +15,10 @@ a column's products is; `total` where it is accumulated):
 sum - 4 .. sum        accumulators read, or the bias
 sum + 1 .. sum + 3    compared, one of them dropped where it is a maximum, added: `total`
 total                 written to the accumulators where the tile is not the last
-total + 1 .. + 3      times the multiplier, in two halves
-total + 4 .. + 7      added, shifted by fours, by ones, rounded
-total + 8 .. + 11     saturated to int8, and to the instruction's bounds; written
+total + 1 .. + 5      times the multiplier
+total + 6 .. + 7      shifted by fours, by ones
+total + 8 .. + 11     rounded
+total + 12 .. + 14    saturated to int8, and to the instruction's bounds; written
 ====================  ==========================================================================
 """
 
@@ -25,7 +26,7 @@ from functools import reduce
 
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
 
-from hetsched.fpga.isa import Overlay
+from hetsched.fpga.isa import FRACTION, SHIFTS, Overlay
 from hetsched.fpga.rtl.blocks import BlockRam, Multiplier, Technology
 from hetsched.fpga.rtl.conv import ConvUnit, Stages
 
@@ -44,8 +45,20 @@ TAPS = 8
 WEIGHT_LATENCY = 4
 """Cycles from a weight word's address to its register."""
 
-BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS = 32, 17, 5
+BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS = 32, 24, 5
 PARAMETER_BITS = BIAS_BITS + MULTIPLIER_BITS + SHIFT_BITS
+PRODUCT_BITS = BIAS_BITS + MULTIPLIER_BITS
+
+LOW_BITS = 17
+"""Bits of the multiplier, and of what it multiplies, that a DSP takes without a sign."""
+
+LEAST_SHIFT = SHIFTS.start
+
+KEPT = FRACTION + 9
+"""Bits of the shifted product that matter if it is not clipped; the whole part's are signed."""
+
+REQUANTISED = 14
+"""Cycles from the total to its int8."""
 
 
 class Array(Elaboratable):
@@ -80,7 +93,7 @@ class Array(Elaboratable):
         unit = self._unit
         self._module = module
         self._stages = Stages(module, unit.begins)
-        end = self._total + 12
+        end = self._total + REQUANTISED + 1
         self._valid = self._pipe(unit.kept, end, "valid")
         ends = self._pipe(unit.ends, end, "ends")
         signal = self._stages.held(unit.tile.signal, end)
@@ -235,7 +248,7 @@ class Array(Elaboratable):
         last = held(tile.last, write)
         # Whether the position at a stage from `total` on is requantised. On an FPGA the stages go
         # on all the same: that is less wiring.
-        done = self._pipe(self._valid[write] & last, 11, "done")
+        done = self._pipe(self._valid[write] & last, REQUANTISED, "done")
         module.d.comb += [
             memory.read_address.eq(self._counter(tile.accumulator, read, "read")),
             memory.write_address.eq(self._counter(tile.accumulator, write, "write")),
@@ -262,7 +275,7 @@ class Array(Elaboratable):
             results.append(self._requantised(total, parameter, gates, copies[c]))
         module.d.comb += [
             self.output_write.eq(done[-1]),
-            self.output_address.eq(self._counter(tile.output, write + 11, "output")),
+            self.output_address.eq(self._counter(tile.output, write + REQUANTISED, "output")),
             self.output_data.eq(Cat(*results)),
         ]
 
@@ -298,64 +311,90 @@ class Array(Elaboratable):
     def _requantised(
         self, total: Signal, parameter: Value, done: list[Value], copy: int
     ) -> Signal:
-        """The int8 of `total`, eleven cycles later; a stage may stand still if it is not `done`."""
+        """The int8 of `total`, as late as `REQUANTISED`; a stage may stand if it is not `done`.
+
+        What is named is there as many cycles after `total` as the stage that it is assigned in.
+        """
         module, stages, tile = self._module, self._stages, self._unit.tile
         at, since = self._total, self._sum - 2
         bits = slice(BIAS_BITS, BIAS_BITS + MULTIPLIER_BITS)
         multiplier = stages.held(parameter[bits], at, since=since, copy=copy)
         bits = slice(BIAS_BITS + MULTIPLIER_BITS, PARAMETER_BITS)
-        shift = stages.held(parameter[bits], at + 4, since=since, copy=copy)
+        # Held here: within a condition they would be held by it.
+        shift = stages.held(parameter[bits], at + 5, since=since, copy=copy)
+        shift_later = stages.held(shift, at + 6, since=at + 5)
+        zero = stages.held(tile.zero, at + 10)
+        bottom, top = stages.held(tile.low, at + 12), stages.held(tile.high, at + 12)
+        lowest = stages.held(bottom, at + 13, since=at + 12)
+        highest = stages.held(top, at + 13, since=at + 12)
+
+        def later(value: Value, stage: int, name: str) -> Signal:
+            signal = Signal.like(value, name=name, reset_less=True)
+            with module.If(done[stage - 1]):
+                module.d.sync += signal.eq(value)
+            return signal
+
+        # 3: times the multiplier's low bits in two halves, times its others by adders.
         low, high = Multiplier(18, 18, self._technology), Multiplier(18, 18, self._technology)
         module.submodules += [low, high]
         module.d.comb += [
-            low.a.eq(total[:MULTIPLIER_BITS]),
-            low.b.eq(multiplier),
+            low.a.eq(total[:LOW_BITS]),
+            low.b.eq(multiplier[:LOW_BITS]),
             low.wanted.eq(Cat(done[:3])),
-            high.a.eq(total[MULTIPLIER_BITS:].as_signed()),
-            high.b.eq(multiplier),
+            high.a.eq(total[LOW_BITS:].as_signed()),
+            high.b.eq(multiplier[:LOW_BITS]),
             high.wanted.eq(Cat(done[:3])),
         ]
-        # All of the product's bits but the 15 that the least shift drops.
-        product = Signal(signed(50), name="product", reset_less=True)
-        fours = Signal(signed(35), name="fours", reset_less=True)
-        ones = Signal(signed(35), name="ones", reset_less=True)
-        rounded = Signal(signed(35), name="rounded", reset_less=True)
-        byte, bounded, kept, result = (
-            Signal(signed(8), name=name, reset_less=True)
-            for name in ("byte", "bounded", "kept", "result")
-        )
-        over, under, below, above = (
-            Signal(name=name, reset_less=True) for name in ("over", "under", "below", "above")
-        )
-        # Held before: within a condition they would be held by it.
-        shift_ones = stages.held(shift, at + 5, since=at + 4)
-        zero = stages.held(tile.zero, at + 6)
-        bottom, top = stages.held(tile.low, at + 9), stages.held(tile.high, at + 9)
-        lowest = stages.held(bottom, at + 10, since=at + 9)
-        highest = stages.held(top, at + 10, since=at + 9)
-        with module.If(done[3]):
-            module.d.sync += product.eq((high.product << MULTIPLIER_BITS) + low.product)
+        terms: list[Value] = [Mux(bit, total, 0) for bit in multiplier[LOW_BITS:]]
+        for stage in range(1, 4):
+            step = 1 << stage - 1
+            pairs = [
+                first + (second[0] << step) if second else first
+                for first, *second in (terms[i : i + 2] for i in range(0, len(terms), 2))
+            ]
+            terms = [later(pair, stage, "term") for pair in pairs]
+        # 5: the product; 7: shifted, with more bits above than are kept.
+        upper = later(high.product[:BIAS_BITS].as_signed() + terms[0], 4, "upper")
+        lower = later(low.product[: 2 * LOW_BITS], 4, "lower")
+        product = Signal(signed(PRODUCT_BITS), name="product", reset_less=True)
         with module.If(done[4]):
-            module.d.sync += fours.eq((product >> 15) >> (shift & 0x1C))
-        with module.If(done[5]):
-            module.d.sync += ones.eq(fours >> shift_ones[:2])
-        with module.If(done[6]):
-            module.d.sync += rounded.eq((ones + Cat(1, zero).as_signed()) >> 1)
-        with module.If(done[7]):
-            sign = rounded[-1]
-            module.d.sync += [
-                byte.eq(rounded[:8]),
-                over.eq(~sign & rounded[7:].any()),
-                under.eq(sign & ~rounded[7:].all()),
-            ]
-        with module.If(done[8]):
-            module.d.sync += bounded.eq(Mux(over, 127, Mux(under, -128, byte)))
-        with module.If(done[9]):
-            module.d.sync += [
-                kept.eq(bounded),
-                below.eq(bounded < bottom.as_signed()),
-                above.eq(bounded > top.as_signed()),
-            ]
-        with module.If(done[10]):
-            module.d.sync += result.eq(Mux(below, lowest, Mux(above, highest, kept)))
-        return result
+            module.d.sync += product.eq((upper << LOW_BITS) + lower)
+        wide = Cat(Const(0, FRACTION - LEAST_SHIFT), product).as_signed()
+        fours = later((wide >> (shift & 0x1C))[: KEPT + 3].as_signed(), 6, "fours")
+        ones = later((fours >> shift_later[:2]), 7, "ones")
+        # Whether what is above is more than the sign: by groups of a shift of four.
+        sign = later(later(product[-1], 6, "sign"), 7, "sign")
+        above = [bit ^ wide[-1] for bit in wide[KEPT + 2 : -1]]
+        groups = later(Cat(Cat(above[i : i + 4]).any() for i in range(0, len(above), 4)), 6, "above")
+        cut = later((groups >> shift_later[2:]).any(), 7, "cut")
+        # 8: the whole part of nine bits, the fraction's side of the half and distance from it.
+        outside = cut | (ones[KEPT - 1 :] != sign.replicate(4))
+        extreme = Cat((~sign).replicate(8), sign)
+        whole = later(Mux(outside, extreme, ones[FRACTION:KEPT]).as_signed(), 8, "whole")
+        size = later(ones[FRACTION : KEPT - 1] ^ ones[KEPT - 1].replicate(8), 8, "size")
+        half = ones[FRACTION - 1]
+        distance = later(ones[: FRACTION - 1] ^ (~half).replicate(FRACTION - 1), 8, "distance")
+        upward = later(half, 8, "upward")
+        even = later(half == ones[KEPT - 1], 8, "even")
+        # 9, 10: whether it is so near to the half that float32 has it there.
+        far = later(distance[9:].any(), 9, "far")
+        none = later(Cat(~size[bit:].any() for bit in range(8)), 9, "none")
+        lowest_bits = later(distance[:9], 9, "lowest_bits")
+        even, upward = later(even, 9, "even"), later(upward, 9, "upward")
+        whole = later(whole, 9, "whole")
+        apart = far | (lowest_bits[1:] & none).any() | (none[0] & lowest_bits[0] & even)
+        near = later(~apart, 10, "near")
+        whole, upward = later(whole, 10, "whole"), later(upward, 10, "upward")
+        # 11: rounded; 12: as int8; 14: within the instruction's bounds.
+        carry = Mux(near, whole[0], upward)
+        twice = Cat(carry, whole).as_signed() + Cat(carry, zero).as_signed()
+        rounded = later((twice >> 1).as_signed(), 11, "rounded")
+        sign = rounded[-1]
+        clipped = Mux(
+            ~sign & rounded[7:-1].any(), 127, Mux(sign & ~rounded[7:-1].all(), -128, rounded[:8])
+        )
+        byte = later(clipped[:8].as_signed(), 12, "byte")
+        kept = later(byte, 13, "kept")
+        below = later(byte < bottom.as_signed(), 13, "below")
+        beyond = later(byte > top.as_signed(), 13, "beyond")
+        return later(Mux(below, lowest, Mux(beyond, highest, kept)), 14, "result")

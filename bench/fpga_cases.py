@@ -126,8 +126,8 @@ def _requantisation(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bias, multiplier and shift for accumulators that spread by `spread`."""
     bias = rng.integers(-int(spread) - 1, int(spread) + 2, outputs)
-    multiplier = rng.integers(1 << 16, 1 << 17, outputs)
-    shift = 16 + np.clip(
+    multiplier = rng.integers(1 << 23, 1 << 24, outputs)
+    shift = 23 + np.clip(
         np.log2(spread / 50).round().astype(int) + rng.integers(0, 2, outputs), 0, 31
     )
     return bias, multiplier, shift
@@ -436,7 +436,7 @@ def _maximum(
             maximum=True,
         )
 
-    same = np.zeros(layer.outputs, int), np.full(layer.outputs, 1 << 16), np.full(layer.outputs, 16)
+    same = np.zeros(layer.outputs, int), np.full(layer.outputs, 1 << 23), np.full(layer.outputs, 23)
     return _case(overlay, layer, Plan(tiles, *same, conv, np.max(windows, axis=0), 0), inputs)
 
 

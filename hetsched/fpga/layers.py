@@ -3,31 +3,39 @@
 What a part means is what `lowering/quantized.py` finds in it: operations on integers alone. Each
 becomes a layer here, with its scales as multipliers and shifts, or is refused by name.
 
-The meaning of a layer is exact, in integers (`reference.py` computes it). It differs from ONNX's in
-two places only: the scale is `multiplier / 2**shift`, which differs from the model's by at most
-2**-17 of it, and a half is rounded up, not to even. So a result of one layer differs from ONNX's by
-at most one, where the scaled sum lies within 0.002 of a half; a sum of two tensors within 0.02.
+The meaning of a layer is exact, in integers (`reference.py` computes it), and that of ONNX Runtime,
+which scales sums in float32: scales are computed in float32 in its order, a multiplier has all of
+their bits, and the overlay rounds as float32 does (`isa.requantise`). A layer of bytes without sign
+has the same results, then, bit for bit, while its sums stay within 24 bits or are clipped. So it
+has to be: what differs by one in one layer may differ by a hundred twenty layers on. For a sum of
+two tensors, factors are searched for that give the same for all pairs of bytes.
 
 Tensors of bytes without sign are computed less 128, zero points too: the same numbers.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 
 import numpy as np
 
 from hetsched.errors import UnsupportedOperation
-from hetsched.fpga.isa import MULTIPLIERS, SHIFTS
+from hetsched.fpga.isa import MULTIPLIERS, SHIFTS, requantise
 from hetsched.graph import Graph
-from hetsched.lowering.quantized import CONTRIBUTED, INTEGER, quantized
+from hetsched.lowering.quantized import CONTRIBUTED, INTEGER, added, addition, quantized
 from hetsched.op import Op, Tensor
 
-# Bits of a multiplier that a scale fills.
-PRECISION = 17
-# The largest weight of a sum of two tensors: 128 * high + low.
-LARGEST_FACTOR = 16383
+# Bits of a multiplier that a scale fills: those of a float32.
+PRECISION = 24
+# A factor of a sum of two tensors is so many digits of seven bits.
+DIGITS = 3
+LARGEST_FACTOR = 2 ** (7 * DIGITS) - 1
+# Factors of a sum that are looked at, and how many of them for each pair of bytes.
+TRIED, COMPARED = 1 << 16, 16
 LARGEST_SUM = 2**31
+# What one of the bias is in a sum of two tensors: a one of the first digits.
+BIAS_UNIT = 2 ** (7 * (DIGITS - 1))
 # With the largest multiplier and the least shift.
 LARGEST_SCALE = (MULTIPLIERS.stop - 1) / 2**SHIFTS.start
 # Operations between floats and bytes, and what is wrong with others in floats and with them.
@@ -138,7 +146,7 @@ class Maximum:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """128 * bias + the sources, each times its factor, rescaled: one scale for all channels."""
+    """The sources, each times its factor, plus `BIAS_UNIT * bias`, rescaled: one for all."""
 
     name: str
     sources: tuple[str, str]
@@ -177,13 +185,14 @@ class Network:
 def multiplier_and_shift(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The fractions `multiplier / 2**shift` nearest to positive scales of at most `LARGEST_SCALE`.
 
-    Scales below 2**-30 lose bits of the multiplier: they leave nothing of a sum of 32 bits.
+    Those of float32 are met. Below 2**-31 they lose bits of the multiplier, and leave nothing of a
+    sum of 32 bits.
 
     Examples
     --------
     >>> multiplier, shift = multiplier_and_shift(np.array([0.75, 0.001]))
     >>> multiplier.tolist(), shift.tolist()
-    ([98304, 67109], [17, 26])
+    ([12582912, 8589935], [24, 33])
     """
     scale = np.asarray(scale, np.float64)
     shift = np.minimum(PRECISION - np.frexp(scale)[1], SHIFTS.stop - 1)
@@ -311,7 +320,7 @@ class _Reader:
         return int(value.reshape(())) - (128 if value.dtype == np.uint8 else 0)
 
     def scale(self, tensor: Tensor) -> np.ndarray:
-        return np.asarray(self.constant(tensor), np.float64)
+        return np.asarray(self.constant(tensor), np.float32)
 
     def weights(self, tensor: Tensor, zero: Tensor) -> np.ndarray:
         values, zeros = self.constant(tensor), self.constant(zero)
@@ -508,38 +517,78 @@ def _sum(reader: _Reader, op: Op) -> None:
     if first.shape != second.shape:
         raise _Refused("its terms differ in shape")
     image = reader.image(first)
-    factors, multiplier, shift = sum_factors(
-        float(reader.scale(a_scale) / reader.scale(scale)),
-        float(reader.scale(b_scale) / reader.scale(scale)),
-    )
-    before = factors[0] * reader.zero(a_zero) + factors[1] * reader.zero(b_zero)
+    scales = [np.float32(reader.scale(item).reshape(())) for item in (a_scale, b_scale, scale)]
+    points = [int(reader.constant(item).reshape(())) for item in (a_zero, b_zero, zero)]
+    least = int(np.iinfo(reader.constant(zero).dtype).min)
+    found = sum_factors(*addition(scales, points), least)
     full = np.full(image.channels, 1, np.int64)
-    rescale = Rescale(
-        full * -round(before / 128), full * multiplier, full * shift, reader.zero(zero)
-    )
+    rescale = Rescale(full * found.bias, full * found.multiplier, full * found.shift, -128 - least)
     sources = reader.source(first, image), reader.source(second, image)
-    layer = Sum(op.name, sources, op.output().name, factors, rescale)
+    layer = Sum(op.name, sources, op.output().name, found.factors, rescale)
     reader.append(op, layer, image)
 
 
-def sum_factors(first: float, second: float) -> tuple[tuple[int, int], int, int]:
-    """Factors in proportion to two scales, and multiplier and shift of their sum.
+@dataclass(frozen=True)
+class Factors:
+    """`multiplier / 2**shift` times the sum of bytes times `factors` and `BIAS_UNIT * bias`.
+
+    `different` tells for how many of the pairs of bytes that is not what ONNX Runtime computes.
+    """
+
+    factors: tuple[int, int]
+    bias: int
+    multiplier: int
+    shift: int
+    different: int
+
+
+@cache
+def sum_factors(ratios: tuple[float, float], fixed: float, least: int) -> Factors:
+    """Integers for `round(ratios[0] * a + ratios[1] * b + fixed)`, as float32 computes it.
+
+    `a`, `b` and the result are bytes of at least `least`. The larger factor is one of the `TRIED`
+    largest that fit. Rounding the other factor, the bias and the scale does harm, and there are so
+    many that for some it does next to none. Of the `COMPARED` with the least harm, it is the first
+    that is right for all pairs of bytes, or for the most.
 
     Examples
     --------
-    >>> sum_factors(0.5, 0.25)
-    ((16383, 8192), 65540, 31)
+    >>> found = sum_factors((0.5, 0.25), -96.0, 0)
+    >>> found.different, found.factors[0] / found.factors[1]
+    (0, 2.0)
     """
-    larger = max(first, second)
-    factors = (
-        round(first / larger * LARGEST_FACTOR),
-        round(second / larger * LARGEST_FACTOR),
-    )
-    scale = larger / LARGEST_FACTOR
-    if not 0 < scale <= LARGEST_SCALE:
+    larger = max(ratios)
+    # What is added to signed bytes.
+    offset = fixed + sum(ratios) * (least + 128)
+    reach = (128 * sum(ratios) + abs(offset)) / larger
+    most = min(LARGEST_FACTOR, int(LARGEST_SUM / reach) - BIAS_UNIT)
+    if not 0 < larger <= LARGEST_SCALE * (most - TRIED):
         raise _Refused(f"a scale of it is {larger:.3g} times that of the result")
-    multiplier, shift = multiplier_and_shift(np.array(scale))
-    return factors, int(multiplier), int(shift)
+    tried = np.arange(most, most - TRIED, -1)
+    multipliers, shifts = multiplier_and_shift(larger / tried)
+    scales = np.ldexp(multipliers.astype(np.float64), -shifts)
+    pairs = [np.rint(ratio / larger * tried).astype(np.int64) for ratio in ratios]
+    biases = np.rint(offset / larger * tried / BIAS_UNIT).astype(np.int64)
+    harm = np.abs(scales * BIAS_UNIT * biases - offset)
+    for factors, ratio in zip(pairs, ratios, strict=True):
+        harm += 128 * np.abs(scales * factors - ratio)
+    first, second = np.meshgrid(np.arange(-128, 128), np.arange(-128, 128), indexing="ij")
+    moved = least + 128
+    wanted = added(ratios, fixed, first + moved, second + moved)
+    wanted = np.clip(wanted, least, least + 255) - moved
+    best: Factors | None = None
+    for place in np.argsort(harm, kind="stable")[:COMPARED].tolist():
+        one, other = (int(factors[place]) for factors in pairs)
+        bias, multiplier, shift = (int(v[place]) for v in (biases, multipliers, shifts))
+        total = one * first + other * second + BIAS_UNIT * bias
+        results = requantise(total, np.array(multiplier), np.array(shift), -moved)
+        different = int(np.count_nonzero(results != wanted))
+        if best is None or different < best.different:
+            best = Factors((one, other), bias, multiplier, shift, different)
+        if not different:
+            break
+    assert best is not None
+    return best
 
 
 def _maximum(reader: _Reader, op: Op) -> None:
@@ -560,7 +609,7 @@ def _mean(reader: _Reader, op: Op) -> None:
         raise _Refused(f"'{data.name}' is no image")
     kernel = (image.height, image.width)
     weights = np.ones((image.channels, 1, *kernel), np.int8)
-    scale = reader.scale(xs) / reader.scale(ys) / image.positions
+    scale = reader.scale(xs) / (reader.scale(ys) * np.float32(image.positions))
     before = reader.zero(xz)
     layer = Convolution(
         op.name,

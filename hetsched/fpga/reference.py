@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from hetsched.fpga.isa import requantise
-from hetsched.fpga.layers import Convolution, Layer, Maximum, Network, Rescale, Window
+from hetsched.fpga.layers import BIAS_UNIT, Convolution, Layer, Maximum, Network, Rescale, Window
 
 
 def run(network: Network, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -57,7 +57,7 @@ def compute(layer: Layer, images: Mapping[str, np.ndarray], size: tuple[int, int
         return maximum(layer, images[layer.source], size)
     first, second = (images[name].astype(np.int64) for name in layer.sources)
     bias = layer.rescale.bias.reshape(-1, 1, 1)
-    total = 128 * bias + layer.factors[0] * first + layer.factors[1] * second
+    total = BIAS_UNIT * bias + layer.factors[0] * first + layer.factors[1] * second
     return rescaled(total, layer.rescale)
 
 

@@ -309,9 +309,7 @@ class Array(Elaboratable):
         ]
         return total
 
-    def _requantised(
-        self, total: Signal, parameter: Value, done: list[Value], copy: int
-    ) -> Signal:
+    def _requantised(self, total: Signal, parameter: Value, done: list[Value], copy: int) -> Signal:
         """The int8 of `total`, as late as `REQUANTISED`; a stage may stand if it is not `done`.
 
         What is named is there as many cycles after `total` as the stage that it is assigned in.
@@ -367,7 +365,9 @@ class Array(Elaboratable):
         # Whether what is above is more than the sign: by groups of a shift of four.
         sign = later(later(product[-1], 6, "sign"), 7, "sign")
         above = [bit ^ wide[-1] for bit in wide[KEPT + 2 : -1]]
-        groups = later(Cat(Cat(above[i : i + 4]).any() for i in range(0, len(above), 4)), 6, "above")
+        groups = later(
+            Cat(Cat(above[i : i + 4]).any() for i in range(0, len(above), 4)), 6, "above"
+        )
         cut = later((groups >> shift_later[2:]).any(), 7, "cut")
         # 8: the whole part of nine bits, the fraction's side of the half and distance from it.
         outside = cut | (ones[KEPT - 1 :] != sign.replicate(4))

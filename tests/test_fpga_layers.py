@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hetsched
-from bench.fpga_parts import Build, convolution, drawn, product, runtime
+from bench.fpga_parts import Build, convolution, drawn, joined, product, runtime
 from hetsched.errors import UnsupportedOperation
 from hetsched.fpga import reference
 from hetsched.fpga.isa import requantise
@@ -77,6 +77,11 @@ def test_pools_are_as_onnx_has_them() -> None:
         graph = build.graph(mean)
         assert [type(layer) for layer in network(graph).layers] == [Maximum, Convolution]
         check(graph)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_joined_is_as_onnx_has_it(seed: int) -> None:
+    check(joined(seed), seed)
 
 
 def test_a_signal_is_an_image_of_one_row() -> None:

@@ -131,6 +131,13 @@ class Convolution:
 
 
 @dataclass(frozen=True, eq=False)
+class Move(Convolution):
+    """The channels of `result` from `start` on: those of `source`, in another scale."""
+
+    start: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class Maximum:
     """The largest value in each window."""
 
@@ -158,6 +165,20 @@ class Sum:
 Layer = Convolution | Maximum | Sum
 
 
+def share(layer: Layer, image: Image) -> tuple[int, Image]:
+    """What `layer` makes of `image`, that of its result: the first channel, and all that follow."""
+    if isinstance(layer, Move):
+        return layer.start, replace(image, channels=len(layer.weights))
+    return 0, image
+
+
+def macs(layer: Layer, image: Image) -> int:
+    """The multiply-adds of a layer whose result is `image`: those of a convolution's weights."""
+    if isinstance(layer, Move) or not isinstance(layer, Convolution):
+        return 0
+    return layer.weights.size * image.positions
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A part as layers in order; every tensor but views has an `Image`.
@@ -175,11 +196,7 @@ class Network:
     @property
     def macs(self) -> int:
         """Multiply-adds of its convolutions."""
-        return sum(
-            layer.weights.size * self.images[layer.result].positions
-            for layer in self.layers
-            if isinstance(layer, Convolution)
-        )
+        return sum(macs(layer, self.images[layer.result]) for layer in self.layers)
 
 
 def multiplier_and_shift(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -351,12 +368,13 @@ class _Reader:
         multiplier, shift = multiplier_and_shift(scales)
         return Rescale(total, multiplier, shift, zero)
 
-    def append(self, op: Op, layer: Layer, image: Image) -> None:
+    def append(self, op: Op, image: Image, *layers: Layer) -> None:
+        """The layers that make the result of `op`, which is as `image`."""
         result = op.output()
         wanted = self._form(result)
         if (image.channels, image.positions) != (wanted.channels, wanted.positions):
             raise _Refused(f"its result {result} stands otherwise in the overlay's memory")
-        self._layers.append(layer)
+        self._layers += layers
         self._place(result, replace(wanted, height=image.height, width=image.width))
 
     def _view(self, op: Op) -> None:
@@ -371,15 +389,19 @@ class _Reader:
     def bound(self, op: Op) -> None:
         """A Clip behind the layer that it bounds."""
         source = op.input(0)
-        last = self._layers[-1] if self._layers else None
-        if last is None or last.result != source.name or len(self._readers[source.name]) != 1:
+        makers = [n for n, layer in enumerate(self._layers) if layer.result == source.name]
+        if not makers or len(self._readers[source.name]) != 1:
             raise _Refused("it bounds what no layer before it makes for it alone")
-        if isinstance(last, Maximum) or any(t.name == source.name for t in self._graph.outputs):
-            raise _Refused("it bounds what no layer before it rounds")
         moved = 128 if source.dtype == "uint8" else 0
         low, high = (int(self.constant(op.input(i)).reshape(())) - moved for i in (1, 2))
-        bounded = replace(last.rescale, low=low, high=high)
-        self._layers[-1] = replace(last, result=op.output().name, rescale=bounded)
+        for place in makers:
+            layer = self._layers[place]
+            if isinstance(layer, Maximum) or any(
+                t.name == source.name for t in self._graph.outputs
+            ):
+                raise _Refused("it bounds what no layer before it rounds")
+            bounded = replace(layer.rescale, low=low, high=high)
+            self._layers[place] = replace(layer, result=op.output().name, rescale=bounded)
         self._place(op.output(), self._images.pop(source.name))
 
 
@@ -451,7 +473,7 @@ def _convolution(reader: _Reader, op: Op) -> None:
         int(op.attributes.get("group", 1)),
         reader.rescale(scale, weights, bias, before, reader.zero(yz)),
     )
-    reader.append(op, layer, _made(op, window, image, weights.shape[0]))
+    reader.append(op, _made(op, window, image, weights.shape[0]), layer)
 
 
 def _product(
@@ -485,7 +507,7 @@ def _product(
         1,
         reader.rescale(scale, weights, bias, *zeros),
     )
-    reader.append(op, layer, made)
+    reader.append(op, made, layer)
 
 
 def _gemm(reader: _Reader, op: Op) -> None:
@@ -525,7 +547,7 @@ def _sum(reader: _Reader, op: Op) -> None:
     rescale = Rescale(full * found.bias, full * found.multiplier, full * found.shift, -128 - least)
     sources = reader.source(first, image), reader.source(second, image)
     layer = Sum(op.name, sources, op.output().name, found.factors, rescale)
-    reader.append(op, layer, image)
+    reader.append(op, image, layer)
 
 
 @dataclass(frozen=True)
@@ -598,7 +620,7 @@ def _maximum(reader: _Reader, op: Op) -> None:
     image = reader.image(data)
     window = _window(op, tuple(op.attributes["kernel_shape"]), -128)
     layer = Maximum(op.name, reader.source(data, reader._form(data)), op.output().name, window)
-    reader.append(op, layer, _made(op, window, image, image.channels))
+    reader.append(op, _made(op, window, image, image.channels), layer)
 
 
 def _mean(reader: _Reader, op: Op) -> None:
@@ -620,7 +642,68 @@ def _mean(reader: _Reader, op: Op) -> None:
         image.channels,
         reader.rescale(scale, weights, None, before, reader.zero(yz)),
     )
-    reader.append(op, layer, Image(image.channels, 1, 1))
+    reader.append(op, Image(image.channels, 1, 1), layer)
+
+
+def _concatenation(reader: _Reader, op: Op) -> None:
+    """Each part goes to its channels, from its scale and zero point to those of the result."""
+    rank = len(op.output().shape)
+    if rank != 4 or int(op.attributes["axis"]) % rank != 1:
+        raise _Refused("it joins no channels of images")
+    parts = range(2, len(op.inputs), 3) if op.domain else range(len(op.inputs))
+    one = np.ones((), np.float32)
+    layers: list[Layer] = []
+    start = 0
+    for part in parts:
+        data = op.input(part)
+        image = reader.image(data)
+        if image.last:
+            raise _Refused(f"'{data.name}' stands in rows")
+        scales, zeros = (one, one), (0, 0)
+        if op.domain:
+            scales = reader.scale(op.input(part + 1)), reader.scale(op.input(0))
+            zeros = reader.zero(op.input(part + 2)), reader.zero(op.input(1))
+        factor, rescale = _moved(reader, image.channels, scales, zeros)
+        layers.append(
+            Move(
+                op.name,
+                reader.source(data, image),
+                op.output().name,
+                Window((1, 1)),
+                np.full((image.channels, 1, 1, 1), factor, np.int8),
+                image.channels,
+                rescale,
+                start,
+            )
+        )
+        start += image.channels
+    reader.append(op, replace(image, channels=start), *layers)
+
+
+def _moved(
+    reader: _Reader,
+    channels: int,
+    scales: tuple[np.ndarray, np.ndarray],
+    zeros: tuple[int, int],
+) -> tuple[int, Rescale]:
+    """A factor and what follows it, which take bytes from one scale and zero point to the other.
+
+    ONNX Runtime multiplies by one scale and divides by the other: factors are tried until one gives
+    the same for each byte.
+    """
+    every = np.arange(-128, 128)
+    wanted = np.rint((every - zeros[0]).astype(np.float32) * scales[0] / scales[1]) + zeros[1]
+    found = []
+    for factor in range(1, 128):
+        weights = np.full((channels, 1), factor)
+        scale = scales[0] / scales[1] / np.float32(factor)
+        rescale = reader.rescale(scale, weights, None, *zeros)
+        found.append((factor, rescale))
+        total = factor * every + rescale.bias[0]
+        results = requantise(total, rescale.multiplier[0], rescale.shift[0], rescale.zero)
+        if np.array_equal(results, np.clip(wanted, -128, 127)):
+            return found[-1]
+    return found[0]
 
 
 # Operations whose windows move over the last axes of a tensor.
@@ -631,7 +714,9 @@ LAYERS: Mapping[tuple[str, str], Callable[[_Reader, Op], None]] = {
     ("", "QLinearMatMul"): _matmul,
     ("", "MaxPool"): _maximum,
     ("", "Clip"): _Reader.bound,
+    ("", "Concat"): _concatenation,
     (CONTRIBUTED, "QGemm"): _gemm,
     (CONTRIBUTED, "QLinearAdd"): _sum,
+    (CONTRIBUTED, "QLinearConcat"): _concatenation,
     (CONTRIBUTED, "QLinearGlobalAveragePool"): _mean,
 }

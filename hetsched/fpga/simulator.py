@@ -199,7 +199,7 @@ def _convolve(
 
 
 @njit(cache=True)
-def _requantised(accumulator: int, parameter: int) -> int:
+def _requantised(accumulator: np.int32, parameter: np.uint64) -> np.int64:
     """`isa.requantise` of one value, without its zero point and bounds."""
     product = np.int64(accumulator) * np.int64((parameter >> 32) & 0xFFFFFF)
     fixed = (product << 3) >> np.int64(parameter >> 56)

@@ -124,8 +124,8 @@ class Array(Elaboratable):
         module.d.comb += self.weight_address.eq(unit.weight_address)
         late = self._late - (COLUMN - WORD) if self._late else 0
         word = self._pipe(self.weight_data, 1 + late, "weight_word", reset=False)[-1]
-        valid = self._pipe(unit.weight, WEIGHT_LATENCY + late, "weight_valid")[-1]
-        row = self._pipe(unit.weight_row, WEIGHT_LATENCY + late, "weight_row")[-1]
+        valid = self._pipe(unit.weight, WEIGHT_LATENCY - 1 + late, "weight_valid")[-1]
+        row = self._pipe(unit.weight_row, WEIGHT_LATENCY - 1 + late, "weight_row")[-1]
         # A simulator multiplies words of its own width fastest.
         bits = signed(32 if self._late else 8)
         table: list[list[tuple[Signal, Signal]]] = []
@@ -136,7 +136,8 @@ class Array(Elaboratable):
                 weight = Signal(bits, name=f"weight{r}_{c}", reset_less=True)
                 table[-1].append((shadow, weight))
         for r in range(rows):
-            with module.If(valid & (row == r)):
+            fills = self._register(valid & (row == r), f"fills{r}")
+            with module.If(fills):
                 module.d.sync += [
                     table[c][r][0].eq(word[8 * c : 8 * c + 8].as_signed()) for c in range(columns)
                 ]
@@ -321,8 +322,9 @@ class Array(Elaboratable):
         # Held here: within a condition they would be held by it.
         shift = stages.held(parameter[bits], at + 5, since=since, copy=copy)
         shift_later = stages.held(shift, at + 6, since=at + 5)
-        zero = stages.held(tile.zero, at + 10)
-        bottom, top = stages.held(tile.low, at + 12), stages.held(tile.high, at + 12)
+        zero = stages.held(tile.zero, at + 10, copy=copy)
+        bottom = stages.held(tile.low, at + 12, copy=copy)
+        top = stages.held(tile.high, at + 12, copy=copy)
         lowest = stages.held(bottom, at + 13, since=at + 12)
         highest = stages.held(top, at + 13, since=at + 12)
 

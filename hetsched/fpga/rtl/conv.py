@@ -200,9 +200,7 @@ class ConvUnit(Elaboratable):
         shape = Signal(2)
         module.d.comb += [
             taken.eq(present & (~here | start)),
-            ready.eq(
-                ~taken & (self.weight & (self.weight_row == self._rows - 2) | was_ready & ~start)
-            ),
+            ready.eq(self.weight & (self.weight_row == self._rows - 2) | was_ready & ~start),
         ]
         module.d.sync += was_ready.eq(ready)
         with module.If(start):
@@ -214,10 +212,16 @@ class ConvUnit(Elaboratable):
             ]
             with module.If(self.weight_row == self._rows - 1):
                 module.d.sync += self.weight.eq(0)
-        with module.If(taken):
+        # The tile that is taken stays for a cycle, and is not needed before its weights are there.
+        takes = Signal(attrs={"keep": 1})
+        module.d.sync += takes.eq(taken)
+        with module.If(takes):
             module.d.sync += [
                 following.eq(found),
                 shape.eq((found.last_position == 0) | (found.last_line == 0) << 1),
+            ]
+        with module.If(taken):
+            module.d.sync += [
                 here.eq(1),
                 self.weight.eq(1),
                 self.weight_address.eq(address),

@@ -8,6 +8,8 @@ from hetsched.fpga.rtl.queues import Credit, Fifo, Queue, stored
 
 # What is known of a beat before its data arrive, but for whether there are any.
 TAG = StructLayout({"real": 1, "buffer": 2, "address": 16, "fill": 8, "ends": 1, "signal": 3})
+CONSTANT = ("buffer", "fill", "signal")
+"""What all tags of a LOAD share."""
 
 
 class LoadUnit(Elaboratable):
@@ -77,33 +79,38 @@ class LoadUnit(Elaboratable):
                     ]
                     with module.If(final_plane):
                         module.d.sync += [running.eq(0), vacant.eq(1)]
-        # How it lies to the halo.
-        stepped, ended = Signal(), Signal()
+        # How it lies to the halo, a cycle later, from copies near to the comparisons.
+        at_x, at_y = Signal(17, reset_less=True), Signal(13, reset_less=True)
+        stepped, ended = Signal(2), Signal(2)
+        module.d.sync += [
+            at_x.eq(x),
+            at_y.eq(y),
+            stepped.eq(Cat(step, stepped)),
+            ended.eq(Cat(final_x & final_y & final_plane, ended)),
+        ]
         inside = Signal(4)
         opens, closes, closes_plane = Signal(2), Signal(2), Signal(2)
+        constant = Signal(StructLayout({name: TAG[name].shape for name in CONSTANT}))
         module.d.sync += [
-            stepped.eq(step),
-            ended.eq(final_x & final_y & final_plane),
             inside.eq(
-                Cat(x >= load.right, x <= first_x, y >= load.bottom, y <= first_y),
+                Cat(at_x >= load.right, at_x <= first_x, at_y >= load.bottom, at_y <= first_y)
             ),
-            opens[0].eq(x == first_x),
-            closes[0].eq(x == load.right),
-            closes_plane[0].eq(y == load.bottom),
+            opens[0].eq(at_x == first_x),
+            closes[0].eq(at_x == load.right),
+            closes_plane[0].eq(at_y == load.bottom),
+            *(getattr(constant, name).eq(getattr(load, name)) for name in CONSTANT),
         ]
         # What it is; from here on, the next LOAD may be set up.
         present, real = Signal(), Signal()
         tag = Signal(TAG)
         module.d.sync += [
-            present.eq(stepped),
-            real.eq(stepped & inside.all()),
+            present.eq(stepped[1]),
+            real.eq(stepped[1] & inside.all()),
             opens[1].eq(opens[0]),
-            closes[1].eq(stepped & inside.all() & closes[0]),
+            closes[1].eq(stepped[1] & inside.all() & closes[0]),
             closes_plane[1].eq(closes_plane[0]),
-            tag.buffer.eq(load.buffer),
-            tag.fill.eq(load.fill),
-            tag.ends.eq(ended),
-            tag.signal.eq(load.signal),
+            tag.ends.eq(ended[1]),
+            *(getattr(tag, name).eq(getattr(constant, name)) for name in CONSTANT),
         ]
         module.d.comb += [tag.real.eq(real), tag.address.eq(target)]
         with module.If(present):
@@ -134,13 +141,13 @@ class LoadUnit(Elaboratable):
                 flat.eq((load.rows == 1) & (Cat(load.top, load.bottom) == 0)),
                 plane.eq(load.planes - 1),
                 final_plane.eq(load.planes == 1),
-                target.eq(load.start),
-                row_base.eq(load.dram),
-                plane_base.eq(load.dram + load.plane_stride),
             ]
         with module.If(added):
             module.d.sync += [
                 running.eq(1),
+                target.eq(load.start),
+                row_base.eq(load.dram),
+                plane_base.eq(load.dram + load.plane_stride),
                 *(place.eq(last_x + load.right - 1) for place in (x, last_x)),
                 *(place.eq(last_y + load.bottom - 1) for place in (y, last_y)),
                 final_x.eq(narrow),
@@ -154,9 +161,11 @@ class LoadUnit(Elaboratable):
         module.submodules.reals = reals = Fifo(1, self._overlay.outstanding)
         go, goes_on = Signal(), Signal()
         _, first_tag = stored(module, self._overlay.outstanding, present, tag.as_value(), go)
-        some, first_data = stored(
-            module, self._overlay.outstanding, self.arrived, self.data, goes_on
+        half = 4 * BEAT
+        some, low = stored(
+            module, self._overlay.outstanding, self.arrived, self.data[:half], goes_on
         )
+        _, high = stored(module, self._overlay.outstanding, self.arrived, self.data[half:], goes_on)
         went, tag_now, data_now = Signal(), Signal(TAG), Signal(8 * BEAT)
         module.d.comb += [
             reals.write.eq(present),
@@ -170,7 +179,7 @@ class LoadUnit(Elaboratable):
         module.d.sync += [
             went.eq(go),
             tag_now.eq(first_tag),
-            data_now.eq(first_data),
+            data_now.eq(Cat(low, high)),
             self.write.eq(Mux(went, 1 << tag_now.buffer, 0)),
             self.write_address.eq(tag_now.address),
             self.write_data.eq(Mux(tag_now.real, data_now, tag_now.fill.replicate(BEAT))),

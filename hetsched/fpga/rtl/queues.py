@@ -45,7 +45,9 @@ def stored(
     """Whether a ring of `depth` words has `some`, and the first, which `take` drops."""
     module.submodules += (memory := Memory(shape=len(data), depth=depth, init=[]))
     writing, reading = memory.write_port(), memory.read_port(domain="comb")
-    produce, consume = Signal(range(depth)), Signal(range(depth))
+    # Rings that are filled and emptied together keep their own pointers: each is near to its words.
+    produce = Signal(range(depth), attrs={"keep": 1})
+    consume = Signal(range(depth), attrs={"keep": 1})
     filled, some = Signal(range(depth + 1)), Signal()
     module.d.comb += [
         writing.en.eq(write),

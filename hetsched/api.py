@@ -210,6 +210,7 @@ class Profiling:
 
     `drift` is by how much slower the machine became meanwhile, and `since` by how much slower it
     is than when older samples of the store were taken; None where that was not measured.
+    `disturbed` of `bursts` did not count.
     """
 
     rows: tuple[Profiled, ...]
@@ -217,6 +218,8 @@ class Profiling:
     seconds: float
     drift: float | None = None
     since: float | None = None
+    bursts: int = 0
+    disturbed: int = 0
 
 
 def profile(
@@ -280,7 +283,10 @@ def profile(
             row = rows.setdefault(key, first)
             rows[key] = replace(row, groups=(*row.groups, name))
     order = sorted(rows.values(), key=lambda row: -row.flops * len(row.groups))
-    return Profiling(tuple(order), tuple(links), perf_counter() - begin, found.drift, found.since)
+    seconds = perf_counter() - begin
+    return Profiling(
+        tuple(order), tuple(links), seconds, found.drift, found.since, found.bursts, found.disturbed
+    )
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,10 @@ TYPICAL_NBYTES = 1 << 18
 HANDOVERS = 200
 # Hand-overs there and back in one request.
 ROUNDS = 10
+# Parts behind each other on one device, the first of which still find the other's data.
+ALONE, OWN = 8, 3
 # As tensors mostly are: small ones come from the other's cache much faster, large ones slower.
-HANDOVER_NBYTES = 1 << 19
+HANDOVER_NBYTES = 1 << 18
 MOST_BYTES_PER_SECOND = 1e12
 
 
@@ -160,12 +162,12 @@ def _apart(device: Device) -> Device:
 
 
 def measure_link(source: Device, sink: Device) -> Link:
-    """What a hand-over between two devices costs, from the stamps of copies that take turns.
+    """What a hand-over between two devices costs, from the stamps of copies.
 
-    Latency is the time from the finish of a part to the start of one that waits for it. What passes
-    between two parts on one device is counted in what it takes to start a part, half of it for
-    each of them. Bandwidth is that of the transfer; where memory is shared, that at which a
-    part reads what another unit has written, less what it needs for data of its own.
+    Latency is the time from the finish of a part to the start of one that waits for it, less what
+    passes between two parts on one device: that is counted in what it takes to start a part.
+    Bandwidth is that of the transfer; where memory is shared, by how much longer a part takes that
+    reads what another unit has written and writes where that has read.
 
     Raises
     ------
@@ -176,7 +178,7 @@ def measure_link(source: Device, sink: Device) -> Link:
         # The same thread runs both: there is nothing to wait for and nothing to move.
         return Link(source.name, sink.name, 0.0, inf)
     large = _handovers(source, sink, HANDOVER_NBYTES)
-    extra = max(large.reading, 0.0)
+    extra = max(large.sharing, 0.0)
     latency = large.waiting
     if source.memory_space != sink.memory_space:
         latency = _handovers(source, sink, WORD_NBYTES).waiting
@@ -188,17 +190,18 @@ def measure_link(source: Device, sink: Device) -> Link:
 @dataclass(frozen=True)
 class _Handover:
     """Median seconds from part to part beyond what starting one takes, the transfer among them, and
-    by how much longer the second needs to read than one that reads data of its own device.
+    by how much longer the second computes than one on data of its own device: it reads what the
+    other has written, and writes where that has read, which takes longer still between caches.
     """
 
     waiting: float
-    reading: float
+    sharing: float
 
 
 def _handovers(source: Device, sink: Device, nbytes: int) -> _Handover:
-    """Of a tensor that copies pass to and fro; of two on one device the first has it from far."""
+    """Of a tensor that copies pass to and fro, and then from one to the next on `sink` alone."""
     words = nbytes // WORD_NBYTES
-    devices = [(source, sink)[index // 2 % 2] for index in range(4 * ROUNDS)]
+    devices = [source, sink] * ROUNDS + [sink] * ALONE
     steps = [
         Step(f"copy{i}", device, (f"t{i}",), (f"t{i + 1}",), partial(copying, device, words))
         for i, device in enumerate(devices)
@@ -213,12 +216,13 @@ def _handovers(source: Device, sink: Device, nbytes: int) -> _Handover:
     for schedule in schedules:
         slots = [schedule.slot(step.name) for step in steps]
         # Behind the first of each unit, which is woken.
-        for index in range(6, len(steps), 4):
-            earlier, before, first, second = slots[index - 2 : index + 2]
-            waits.append(first.start - before.finish)
-            there.append(first.seconds)
-            here.append(second.seconds)
-            between.append((before.start - earlier.finish + second.start - first.finish) / 2)
+        for index in range(5, 2 * ROUNDS, 2):
+            waits.append(slots[index].start - slots[index - 1].finish)
+            there.append(slots[index].seconds)
+        # When the memory that the tensors take in turns is the device's own again.
+        for index in range(2 * ROUNDS + OWN, len(steps)):
+            between.append(slots[index].start - slots[index - 1].finish)
+            here.append(slots[index].seconds)
     starting = statistics.median(between)
     return _Handover(
         max(0.0, statistics.median(waits) - starting),

@@ -3,7 +3,8 @@
 A burst runs the groups of a graph on a device a few times, one behind another. Bursts of several
 graphs and devices take turns, so that a drift of the machine touches all alike; the time of a
 kernel is the median of its bursts. What is least known of what counts most comes first, and what
-has no sample before what has one. Each burst is kept at once.
+has no sample before what has one. A burst that was disturbed does not count and is repeated later.
+Each burst is kept at once.
 """
 
 import statistics
@@ -11,18 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
-from time import perf_counter
+from time import perf_counter, sleep
 
 from hetsched.confidence import margin
 from hetsched.cost import Progress, kernel_of, roofline_seconds, signature
 from hetsched.device import Device
+from hetsched.disturbance import Witness
 from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plugin import load
 from hetsched.sequence import KernelSequence, method
-from hetsched.store import Kernel, Sample, Store
+from hetsched.store import Kernel, Rejected, Sample, Store
 from hetsched.target import Target
 
 # A burst has so many passes if that takes no longer or shorter than this.
@@ -30,6 +32,9 @@ PASSES = 8
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.05, 1.0
 # Bursts that a sample is made of; older ones are forgotten.
 MOST_BURSTS = 32
+# Disturbed bursts that are kept of a sample, to be looked at; and between one and the next attempt.
+MOST_REJECTED = 8
+PAUSE_SECONDS = 0.25
 # Kernels that take less than this share of their graph together need not be known well.
 IGNORED_SHARE = 0.05
 # Weights of graphs that are loaded at the same time.
@@ -47,13 +52,14 @@ class Effort:
     """How well a time has to be known: a margin of at most `tolerance`, relative to it.
 
     At least and at most so many bursts are made of a graph. With `trusting`, what the store has is
-    taken as it is.
+    taken as it is. Unless it is `watching`, bursts count whatever else goes on.
     """
 
     tolerance: float
     least_bursts: int
     most_bursts: int
     trusting: bool = False
+    watching: bool = True
 
     def settles(self, sample: Sample) -> bool:
         return len(sample.bursts) >= self.least_bursts and sample.relative_margin <= self.tolerance
@@ -103,6 +109,7 @@ class Measured:
     `fresh` were measured by this call, `refused` are not compiled, with the reason. `drift` is by
     how much longer the first graph took at the end than at the beginning, and `since` by how much
     longer than when the store's samples of it were taken; None where that was not measured.
+    `disturbed` bursts of `bursts` did not count.
     """
 
     samples: Mapping[Key, Sample]
@@ -110,6 +117,8 @@ class Measured:
     refused: Mapping[Key, str]
     drift: float | None = None
     since: float | None = None
+    bursts: int = 0
+    disturbed: int = 0
 
     def seconds(self, key: Key) -> float:
         """The time of a kernel; infinite if there is none."""
@@ -145,13 +154,16 @@ def measure(
 class _State:
     """How far a course is: the seconds of all its groups in each burst of this call.
 
-    `attempts` is how often its kernels were loaded, not always all.
+    `attempts` is how often its kernels were loaded, not always all; `disturbed` how many bursts did
+    not count.
     """
 
     course: Course
     shares: Mapping[str, float]
     kernels: KernelSequence | None = None
     attempts: int = 0
+    bursts: int = 0
+    disturbed: int = 0
     totals: list[float] = field(default_factory=list)
     loading_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -181,6 +193,7 @@ class _Work:
         self._partial: set[Key] = set()
         self._described: set[str] = set()
         self._open: list[_State] = []
+        self._witness = Witness()
         if effort.trusting:
             courses = [
                 replace(course, groups=[g for g in course.groups if not self._has(course, g)])
@@ -199,7 +212,15 @@ class _Work:
             self._tell(state)
             self._burst(state)
         drift, since = self._drift()
-        return Measured(self._samples, frozenset(self._fresh), self._refused, drift, since)
+        return Measured(
+            self._samples,
+            frozenset(self._fresh),
+            self._refused,
+            drift,
+            since,
+            sum(state.bursts for state in self._states),
+            sum(state.disturbed for state in self._states),
+        )
 
     def _turns(self) -> Iterator[_State]:
         """Each course that is not settled, the most needed first, and then again."""
@@ -213,7 +234,8 @@ class _Work:
             self._unload(state)
 
     def _has(self, course: Course, group: Group) -> bool:
-        return course.keys[group.name] in self._samples
+        sample = self._samples.get(course.keys[group.name])
+        return sample is not None and not sample.is_rejected
 
     def _missing(self, state: _State) -> list[Key]:
         """What has neither a sample nor a reason."""
@@ -221,7 +243,7 @@ class _Work:
         return [key for key in dict.fromkeys(state.course.keys.values()) if key not in known]
 
     def _settled(self, state: _State) -> bool:
-        if len(state.totals) >= self._effort.most_bursts:
+        if max(len(state.totals), state.disturbed) >= self._effort.most_bursts:
             return True
         return not self._missing(state) and self._loose_share(state) <= IGNORED_SHARE
 
@@ -251,7 +273,10 @@ class _Work:
         kernels = self._loaded(state)
         course = state.course
         begin = perf_counter()
+        self._witness.begin(course.device)
         times = kernels.burst(_burst_seconds(state))
+        why = self._witness.end(course.device) if self._effort.watching else ""
+        state.bursts += 1
         for name, reason in kernels.refused.items():
             self._refused[course.keys[name]] = reason
         taken: dict[Key, list[list[float]]] = {}
@@ -260,7 +285,8 @@ class _Work:
         for key, found in taken.items():
             # What was measured without its neighbours gives way.
             known = self._before if key in self._partial else self._samples
-            self._samples[key] = combined(known.get(key), found)
+            add = rejecting if why else combined
+            self._samples[key] = add(known.get(key), found, why)
         parts = {course.keys[name]: course.parts[name] for name in times}
         kept = [(self._kernel(parts[key], key[-1]), self._samples[key]) for key in taken]
         self._store.add(course.device, course.compiler, course.method, kept)
@@ -270,6 +296,11 @@ class _Work:
             self._unload(state)
         else:
             self._partial.difference_update(taken)
+        if why:
+            state.disturbed += 1
+            if perf_counter() + PAUSE_SECONDS < self._deadline:
+                sleep(PAUSE_SECONDS)
+        elif state.kernels is not None:
             state.totals.append(sum(map(statistics.median, times.values())))
         state.wall_seconds = perf_counter() - begin
 
@@ -347,8 +378,11 @@ class _Work:
                 or (key in self._samples and self._effort.settles(self._samples[key]))
             )
             left = min(self._deadline - perf_counter(), self._seconds_left())
+            disturbed = sum(other.disturbed for other in self._states)
+            told = f", {disturbed} disturbed bursts repeated" if disturbed else ""
             self._progress(
-                f"{state.course.graph.name} on {state.course.device.name}, {_duration(left)} left",
+                f"{state.course.graph.name} on {state.course.device.name}{told}, "
+                f"{_duration(left)} left",
                 min(done, len(keys) - 1),
                 len(keys),
             )
@@ -374,12 +408,29 @@ class _Work:
         return found
 
 
-def combined(before: Sample | None, found: Sequence[Sequence[float]]) -> Sample:
+def rejecting(before: Sample | None, found: Sequence[Sequence[float]], why: str) -> Sample:
+    """The sample with one disturbed burst more, which changes its time only if it has no other."""
+    burst = _of_burst(found)
+    if before is None:
+        before = Sample(burst, statistics.fmean(map(_spread, found)), 0)
+    rejected = (*before.rejected[1 - MOST_REJECTED :], Rejected(burst, why))
+    # Disturbance only makes longer.
+    seconds = before.seconds if before.bursts else min(before.seconds, burst)
+    return replace(before, seconds=seconds, rejected=rejected)
+
+
+def _of_burst(found: Sequence[Sequence[float]]) -> float:
+    return statistics.fmean(statistics.median(seconds) for seconds in found)
+
+
+def combined(before: Sample | None, found: Sequence[Sequence[float]], _: str = "") -> Sample:
     """The sample with one burst more: the times of each occurrence of the kernel."""
-    burst = statistics.fmean(statistics.median(seconds) for seconds in found)
+    burst = _of_burst(found)
     every = sum(map(len, found))
     spread = statistics.fmean(map(_spread, found))
-    if before is None:
+    rejected = before.rejected if before is not None else ()
+    if before is None or not before.bursts:
+        # What was only rejected gives way.
         before = Sample(0.0, 0.0, 0)
     bursts = (*before.bursts[1 - MOST_BURSTS :], burst)
     repeats = before.repeats + every
@@ -389,6 +440,7 @@ def combined(before: Sample | None, found: Sequence[Sequence[float]]) -> Sample:
         repeats=repeats,
         margin=margin(bursts),
         bursts=bursts,
+        rejected=rejected,
     )
 
 

@@ -332,7 +332,7 @@ def network(
 ) -> dict[str, Any]:
     prices = priced(graph, system, "profiled", options.store)
     names = [device.name for device in system.devices]
-    plan = load(Partitioner, "hybrid").partition(graph, system, prices)
+    found = load(Partitioner, "hybrid").plans(graph, system, prices)
     threads = ",".join(str(core) for device in system.devices for core in device.cores)
     both = System.local(engines.device(len(threads.split(","))))
     together = load(Partitioner, "single").partition(graph, both, priced(graph, both, "roofline"))
@@ -341,7 +341,10 @@ def network(
             name: stack.enter_context(hetsched.compile(_alone(graph, system, prices, name)))
             for name in names
         }
-        shared = stack.enter_context(hetsched.compile(plan))
+        # As `hetsched compile --measure` ships it.
+        probe.settle()
+        shared = stack.enter_context(hetsched.compile(found, measure=True))
+        plan = shared.plan
         verify(shared, inputs, options.seed).check()
         ways |= {"shared": shared, "threads": stack.enter_context(hetsched.compile(together))}
         peer = engines.OnnxRuntime(to_onnx(graph), inputs, 2)
@@ -363,6 +366,7 @@ def network(
         "parts": len(plan.parts),
         "splits": [item.to_dict() for item in plan.splits],
         "seconds": medians,
+        "notes": list(plan.notes),
         "predicted_seconds": simulate(plan).makespan,
         "predicted_alone_seconds": sum(prices.seconds[g.name][names[0]] for g in graph.groups),
         "overlap_seconds": statistics.median(overlaps),

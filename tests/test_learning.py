@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,48 @@ def test_convolutions_by_transforms_are_known_as_such() -> None:
     assert work_of(convolution(64, 64, 56, 3), RULES, 4).family.startswith("winograd")
     off = replace(RULES, winograd="off")
     assert work_of(convolution(64, 64, 56, 3), off, 4).family == "dense"
+
+
+def one(kind: str, shape: tuple[int, ...], result: tuple[int, ...], **attributes: Any) -> Graph:
+    build = Builder()
+    return build.graph(build.op(kind, build.input("x", *shape), shape=result, **attributes))
+
+
+def test_a_softmax_has_a_row_for_each_of_the_other_axes() -> None:
+    shape = (1, 1000, 1, 1)
+    assert work_of(one("Softmax", shape, shape, axis=1), RULES, 4).cycles["tiles"] == 1
+    assert work_of(one("Softmax", (8, 1000), (8, 1000)), RULES, 4).cycles["tiles"] == 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "serial"), [((7, 64), 1, 0), ((7, 64), 0, 0), ((7, 63), 1, 441)]
+)
+def test_reductions_are_in_vectors_where_lanes_divide_them(
+    shape: tuple[int, int], axis: int, serial: int
+) -> None:
+    result = (shape[1 - axis],)
+    part = one("ReduceMax", shape, result, axes=(axis,), keepdims=0)
+    assert work_of(part, RULES, 4).cycles.get("serial", 0) == serial
+
+
+def test_normalisation_over_channels_is_a_product_with_all_of_them() -> None:
+    shape = (1, 64, 6, 6)
+    work = work_of(one("LRN", shape, shape, size=5), RULES, 4)
+    # Whatever the tiles: a multiply-add for each pair of channels, 16 in one, two in a cycle.
+    assert work.cycles["busy"] == pytest.approx(36 * 64 * 64 / 16 / 2, rel=0.2)
+
+
+def test_groups_that_are_no_whole_blocks_read_those_of_all_that_a_block_spans() -> None:
+    build = Builder()
+    weights = build.constant(np.zeros((120, 24, 3, 3), np.float32))
+    x = build.input("x", 1, 120, 14, 14)
+    y = build.op(
+        "Conv", x, weights, shape=(1, 120, 14, 14), kernel_shape=(3, 3), pads=(1,) * 4, group=5
+    )
+    graph = replace(build.graph(y), packed={"x": 16, y.name: 16})
+    work = work_of(graph, RULES, 4)
+    # A block of 16 outputs spans two groups of 24 at most: 48 channels, three blocks.
+    assert (work.family, work.sizes["depth"]) == ("uneven", 3 * 16 * 9)
 
 
 def test_a_kernel_is_colder_in_a_large_graph() -> None:

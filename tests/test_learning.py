@@ -104,7 +104,8 @@ def test_a_softmax_has_a_row_for_each_of_the_other_axes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis", "serial"), [((7, 64), 1, 0), ((7, 64), 0, 0), ((7, 63), 1, 441)]
+    ("shape", "axis", "serial"),
+    [((7, 64), 1, 0), ((7, 64), 0, 0), ((7, 63), 1, 441), ((7, 3), 1, 0)],
 )
 def test_reductions_are_in_vectors_where_lanes_divide_them(
     shape: tuple[int, int], axis: int, serial: int
@@ -112,6 +113,28 @@ def test_reductions_are_in_vectors_where_lanes_divide_them(
     result = (shape[1 - axis],)
     part = one("ReduceMax", shape, result, axes=(axis,), keepdims=0)
     assert work_of(part, RULES, 4).cycles.get("serial", 0) == serial
+
+
+def test_what_is_copied_in_short_rows_is_counted_by_rows() -> None:
+    build = Builder()
+    x, y = build.input("x", 1, 7, 5, 2, 1), build.input("y", 1, 7, 4, 2, 1)
+    part = build.graph(build.op("Concat", x, y, shape=(1, 7, 9, 2, 1), axis=2))
+    cycles = work_of(part, RULES, 4).cycles
+    assert (cycles["rows"], cycles["chosen"]) == (63, 126)
+
+
+def test_bytes_are_put_in_blocks_and_back() -> None:
+    build = Builder()
+    one, nothing = (build.constant(np.array(v)) for v in (np.float32(1), np.uint8(0)))
+    x = build.input("x", 1, 64, 6, 6, dtype="uint8")
+    weights = build.constant(np.zeros((96, 64, 1, 1), np.int8))
+    zero = build.constant(np.array(np.int8(0)))
+    near = build.op("DequantizeLinear", x, one, nothing, shape=(1, 64, 6, 6))
+    far = build.op("DequantizeLinear", weights, one, zero, shape=(96, 64, 1, 1))
+    y = build.op("Conv", near, far, shape=(1, 96, 6, 6), kernel_shape=(1, 1))
+    made = build.op("QuantizeLinear", y, one, nothing, shape=(1, 96, 6, 6), dtype="uint8")
+    cycles = work_of(build.graph(made), RULES, 4).cycles
+    assert (cycles["packs"], cycles["unpacks"]) == (64 * 36, 96 * 36)
 
 
 def test_normalisation_over_channels_is_a_product_with_all_of_them() -> None:

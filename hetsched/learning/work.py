@@ -43,6 +43,8 @@ VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dr
 TOGETHER = 4
 # Of what a kernel touches, that the second cache still has when the next one reads it.
 KEPT_NBYTES = 1 << 20
+# Elements that are reduced so few at a time are taken in vectors, whatever their axis.
+UNROLLED = 8
 # Of the weights of a tile, that the first cache holds beside what passes through.
 NEAREST_NBYTES = 1 << 15
 # Logarithms of the megabytes between two runs that leave all in the near caches, and nothing.
@@ -114,7 +116,8 @@ def _passes(found: Work, part: Graph, rules: Rules) -> None:
         found.add(plain=_vectors(tensor, rules))
     else:
         # Short loops cost more to begin than to run.
-        found.add(rows=tensor.size / max(1, tensor.shape[-1] if tensor.shape else 1))
+        longer = [size for size in tensor.shape if size > 1]
+        found.add(rows=tensor.size / longer[-1] if longer else 1.0)
         chosen = any(op.kind in CHOOSING for op in part.ops)
         found.add(**{"chosen" if chosen else "scalar": float(tensor.size)})
 
@@ -538,7 +541,8 @@ def _is_in_vectors(part: Graph, op: Op, rules: Rules) -> bool:
     if len(reduced) == len(shape):
         return False
     if reduced == list(every)[-len(reduced) :]:
-        return prod(shape[axis] for axis in reduced) % lanes == 0
+        depth = prod(shape[axis] for axis in reduced)
+        return depth % lanes == 0 or depth <= UNROLLED
     return reduced[-1] != len(shape) - 1 and shape[-1] % lanes == 0
 
 

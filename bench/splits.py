@@ -35,7 +35,7 @@ from rich.table import Table
 import hetsched
 from bench import engines, families, models
 from bench.chains import chain
-from bench.cores import Probe
+from bench.cores import Probe, settled
 from bench.pipelines import Pipeline
 from bench.record import record, write
 from bench.timing import geometric_mean, seconds_of
@@ -154,7 +154,7 @@ def chains(options: Options) -> dict[str, Any]:
 
 def layers(options: Options) -> dict[str, Any]:
     """Each layer alone, by the chosen share, and by every share of two devices there is."""
-    system = System.local(options.devices, Store(options.store))
+    system = settled(options.devices, Store(options.store))
     with Probe.of(system) as probe:
         rows = [
             layer(kind, sizes, system, options, probe)
@@ -297,7 +297,7 @@ def tiles(options: Options) -> dict[str, Any]:
 
 def networks(options: Options) -> dict[str, Any]:
     """Whole networks on two devices, beside other ways to use both."""
-    system = System.local(options.devices, Store(options.store))
+    system = settled(options.devices, Store(options.store))
     rows = []
     with Probe.of(system) as probe:
         for name in track(options.models, "models", transient=True):

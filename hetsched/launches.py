@@ -36,7 +36,8 @@ IDENTIFIER = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{MOST_LETTERS - 1}}}")
 KERNEL = re.compile(
     r"\b(?:__kernel|kernel|__global__)\b[^;{}]*?\b(?!__launch_bounds__)([A-Za-z_][A-Za-z0-9_]*)\s*\("
 )
-# Stands before each kernel of a source whose kernels need only what stands before the first.
+# Stands before each kernel of a source, and the functions that it alone calls, where it needs else
+# only what stands before the first of these lines.
 APART = "\n// A kernel that may be built alone.\n"
 MOST_AXES = 3
 # Of work-items along an axis, and of bytes anywhere.
@@ -58,6 +59,7 @@ _SHAPE = {
             "global": [int],
             "local": [int],
             "shared_nbytes?": int,
+            "case?": int,
             "arguments": [{"place": [(int, str)], "written": bool}],
         }
     ],
@@ -84,9 +86,10 @@ class Place:
 class Launch:
     """A call of a kernel on `global_size` work-items, in groups of `local_size`, which divides it.
 
-    All arguments are pointers, in the order of the kernel's parameters. `shared_nbytes` is the
-    memory of a group that the launch has to ask for beside what the source declares (CUDA's
-    dynamic shared memory).
+    Arguments are pointers, in the order of the kernel's parameters. A kernel in OpenCL C may do one
+    of several things: its last parameter is then an int, the `case`. `shared_nbytes` is the memory
+    of a group that the launch has to ask for beside what the source declares (CUDA's dynamic shared
+    memory).
     """
 
     kernel: str
@@ -94,6 +97,7 @@ class Launch:
     local_size: tuple[int, ...]
     arguments: tuple[Place, ...]
     shared_nbytes: int = 0
+    case: int | None = None
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -141,6 +145,8 @@ class Program:
             if not IDENTIFIER.fullmatch(launch.kernel) or launch.kernel not in kernels:
                 raise PackageError(f"{where} is of no kernel in the source")
             _check_sizes(launch, where)
+            if launch.case is not None and self.language != "opencl":
+                raise PackageError(f"{where} has a case, which kernels of {self.language} have not")
             for place in launch.arguments:
                 self._check_place(place, where)
 
@@ -192,6 +198,7 @@ class Program:
                         "global": launch.global_size,
                         "local": launch.local_size,
                         "shared_nbytes": launch.shared_nbytes,
+                        **({} if launch.case is None else {"case": launch.case}),
                         "arguments": [
                             {
                                 "place": [place.region, place.which, place.start, place.nbytes],
@@ -287,6 +294,7 @@ def _launch(found: Mapping[str, Any]) -> Launch:
         tuple(found["local"]),
         tuple(map(_place, found["arguments"])),
         found.get("shared_nbytes", 0),
+        found.get("case"),
     )
 
 
@@ -319,3 +327,5 @@ def _check_sizes(launch: Launch, where: str) -> None:
             raise PackageError(f"{where} has {whole} work-items in groups of {part}")
     if prod(local) > LARGEST_EXTENT or not 0 <= launch.shared_nbytes <= LARGEST_EXTENT:
         raise PackageError(f"{where} has {launch.shared_nbytes} shared bytes for {prod(local)}")
+    if launch.case is not None and not 0 <= launch.case <= LARGEST_EXTENT:
+        raise PackageError(f"{where} is for the case {launch.case}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,12 @@ def test_a_program_is_read_as_it_was_written() -> None:
     again = Program.from_files(program.files(), "opencl")
     assert vars(again) == vars(program)
     assert again.launches[1].groups == (8,)
+    first, *others = program.launches
+    program = replace(program, launches=(replace(first, case=2), *others))
+    again = Program.from_files(program.files(), "opencl")
+    assert [launch.case for launch in again.launches] == [2, None]
+    with pytest.raises(PackageError, match="has a case, which kernels of cuda have not"):
+        replace(program, language="cuda")
 
 
 def damaged(*path: Any, value: Any) -> Callable[[Any], None]:
@@ -55,6 +62,8 @@ FIRST = ("launches", 0, "arguments", 0)
         (damaged("launches", 0, "global", value=[0]), "0 work-items in groups of 1"),
         (damaged("launches", 0, "local", value=[3]), "8 work-items in groups of 3"),
         (damaged("launches", 0, "shared_nbytes", value=-1), "-1 shared bytes"),
+        (damaged("launches", 0, "case", value=-1), "'twice', is for the case -1"),
+        (damaged("launches", 0, "case", value="0"), "case is '0'"),
         (damaged("launches", 0, "arguments", value=3), "arguments is 3"),
         (damaged(*FIRST, "place", value=["input", 0, -4, 32]), "32 bytes from -4"),
         (damaged(*FIRST, "place", value=["input", 0, 4, 32]), "32 bytes from 4"),

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
 errors  device  schedule  trial  split  region  confidence
 plugin  dtype  files  host  meters  document
-store  op  oracle  trace  tvm_runtime
+store  op  oracle  trace  tvm_runtime  disturbance
 fusion  schedules  launches
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness

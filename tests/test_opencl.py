@@ -564,6 +564,10 @@ def test_launches_and_kernels_have_to_agree(target: Target, first: Device) -> No
     program = replace(program, launches=(short, program.launches[1]))
     with pytest.raises(PackageError, match=r"'twice' takes 2 arguments, and a launch gives 1"):
         target.load(artifact(program), graph_of("y"), first)
+    # A case where the kernel has a pointer.
+    program = replace(program, launches=(replace(short, case=0), program.launches[1]))
+    with pytest.raises(PartError, match=r"'affine' does not load.*INVALID_ARG_SIZE"):
+        target.load(artifact(program), graph_of("y"), first)
 
 
 @pytest.mark.parametrize(

@@ -193,14 +193,42 @@ def chain(count: int) -> Graph:
     return named(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]))
 
 
+def test_functions_are_cases_of_few_kernels(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = chain(3)
+    together = program(graph, 2)
+    monkeypatch.setattr(lowering, "KERNEL_LETTERS", 1)
+    apart = program(graph, 2)
+    names = list(dict.fromkeys(launch.kernel for launch in apart.launches))
+    assert len(names) == 3
+    assert {launch.case for launch in apart.launches} == {None}
+    assert {launch.kernel for launch in together.launches} == {"kernels0"}
+    cases = [names.index(launch.kernel) for launch in apart.launches]
+    assert [launch.case for launch in together.launches] == cases
+    for alone, case in zip(apart.launches, together.launches, strict=True):
+        assert case.arguments[: len(alone.arguments)] == alone.arguments
+        assert set(case.arguments) == set(alone.arguments)
+    # Each may be built alone.
+    for made, count in ((apart, len(names)), (together, 1)):
+        kernels = [text.count("__kernel ") for text in made.source.split(APART)]
+        assert kernels == [0] + [1] * count
+    # The first two together, the third alone.
+    letters = [len(text) - len(lowering.HEAD) for text in apart.source.split(APART)[1:]]
+    two = sum(letters[:2]) + 2 * len(lowering.FUNCTION)
+    monkeypatch.setattr(lowering, "KERNEL_LETTERS", two)
+    some = program(graph, 2)
+    assert list(dict.fromkeys(launch.kernel for launch in some.launches)) == ["kernels0", names[2]]
+    x = RNG.standard_normal((1, 32, 8, 8)).astype(np.float32)
+    (expected,) = oracle.run(to_onnx(graph), {"t0": x}).values()
+    assert_right(computed(graph, [x], device, 2)[0], expected)
+
+
 def test_small_functions_are_joined_on_one_unit(device: Device) -> None:
     graph = chain(3)
     model = to_onnx(graph)
     apart, joined = program(graph, 2), program(graph, 1)
     assert len(apart.launches) > 1
-    # Each may be built alone.
-    kernels = [text.count("__kernel ") for text in apart.source.split(APART)]
-    assert kernels == [0] + [1] * len({launch.kernel for launch in apart.launches})
     (launch,) = joined.launches
     assert APART not in joined.source
     assert launch.global_size == (1,)

@@ -5,6 +5,9 @@ loops of each function become kernels in OpenCL C, and a launch of each stands w
 code has a call. On a device of one compute unit a function is one kernel of a single work-item. On
 more, the parallel loops of a function are kernels whose work-items share them out.
 
+In the source several of these are the cases of one kernel, as a driver may keep few kernels open:
+PoCL 3.1 has 128 in a process, and opens a library at each launch of another.
+
 Importing this file loads TVM's compiler.
 """
 
@@ -36,7 +39,10 @@ HEAD = "__attribute__((reqd_work_group_size(1, 1, 1), min_vector_width(512)))\n_
 # kernel; of larger ones, some get slower as such: LLVM has more to keep apart.
 JOINED_FLOPS = 1_000_000
 JOINED = "part"
+GATHERED = "kernels"
 FUNCTION = "static void "
+# Of the functions that are one kernel, five to thirty: built as fast as each alone.
+KERNEL_LETTERS = 128_000
 # Copies all of a tensor, four bytes at a time or one.
 COPIES = {
     4: "(__global const uint* restrict a0, __global uint* restrict a1) {{\n"
@@ -77,9 +83,9 @@ def program(
 
     (calls, steps, sources), part = compile_part(graph, build, rules, interpreted=True, sorts=False)
     made = assembled(graph, part.weights, calls, steps, "opencl", sources.text(), alignment)
-    if units == 1 and sum(map(flops, graph.ops)) < JOINED_FLOPS * len(made.launches):
-        made = _joined(made, sources)
-    return made, part.weights
+    small = units == 1 and sum(map(flops, graph.ops)) < JOINED_FLOPS * len(made.launches)
+    joined = _joined(made, sources) if small else None
+    return joined or _gathered(made, sources), part.weights
 
 
 def why_not(graph: Graph) -> str | None:
@@ -104,13 +110,13 @@ def _copying(nbytes: int) -> Kernels:
     return Kernels((Nest(text, ((0, False), (1, True)), 1, ()),), ())
 
 
-def _joined(program: Program, sources: "_Sources") -> Program:
+def _joined(program: Program, sources: "_Sources") -> Program | None:
     """The program as one launch of a kernel that calls its kernels, if that takes all regions."""
     regions = list(
         dict.fromkeys((p.region, p.which) for launch in program.launches for p in launch.arguments)
     )
     if len(program.launches) < 2 or len(regions) > MOST_PARAMETERS:
-        return program
+        return None
     written = {
         (p.region, p.which) for launch in program.launches for p in launch.arguments if p.written
     }
@@ -126,18 +132,70 @@ def _joined(program: Program, sources: "_Sources") -> Program:
             for place in launch.arguments
         )
         calls.append(f"  {launch.kernel}({arguments});\n")
-    source = f"{sources.text(FUNCTION)}\n{HEAD}{JOINED}({parameters}) {{\n{''.join(calls)}}}\n"
+    names = dict.fromkeys(launch.kernel for launch in program.launches)
+    source = (
+        f"{sources.helpers}{''.join(map(sources.function, names))}"
+        f"\n{HEAD}{JOINED}({parameters}) {{\n{''.join(calls)}}}\n"
+    )
     places = tuple(
         Place(*region, 0, program.region_nbytes(*region), region in written) for region in regions
     )
     return replace(program, source=source, launches=(Launch(JOINED, (1,), (1,), places),))
 
 
+def _gathered(program: Program, sources: "_Sources") -> Program:
+    """The program with its kernels as cases of fewer ones.
+
+    Such a kernel has as many pointers as any of its cases; others get their first one again.
+    """
+    pointers = {launch.kernel: len(launch.arguments) for launch in program.launches}
+    groups: list[list[str]] = []
+    letters = 0
+    for name in pointers:
+        letters += len(sources.function(name))
+        if not groups or letters > KERNEL_LETTERS:
+            groups.append([])
+            letters = len(sources.function(name))
+        groups[-1].append(name)
+    kernels: list[str] = []
+    # By the function: its kernel, what it is there, and how many pointers that has.
+    places: dict[str, tuple[str, int | None, int]] = {}
+    for group in groups:
+        if len(group) == 1:
+            (name,) = group
+            kernels.append(sources.kernel(name))
+            places[name] = name, None, pointers[name]
+            continue
+        whole, most = f"{GATHERED}{len(kernels)}", max(pointers[name] for name in group)
+        names = [f"p{index}" for index in range(most)]
+        cases = []
+        for case, name in enumerate(group):
+            places[name] = whole, case, most
+            cases.append(f"  case {case}: {name}({', '.join(names[: pointers[name]])}); break;\n")
+        parameters = ", ".join([*(f"__global void* {name}" for name in names), "int which"])
+        kernels.append(
+            f"{''.join(map(sources.function, group))}\n"
+            f"{HEAD}{whole}({parameters}) {{\n  switch (which) {{\n{''.join(cases)}  }}\n}}\n"
+        )
+
+    def moved(launch: Launch) -> Launch:
+        kernel, case, most = places[launch.kernel]
+        more = launch.arguments[:1] * (most - len(launch.arguments))
+        return replace(launch, kernel=kernel, case=case, arguments=launch.arguments + more)
+
+    return replace(
+        program,
+        source=APART.join([sources.helpers, *kernels]),
+        launches=tuple(map(moved, program.launches)),
+    )
+
+
 class _Sources:
-    """The kernels of a program, each distinct one once."""
+    """The loops of a program, each distinct text once."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
         self._helpers: dict[str, None] = {}
 
     def named(self, function: str, nest: Nest) -> str:
@@ -145,14 +203,25 @@ class _Sources:
         self._helpers |= dict.fromkeys(nest.helpers)
         if nest.text not in self._names:
             readable = re.sub(r"\W", "", function.removeprefix(PREFIX))
-            self._names[nest.text] = f"k{len(self._names)}_{readable}"[:MOST_LETTERS]
+            name = f"k{len(self._names)}_{readable}"[:MOST_LETTERS]
+            self._names[nest.text], self._texts[name] = name, nest.text
         return self._names[nest.text]
 
-    def text(self, head: str = HEAD) -> str:
-        """All of them, as kernels or as functions."""
-        whole = [f"{head}{name}{text}" for text, name in self._names.items()]
-        between = APART if head == HEAD else "\n"
-        return between.join(["".join(self._helpers), *whole])
+    @property
+    def helpers(self) -> str:
+        """The functions that all of them may call."""
+        return "".join(self._helpers)
+
+    def kernel(self, name: str) -> str:
+        return f"{HEAD}{name}{self._texts[name]}"
+
+    def function(self, name: str) -> str:
+        """The same for kernels to call."""
+        return f"{FUNCTION}{name}{self._texts[name]}"
+
+    def text(self) -> str:
+        """All of them, each as a kernel."""
+        return "".join([self.helpers, *map(self.kernel, self._texts)])
 
 
 def flattened(functions: Mapping[str, Any]) -> dict[str, Any]:

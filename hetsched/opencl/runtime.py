@@ -694,11 +694,15 @@ class Loaded:
         free = []
         for index, launch in enumerate(self.program.launches):
             kernel = self.kernels[index]
-            if kernel.num_args != len(launch.arguments):
+            pointers = len(launch.arguments)
+            given = pointers if launch.case is None else pointers + 1
+            if kernel.num_args != given:
                 raise PackageError(
                     f"part '{self.name}' is damaged: '{launch.kernel}' takes {kernel.num_args} "
-                    f"arguments, and a launch gives {len(launch.arguments)}"
+                    f"arguments, and a launch gives {given}"
                 )
+            if launch.case is not None:
+                kernel.set_arg(pointers, np.int32(launch.case))
             for number, place in enumerate(launch.arguments):
                 if place.region in (INPUT, OUTPUT):
                     free.append((index, number, place))

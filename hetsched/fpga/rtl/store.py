@@ -2,13 +2,12 @@
 
 from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal
 from amaranth.lib.data import StructLayout
-from amaranth.lib.fifo import SyncFIFOBuffered
 
 from hetsched.fpga.isa import BEAT, Overlay, Store
-from hetsched.fpga.rtl.queues import Queue
+from hetsched.fpga.rtl.queues import Credit, Fifo, Queue
 
 # From the read's address to the beat behind the multiplexer of banks.
-LATENCY = 3
+LATENCY = 4
 DEPTH = 16
 WRITE = StructLayout({"address": 32, "data": 8 * BEAT, "ends": 1, "signal": 3})
 
@@ -34,17 +33,16 @@ class StoreUnit(Elaboratable):
     def elaborate(self, platform: object) -> Module:
         module = Module()
         module.submodules.queue = self.queue
-        module.submodules.beats = beats = SyncFIFOBuffered(width=WRITE.size, depth=DEPTH)
+        module.submodules.beats = beats = Fifo(WRITE.size, DEPTH)
+        module.submodules.room = room = Credit(DEPTH)
         store = Signal(self.queue.layout, reset_less=True)
         running = Signal()
         module.d.comb += self.queue.take.eq(self.queue.ready & ~running)
         x, y = Signal(16), Signal(12)
         place, row_base, source = Signal(32), Signal(32), Signal(16)
         last_x, last_y = Signal(), Signal()
-        room = Signal(range(DEPTH + 1), init=DEPTH)
-        free, popped = Signal(init=1), Signal()
         read = Signal()
-        module.d.comb += read.eq(running & free)
+        module.d.comb += [read.eq(running & room.free), room.take.eq(read)]
         # What the first instruction is need not wait for whether it may start.
         with module.If(~running):
             head = self.queue.head
@@ -76,43 +74,30 @@ class StoreUnit(Elaboratable):
                     last_y.eq(y == 1),
                     running.eq(~last_y),
                 ]
-        with module.If(read & ~popped):
-            module.d.sync += [room.eq(room - 1), free.eq(room != 1)]
-        with module.Elif(popped & ~read):
-            module.d.sync += [room.eq(room + 1), free.eq(1)]
         ends = last_x & last_y
-        beat = Cat(place, ends, Mux(ends, store.signal, 0), read)
+        beat = Cat(place, ends, store.signal, read)
         module.d.comb += self.read_address.eq(source)
         for _ in range(LATENCY):
             later = Signal.like(beat, name="later")
             module.d.sync += later.eq(beat)
             beat = later
         module.d.comb += [
-            beats.w_en.eq(beat[-1]),
-            beats.w_data.eq(Cat(beat[:32], self.read_data, beat[32:36])),
+            beats.write.eq(beat[-1]),
+            beats.data.eq(Cat(beat[:32], self.read_data, beat[32:36])),
         ]
-        self._offer(module, beats, popped)
-        return module
-
-    def _offer(self, module: Module, beats: SyncFIFOBuffered, popped: Signal) -> None:
         write = Signal(WRITE)
-        ends, signal = Signal(), Signal(3)
-        module.d.comb += [
-            write.eq(beats.r_data),
-            beats.r_en.eq(~self.offered | self.accepted),
-            popped.eq(beats.r_rdy & beats.r_en),
-        ]
-        with module.If(beats.r_en):
-            module.d.sync += [
-                self.offered.eq(beats.r_rdy),
-                self.address.eq(write.address),
-                self.data.eq(write.data),
-                ends.eq(write.ends & beats.r_rdy),
-                signal.eq(Mux(beats.r_rdy, write.signal, 0)),
-            ]
         done = Signal()
-        module.d.comb += done.eq(self.offered & self.accepted)
-        module.d.sync += [
-            self.signal.eq(Mux(done, signal, 0)),
-            self.queue.finished.eq(done & ends),
+        module.d.comb += [
+            write.eq(beats.head),
+            beats.take.eq(self.accepted),
+            done.eq(beats.ready & self.accepted),
+            self.offered.eq(beats.ready),
+            self.address.eq(write.address),
+            self.data.eq(write.data),
         ]
+        module.d.sync += [
+            room.back.eq(done),
+            self.signal.eq(Mux(done & write.ends, write.signal, 0)),
+            self.queue.finished.eq(done & write.ends),
+        ]
+        return module

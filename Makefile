@@ -45,9 +45,12 @@ format: $(INSTALLED)
 opencl:
 	@./.ci/pocl
 
-# Takes about three hours.
+# Takes about five hours.
 bench: $(INSTALLED) $(FPGA) bench-peers
 	$(BIN)/python -m bench.coverage --json bench/results/coverage.json
+	$(BIN)/python -m bench.coverage --json bench/results/coverage_opencl.json --devices opencl:0
+	$(BIN)/python -m bench.coverage --json bench/results/coverage_cpu_opencl.json \
+	    --devices cpu:0,opencl:0
 	$(BIN)/python -m bench.overlap --json bench/results/overlap.json
 	$(BIN)/python -m bench.overlap --json bench/results/overlap_opencl.json --devices cpu:0,opencl:0
 	$(BIN)/python -m bench.pipelines --json bench/results/pipelines.json

@@ -12,7 +12,8 @@ from time import perf_counter, sleep
 import numba
 import numpy as np
 
-from hetsched.host import pinned
+from hetsched.host import cores, pinned
+from hetsched.store import Store
 from hetsched.system import System
 
 # Elements that stay in the first cache, and passes over them: some milliseconds.
@@ -71,6 +72,16 @@ class Probe:
 
     def __exit__(self, *_: object) -> None:
         self._workers.shutdown()
+
+
+def settled(devices: str, store: Store) -> System:
+    """The system of `devices`, its links measured while each core is a whole one.
+
+    Two threads of one core hand over a hundred times as fast as two cores.
+    """
+    with Probe(cores()) as probe:
+        probe.settle()
+        return System.local(devices, store)
 
 
 def _timed(core: int) -> float:

@@ -21,7 +21,7 @@ from rich.progress import track
 
 import hetsched
 from bench import models
-from bench.cores import Probe
+from bench.cores import Probe, settled
 from bench.costing import Options, Result
 from bench.timing import seconds_of
 from hetsched.api import priced
@@ -81,7 +81,7 @@ def rows(
     """The rows of the models that are asked for, from the folder where they are there."""
     options.folder.mkdir(parents=True, exist_ok=True)
     store = options.folder / "prices.sqlite"
-    system = System.local(devices, Store(store))
+    system = settled(devices, Store(store))
     found: list[dict[str, Any]] = []
     chosen = models.chosen(options.models, options.names or default, inf)
     for model in track(chosen, description=kept):

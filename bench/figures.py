@@ -66,11 +66,15 @@ def coverage_summary(result: Mapping[str, Any]) -> str:
         if attempt["deviation"] is not None
     ]
     names = ", ".join([*result["options"]["partitioners"], "random cuts"])
+    labels = {
+        name: what for row in result["rows"] for name, what in row.get("hardware", {}).items()
+    }
+    what = "".join(f" `{name}` is {label}." for name, label in labels.items() if "OpenCL" in label)
     return (
-        "## Coverage\n\n"
+        f"## Coverage, {result['options']['devices']}\n\n"
         f"{result['passed']} of {result['models']} models pass: imported, planned for "
         f"`{result['options']['devices']}` by each partitioner ({names}), compiled, run, and every "
-        "part and the whole compared with ONNX Runtime. The largest deviation of all is "
+        f"part and the whole compared with ONNX Runtime.{what} The largest deviation of all is "
         f"{max(deviations):.0e} of the output's peak; 1e-4 is allowed in float32. "
         f"{_where(result)}\n"
     )
@@ -95,13 +99,9 @@ def coverage(result: Mapping[str, Any]) -> str:
             ]
         )
     return (
-        "## Coverage\n\n"
-        f"{result['passed']} of {result['models']} models pass: imported, planned for "
-        f"`{result['options']['devices']}` by each partitioner, compiled, run, and every part and "
-        "the whole compared with ONNX Runtime. Columns have the number of parts, `random` cuts at "
-        "random places; *worst* is the largest deviation of all, as a share of the output's peak "
-        "(1e-4 is allowed in float32). "
-        f"{_where(result)}\n\n" + _table(heads, rows) + "\n"
+        f"{coverage_summary(result)}\n"
+        "Columns have the number of parts, `random` cuts at random places; *worst* is the largest "
+        f"deviation of all.\n\n{_table(heads, rows)}\n"
     )
 
 
@@ -433,6 +433,8 @@ class Part:
 
 PARTS = {
     "coverage": Part(coverage_summary, coverage),
+    "coverage_opencl": Part(coverage_summary, coverage),
+    "coverage_cpu_opencl": Part(coverage_summary, coverage),
     "overlap": Part(overlap),
     "overlap_opencl": Part(overlap),
     "opencl": Part(opencl_summary, opencl),

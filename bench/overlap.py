@@ -38,7 +38,7 @@ from rich.table import Table
 
 import hetsched
 from bench import engines, families, models
-from bench.cores import Probe
+from bench.cores import Probe, settled
 from bench.record import record, write
 from bench.timing import seconds_of
 from hetsched.api import partition, plans, priced
@@ -379,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with TemporaryDirectory(prefix="hetsched-bench-") as folder:
             store = given.store or Path(folder) / "profile.sqlite"
-            system = System.local(given.devices, Store(store))
+            system = settled(given.devices, Store(store))
             content["described"] = {d.name: d.description for d in system.devices}
             for name in names:
                 graph, inputs = model(name, system, given.seed)

@@ -30,7 +30,7 @@ from rich.table import Table
 
 import hetsched
 from bench import models
-from bench.cores import Probe
+from bench.cores import Probe, settled
 from bench.overlap import layered, layers_for
 from bench.record import record, write
 from bench.timing import seconds_of
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with TemporaryDirectory(prefix="hetsched-bench-") as folder:
             store = given.store or Path(folder) / "profile.sqlite"
-            system = System.local(given.devices, Store(store))
+            system = settled(given.devices, Store(store))
             for name in names:
                 graph, inputs = model(name, system, given.seed)
                 found = measured(

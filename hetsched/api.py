@@ -27,6 +27,7 @@ from hetsched.graph import Graph
 from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
 from hetsched.instance import read_instance
+from hetsched.learning.regression import Estimate
 from hetsched.links import Repeated, measure_links
 from hetsched.objective import front as pareto_front
 from hetsched.objective import objective as objective_of
@@ -187,7 +188,7 @@ class Profiled:
     `groups` are the kernel groups that it stands for, with the name of their graph where there are
     several, and `devices` those that it is measured for. `already` says that nothing new was
     measured, `tight` that its time is known as well as it was wanted. Without a `sample` there is
-    a `refusal`, or the budget was spent.
+    a `refusal`, or the budget was spent; then there is an `estimate` by what was measured.
     """
 
     kinds: str
@@ -198,6 +199,7 @@ class Profiled:
     already: bool = False
     tight: bool = False
     refusal: str = ""
+    estimate: Estimate | None = None
 
     @property
     def missing(self) -> bool:
@@ -210,6 +212,7 @@ class Profiling:
 
     `drift` is by how much slower the machine became meanwhile, and `since` by how much slower it
     is than when older samples of the store were taken; None where that was not measured.
+    `disturbed` of `bursts` did not count.
     """
 
     rows: tuple[Profiled, ...]
@@ -217,6 +220,8 @@ class Profiling:
     seconds: float
     drift: float | None = None
     since: float | None = None
+    bursts: int = 0
+    disturbed: int = 0
 
 
 def profile(
@@ -276,11 +281,15 @@ def profile(
                 already=sample is not None and key not in found.fresh,
                 tight=sample is not None and effort.settles(sample),
                 refusal=refused.get(key, ""),
+                estimate=found.estimates.get(key),
             )
             row = rows.setdefault(key, first)
             rows[key] = replace(row, groups=(*row.groups, name))
     order = sorted(rows.values(), key=lambda row: -row.flops * len(row.groups))
-    return Profiling(tuple(order), tuple(links), perf_counter() - begin, found.drift, found.since)
+    seconds = perf_counter() - begin
+    return Profiling(
+        tuple(order), tuple(links), seconds, found.drift, found.since, found.bursts, found.disturbed
+    )
 
 
 @dataclass(frozen=True)

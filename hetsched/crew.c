@@ -129,20 +129,28 @@ static void summon(struct unit *unit)
         syscall(SYS_futex, &unit->calls, FUTEX_WAKE_PRIVATE, 1);
 }
 
-/* Until `signal` is no longer `seen`; spins, then sleeps. To spin for longer, or to sleep first for
-   as long as the last wait took, was measured to be no better, and sleeping first to be worse. */
-static void wait(struct unit *unit, uint32_t seen)
+/* Whether `word` is soon no longer `seen`. To spin for longer, or to sleep first for as long as the
+   last wait took, was measured to be no better, and sleeping first to be worse. */
+static int changes(_Atomic uint32_t *word, uint32_t seen)
 {
     for (int64_t end = now() + SPIN_NANOSECONDS; now() < end;)
         for (int turn = 0; turn < 16; turn++) {
-            if (atomic_load_explicit(&unit->signal, memory_order_acquire) != seen)
-                return;
+            if (atomic_load_explicit(word, memory_order_acquire) != seen)
+                return 1;
 #if defined(__x86_64__)
             __builtin_ia32_pause();
 #elif defined(__aarch64__)
             __asm__ volatile("yield");
 #endif
         }
+    return 0;
+}
+
+/* Until `signal` is no longer `seen`; spins, then sleeps. */
+static void wait(struct unit *unit, uint32_t seen)
+{
+    if (changes(&unit->signal, seen))
+        return;
     atomic_store(&unit->sleeping, 1);
     while (atomic_load(&unit->signal) == seen)
         sleep_while(&unit->signal, seen, -1);
@@ -286,13 +294,17 @@ void crew_work(struct crew *crew, int32_t index)
     struct unit *unit = &crew->units[index];
     for (;;) {
         uint32_t calls = atomic_load(&unit->calls);
-        if (take(unit)) {
+        int served = take(unit);
+        if (served) {
             int stopping = atomic_load(&crew->stopping);
             serve(crew, unit, NULL, 0);
             atomic_store(&unit->taken, 0);
             if (stopping)
                 return;
         }
+        /* The next request is often there before a core that sleeps would be awake. */
+        if (served && changes(&unit->calls, calls))
+            continue;
         atomic_store(&unit->idle, 1);
         while (atomic_load(&unit->calls) == calls)
             sleep_while(&unit->calls, calls, -1);
@@ -374,16 +386,26 @@ void crew_stop(struct crew *crew)
         summon(&crew->units[index]);
 }
 
+/* Words of 8 bytes in a row of what is copied, and how many of them are copied at once. */
+#define ROW_WORDS 624
+#define STRIP_WORDS 16
+
 /* A part that does nothing but read one tensor and write another, of equal length: to measure by.
-   The table has the number of their 8-byte words and both addresses. */
+   It takes strips of all rows, one after the other, as convolutions do: what caches fetch ahead is
+   then of less use than in one go. The table has the number of their 8-byte words and both
+   addresses. */
 int crew_copy(void *self, const struct value *arguments, int32_t count, struct value *result)
 {
     const int64_t *table = (const int64_t *)arguments[0].content;
     const int64_t *source = (const int64_t *)table[1];
     int64_t *sink = (int64_t *)table[2];
     (void)self, (void)count;
-    for (int64_t word = 0; word < table[0]; word++)
-        sink[word] = source[word] + 1;
+    for (int64_t strip = 0; strip < ROW_WORDS; strip += STRIP_WORDS)
+        for (int64_t begin = strip; begin < table[0]; begin += ROW_WORDS) {
+            int64_t end = begin + STRIP_WORDS < table[0] ? begin + STRIP_WORDS : table[0];
+            for (int64_t word = begin; word < end; word++)
+                sink[word] = source[word] + 1;
+        }
     result->kind = INTEGER;
     result->content = 0;
     return 0;

@@ -214,8 +214,8 @@ class Crew:
         for request in list(self._in_flight.values()) if not route.free else ():
             if request.ended:
                 self._settle(request)
-        number = int(self._fields["submitted"][0]) + 1
         while self._in_flight:
+            number = int(self._fields["submitted"][0]) + 1
             oldest = next(iter(self._in_flight.values()))
             most = len(self._in_flight) >= self._most_in_flight
             # A unit on few routes can be as many requests behind as there are routes.
@@ -313,7 +313,7 @@ class CrewRequest(Request):
         self.route = route
         self._course = course
         self.memory: _Memory | None = memory
-        self._states: np.ndarray | None = None
+        self._stamps = b""
         # What the code reads and writes; C has only the addresses.
         self._values = values
         for name, (shape, dtype) in course.results.items():
@@ -323,7 +323,7 @@ class CrewRequest(Request):
 
     @property
     def ended(self) -> bool:
-        return self.memory is None or int(self.memory.slot["ended"][0]) == self.number
+        return self.memory is None or self.memory.ended.value == self.number
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._crew.wait(self, timeout)
@@ -331,9 +331,9 @@ class CrewRequest(Request):
     def settle(self, said: Callable[[int], str]) -> None:
         """Keeps what the memory tells, and forgets it; `said` is what a step that failed says."""
         assert self.memory is not None
-        slot = self.memory.slot[0]
-        self._states = self.memory.states.copy()
-        if slot["failed"]:
+        self._stamps = bytes(self.memory.stamps)
+        if self.memory.failed.value:
+            slot = self.memory.slot[0]
             index, status = int(slot["failed"]) - 1, int(slot["status"])
             step, failed = self._course.steps[index], self.route.codes[index].failed
             if failed is None:
@@ -351,8 +351,8 @@ class CrewRequest(Request):
     def schedule(self) -> Schedule:
         self.wait()
         # Told from the stamps when somebody asks: a run of many parts would wait for it.
-        if self._states is not None:
-            states, self._states = self._states, None
+        if self._stamps:
+            states, self._stamps = np.frombuffer(self._stamps, STATE), b""
             for index in np.flatnonzero(states["done"] == self.number).tolist():
                 start, finish, handed = (
                     int(states[name][index]) * NANOSECOND for name in ("start", "finish", "handed")
@@ -443,6 +443,18 @@ class Between:
             self.places[name] = piece[1]
             used = sum(1 << user for user in set(users[name]))
             pieces.append((piece[0], piece[1], used))
+
+
+def tables_nbytes(units: int, arguments: Sequence[int]) -> int:
+    """About what a crew of so many units has to tell C, for one request at a time.
+
+    `arguments` are how many addresses each step takes.
+    """
+    whole = NUMBERS * 8 + CORE_WORDS * 64 + CREW.itemsize + SLOT.itemsize
+    unit = UNIT.itemsize + SHARE.itemsize + NUMBERS * PROGRESS.itemsize
+    step = STEP.itemsize + STATE.itemsize
+    # An address has a row of two words, in the kernel, its code and the request.
+    return whole + units * unit + sum(step + 3 * 16 * count for count in arguments)
 
 
 class _Course:
@@ -543,10 +555,15 @@ class _Memory:
         self.slot = np.zeros(1, SLOT)
         self.slot["states"], self.slot["route"] = address(self.states), route.number
         self.slot_address = address(self.slot)
+        # What is looked at in each run, without numpy: what it does is no longer in the caches.
+        self.ended = c_uint32.from_address(address(self.slot["ended"]))
+        self.failed = c_int32.from_address(address(self.slot["failed"]))
+        self.stamps = memoryview(self.states.view(np.uint8).data)
+        self._cells = [memoryview(table.data) for table in self._tables]
 
     def bind(self, places: Sequence[tuple[int, int, int]], value: int) -> None:
         for index, cell, offset in places:
-            self._tables[index][cell] = value + offset
+            self._cells[index][cell] = value + offset
 
 
 def copying(library: CDLL, kind: Kind) -> Code:

@@ -91,5 +91,5 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if nbytes < LEAST_ALIGNED_NBYTES:
         return np.empty(shape, dtype)
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    start = -memory.__array_interface__["data"][0] % ALIGNMENT
     return memory[start : start + nbytes].view(dtype).reshape(shape)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hetsched.cache import footprint
-from hetsched.crew import Between, nbytes_of
+from hetsched.crew import Between, nbytes_of, tables_nbytes
 from hetsched.device import Device
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import CompileError
@@ -38,7 +38,8 @@ class Holding:
     """Bytes that a device holds while a plan runs.
 
     `tensors_nbytes` are what its parts hand over and return, `workspace_nbytes` what lies within
-    them, small weights among it. If not `exact`, it holds as much at most, by the graph alone.
+    them, small weights among it, and the tables by which a crew runs them. If not `exact`, it holds
+    as much at most, by the graph alone.
     """
 
     device: str
@@ -117,8 +118,13 @@ def memory(
         weights[device.name] |= found.weights
         workspace[device.name] += found.own_nbytes
         pools[device.unit] += found.temporaries
+    served = _served(parts[:first], crew)
     for unit, calls in pools.items():
-        workspace[device_of[unit]] += pool_nbytes(calls)
+        # A pool for the thread of the unit, and one for a caller that does its work.
+        workspace[device_of[unit]] += pool_nbytes(calls) * (2 if unit == served else 1)
+    if _is_crew(parts[:first], crew):
+        last = parts[:first][-1].step.device
+        workspace[last.name] += tables_nbytes(len(device_of), list(map(_arguments, parts)))
     tensors, known = _tensors(parts[:first], outputs, views, crew)
     known = known and len(parts) == first
     for part in parts[first:]:
@@ -149,8 +155,7 @@ def _tensors(
         for part in parts
         for tensor in part.graph.outputs
     }
-    units = {step.device.unit for step in steps}
-    if len(units) > 1 and crew and all(_is_code(part) for part in parts):
+    if _is_crew(parts, crew):
         between = Between(steps, kinds, outputs, views)
         found = dict(between.charged)
         for name, kind in between.results.items():
@@ -158,6 +163,24 @@ def _tensors(
             found[maker] = found.get(maker, 0) + nbytes_of(kind)
         return found, True
     return _by_python(steps, {n: nbytes_of(kind) for n, kind in kinds.items()}, outputs, views)
+
+
+def _is_crew(parts: Sequence[Loaded], crew: bool) -> bool:
+    """Whether the parts hand over without Python."""
+    units = {part.step.device.unit for part in parts}
+    return len(units) > 1 and crew and all(map(_is_code, parts))
+
+
+def _served(parts: Sequence[Loaded], crew: bool) -> str | None:
+    """The unit whose work is done by its own thread in some runs, and by who waits in others."""
+    last = parts[-1].step.device
+    return last.unit if _is_crew(parts, crew) and last.threads == 1 else None
+
+
+def _arguments(part: Loaded) -> int:
+    """Addresses that the code of a part takes: tensors, weights, small ones and the workspace."""
+    weights = part.footprint.weights if part.footprint is not None else {}
+    return len(part.step.inputs) + len(part.step.outputs) + len(weights) + 2
 
 
 def _is_code(part: Loaded) -> bool:

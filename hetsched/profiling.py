@@ -3,26 +3,34 @@
 A burst runs the groups of a graph on a device a few times, one behind another. Bursts of several
 graphs and devices take turns, so that a drift of the machine touches all alike; the time of a
 kernel is the median of its bursts. What is least known of what counts most comes first, and what
-has no sample before what has one. Each burst is kept at once.
+has no sample before what has one; where the time is limited, those kernels come first that tell
+most about the others, whose times are then predicted. A burst that was disturbed does not count and
+is repeated later. Each burst is kept at once.
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
-from time import perf_counter
+from time import perf_counter, sleep
 
 from hetsched.confidence import margin
 from hetsched.cost import Progress, kernel_of, roofline_seconds, signature
 from hetsched.device import Device
+from hetsched.disturbance import Witness
 from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
+from hetsched.learning.choice import next_to_measure
+from hetsched.learning.model import Model
+from hetsched.learning.regression import Estimate
+from hetsched.learning.work import Work
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plugin import load
-from hetsched.sequence import KernelSequence, method
-from hetsched.store import Kernel, Sample, Store
+from hetsched.sequence import KernelSequence, method, surroundings
+from hetsched.store import Kernel, Rejected, Sample, Store
 from hetsched.target import Target
 
 # A burst has so many passes if that takes no longer or shorter than this.
@@ -30,6 +38,11 @@ PASSES = 8
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.05, 1.0
 # Bursts that a sample is made of; older ones are forgotten.
 MOST_BURSTS = 32
+# Disturbed bursts that are kept of a sample, to be looked at; and between one and the next attempt.
+MOST_REJECTED = 8
+PAUSE_SECONDS = 0.25
+# Kernels that are chosen for what they tell of others; the rest comes by the time that it takes.
+MOST_CHOSEN = 256
 # Kernels that take less than this share of their graph together need not be known well.
 IGNORED_SHARE = 0.05
 # Weights of graphs that are loaded at the same time.
@@ -47,13 +60,14 @@ class Effort:
     """How well a time has to be known: a margin of at most `tolerance`, relative to it.
 
     At least and at most so many bursts are made of a graph. With `trusting`, what the store has is
-    taken as it is.
+    taken as it is. Unless it is `watching`, bursts count whatever else goes on.
     """
 
     tolerance: float
     least_bursts: int
     most_bursts: int
     trusting: bool = False
+    watching: bool = True
 
     def settles(self, sample: Sample) -> bool:
         return len(sample.bursts) >= self.least_bursts and sample.relative_margin <= self.tolerance
@@ -83,6 +97,11 @@ class Course:
     def method(self) -> str:
         return method(self.graph)
 
+    @property
+    def megabytes(self) -> int:
+        """What a run of the graph touches."""
+        return surroundings(self.graph)
+
     @cached_property
     def parts(self) -> Mapping[str, Graph]:
         """Each group as a graph of its own, by its name, as it is among its neighbours."""
@@ -103,6 +122,8 @@ class Measured:
     `fresh` were measured by this call, `refused` are not compiled, with the reason. `drift` is by
     how much longer the first graph took at the end than at the beginning, and `since` by how much
     longer than when the store's samples of it were taken; None where that was not measured.
+    `disturbed` bursts of `bursts` did not count. `estimates` are of kernels for which the time did
+    not suffice, by those that were measured.
     """
 
     samples: Mapping[Key, Sample]
@@ -110,6 +131,9 @@ class Measured:
     refused: Mapping[Key, str]
     drift: float | None = None
     since: float | None = None
+    bursts: int = 0
+    disturbed: int = 0
+    estimates: Mapping[Key, Estimate] = field(default_factory=dict)
 
     def seconds(self, key: Key) -> float:
         """The time of a kernel; infinite if there is none."""
@@ -145,13 +169,16 @@ def measure(
 class _State:
     """How far a course is: the seconds of all its groups in each burst of this call.
 
-    `attempts` is how often its kernels were loaded, not always all.
+    `attempts` is how often its kernels were loaded, not always all; `disturbed` how many bursts did
+    not count.
     """
 
     course: Course
     shares: Mapping[str, float]
     kernels: KernelSequence | None = None
     attempts: int = 0
+    bursts: int = 0
+    disturbed: int = 0
     totals: list[float] = field(default_factory=list)
     loading_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -181,12 +208,15 @@ class _Work:
         self._partial: set[Key] = set()
         self._described: set[str] = set()
         self._open: list[_State] = []
+        self._witness = Witness()
         if effort.trusting:
             courses = [
                 replace(course, groups=[g for g in course.groups if not self._has(course, g)])
                 for course in courses
             ]
         self._states = [_State(course, _shares(course)) for course in courses if course.groups]
+        # What comes first where the time may not suffice.
+        self._ranks = self._chosen() if deadline < inf else {}
 
     def done(self) -> Measured:
         """Bursts in turns until all is settled or the time is over."""
@@ -199,7 +229,58 @@ class _Work:
             self._tell(state)
             self._burst(state)
         drift, since = self._drift()
-        return Measured(self._samples, frozenset(self._fresh), self._refused, drift, since)
+        return Measured(
+            self._samples,
+            frozenset(self._fresh),
+            self._refused,
+            drift,
+            since,
+            sum(state.bursts for state in self._states),
+            sum(state.disturbed for state in self._states),
+            self._estimates() if self._deadline < inf else {},
+        )
+
+    def _chosen(self) -> dict[Key, int]:
+        """Which kernels to measure first, by how much they tell of what all of them take."""
+        ranks: dict[Key, int] = {}
+        for device, states in self._unknown().items():
+            model = Model.of(device, self._store.records())
+            pool: dict[Key, Work] = {}
+            shares: dict[Key, float] = defaultdict(float)
+            for state in states:
+                course, missing = state.course, set(self._missing(state))
+                names = [name for name, key in course.keys.items() if key in missing]
+                parts = [course.parts[name] for name in names]
+                found = model.estimates(parts, course.megabytes)
+                state.shares = {**state.shares, **_uncertain(names, found)}
+                for name, part, estimate in zip(names, parts, found, strict=True):
+                    shares[course.keys[name]] += estimate.seconds
+                    pool[course.keys[name]] = model.work(part, course.megabytes)
+            keys = list(pool)
+            works, weights = list(pool.values()), [shares[key] for key in keys]
+            order = next_to_measure(works, model.regression, MOST_CHOSEN, weights)
+            ranks |= {keys[position]: rank for rank, position in enumerate(order)}
+        return ranks
+
+    def _estimates(self) -> dict[Key, Estimate]:
+        """Of what is still missing, by all that is known now."""
+        estimates: dict[Key, Estimate] = {}
+        for device, states in self._unknown().items():
+            model = Model.of(device, self._store.records())
+            for course in (state.course for state in states):
+                parts = [course.parts[name] for name in course.keys]
+                found = model.estimates(parts, course.megabytes)
+                estimates |= dict(zip(course.keys.values(), found, strict=True))
+        known = self._samples.keys() | self._refused.keys()
+        return {key: found for key, found in estimates.items() if key not in known}
+
+    def _unknown(self) -> Mapping[Device, list[_State]]:
+        """The courses with kernels that have no sample, by device."""
+        found: dict[Device, list[_State]] = defaultdict(list)
+        for state in self._states:
+            if self._missing(state):
+                found[state.course.device].append(state)
+        return found
 
     def _turns(self) -> Iterator[_State]:
         """Each course that is not settled, the most needed first, and then again."""
@@ -213,7 +294,8 @@ class _Work:
             self._unload(state)
 
     def _has(self, course: Course, group: Group) -> bool:
-        return course.keys[group.name] in self._samples
+        sample = self._samples.get(course.keys[group.name])
+        return sample is not None and not sample.is_rejected
 
     def _missing(self, state: _State) -> list[Key]:
         """What has neither a sample nor a reason."""
@@ -221,7 +303,7 @@ class _Work:
         return [key for key in dict.fromkeys(state.course.keys.values()) if key not in known]
 
     def _settled(self, state: _State) -> bool:
-        if len(state.totals) >= self._effort.most_bursts:
+        if max(len(state.totals), state.disturbed) >= self._effort.most_bursts:
             return True
         return not self._missing(state) and self._loose_share(state) <= IGNORED_SHARE
 
@@ -251,7 +333,10 @@ class _Work:
         kernels = self._loaded(state)
         course = state.course
         begin = perf_counter()
+        self._witness.begin(course.device)
         times = kernels.burst(_burst_seconds(state))
+        why = self._witness.end(course.device) if self._effort.watching else ""
+        state.bursts += 1
         for name, reason in kernels.refused.items():
             self._refused[course.keys[name]] = reason
         taken: dict[Key, list[list[float]]] = {}
@@ -260,7 +345,8 @@ class _Work:
         for key, found in taken.items():
             # What was measured without its neighbours gives way.
             known = self._before if key in self._partial else self._samples
-            self._samples[key] = combined(known.get(key), found)
+            add = rejecting if why else combined
+            self._samples[key] = add(known.get(key), found, why)
         parts = {course.keys[name]: course.parts[name] for name in times}
         kept = [(self._kernel(parts[key], key[-1]), self._samples[key]) for key in taken]
         self._store.add(course.device, course.compiler, course.method, kept)
@@ -270,6 +356,11 @@ class _Work:
             self._unload(state)
         else:
             self._partial.difference_update(taken)
+        if why:
+            state.disturbed += 1
+            if perf_counter() + PAUSE_SECONDS < self._deadline:
+                sleep(PAUSE_SECONDS)
+        elif state.kernels is not None:
             state.totals.append(sum(map(statistics.median, times.values())))
         state.wall_seconds = perf_counter() - begin
 
@@ -289,7 +380,11 @@ class _Work:
             missing = set(self._missing(state))
             groups = sorted(
                 course.groups,
-                key=lambda g: (course.keys[g.name] not in missing, -state.shares[g.name]),
+                key=lambda g: (
+                    course.keys[g.name] not in missing,
+                    self._ranks.get(course.keys[g.name], MOST_CHOSEN),
+                    -state.shares[g.name],
+                ),
             )
             # Not all at once, so that something is soon kept; and some time has to be left to run
             # what is compiled.
@@ -347,8 +442,14 @@ class _Work:
                 or (key in self._samples and self._effort.settles(self._samples[key]))
             )
             left = min(self._deadline - perf_counter(), self._seconds_left())
+            disturbed = sum(other.disturbed for other in self._states)
+            told = f", {disturbed} disturbed bursts repeated" if disturbed else ""
+            unknown = len(keys - self._samples.keys() - self._refused.keys())
+            if self._deadline < inf and unknown:
+                told += f", {len(keys) - unknown} measured, {unknown} predicted so far"
             self._progress(
-                f"{state.course.graph.name} on {state.course.device.name}, {_duration(left)} left",
+                f"{state.course.graph.name} on {state.course.device.name}{told}, "
+                f"{_duration(left)} left",
                 min(done, len(keys) - 1),
                 len(keys),
             )
@@ -374,12 +475,29 @@ class _Work:
         return found
 
 
-def combined(before: Sample | None, found: Sequence[Sequence[float]]) -> Sample:
+def rejecting(before: Sample | None, found: Sequence[Sequence[float]], why: str) -> Sample:
+    """The sample with one disturbed burst more, which changes its time only if it has no other."""
+    burst = _of_burst(found)
+    if before is None:
+        before = Sample(burst, statistics.fmean(map(_spread, found)), 0)
+    rejected = (*before.rejected[1 - MOST_REJECTED :], Rejected(burst, why))
+    # Disturbance only makes longer.
+    seconds = before.seconds if before.bursts else min(before.seconds, burst)
+    return replace(before, seconds=seconds, rejected=rejected)
+
+
+def _of_burst(found: Sequence[Sequence[float]]) -> float:
+    return statistics.fmean(statistics.median(seconds) for seconds in found)
+
+
+def combined(before: Sample | None, found: Sequence[Sequence[float]], _: str = "") -> Sample:
     """The sample with one burst more: the times of each occurrence of the kernel."""
-    burst = statistics.fmean(statistics.median(seconds) for seconds in found)
+    burst = _of_burst(found)
     every = sum(map(len, found))
     spread = statistics.fmean(map(_spread, found))
-    if before is None:
+    rejected = before.rejected if before is not None else ()
+    if before is None or not before.bursts:
+        # What was only rejected gives way.
         before = Sample(0.0, 0.0, 0)
     bursts = (*before.bursts[1 - MOST_BURSTS :], burst)
     repeats = before.repeats + every
@@ -389,6 +507,7 @@ def combined(before: Sample | None, found: Sequence[Sequence[float]]) -> Sample:
         repeats=repeats,
         margin=margin(bursts),
         bursts=bursts,
+        rejected=rejected,
     )
 
 
@@ -415,6 +534,14 @@ def _shares(course: Course) -> Mapping[str, float]:
     return {
         group.name: roofline_seconds(group_flops(group), group_nbytes(group), course.device)
         for group in course.groups
+    }
+
+
+def _uncertain(names: Sequence[str], found: Sequence[Estimate]) -> Mapping[str, float]:
+    """The seconds that are not known, by group."""
+    return {
+        name: estimate.seconds * estimate.deviation
+        for name, estimate in zip(names, found, strict=True)
     }
 
 

@@ -29,6 +29,7 @@ CREATE TABLE kernel (signature TEXT PRIMARY KEY, kinds TEXT, model BLOB);
 CREATE TABLE sample (
     fingerprint TEXT, compiler TEXT, method TEXT, signature TEXT,
     seconds REAL, spread REAL, margin REAL, repeats INTEGER, bursts TEXT, measured_at TEXT,
+    rejected TEXT DEFAULT '[]',
     PRIMARY KEY (fingerprint, compiler, method, signature)
 ) WITHOUT ROWID;
 CREATE TABLE link (
@@ -58,13 +59,15 @@ ALTER TABLE link RENAME TO old_link;
 {tables}
 INSERT OR IGNORE INTO kernel SELECT signature, kinds, NULL FROM old_sample;
 INSERT INTO sample SELECT fingerprint, compiler, 'alone', signature, seconds, spread, 9e999,
-    repeats, '[]', measured_at FROM old_sample;
+    repeats, '[]', measured_at, '[]' FROM old_sample;
 INSERT INTO link SELECT source, sink, '', seconds, bytes_per_second, 9e999, 1, '[]', measured_at
     FROM old_link;
 DROP TABLE old_sample;
 DROP TABLE old_link;
 """
-VERSION = 3
+# Version 3 did not keep what was disturbed.
+FROM_THIRD = "ALTER TABLE sample ADD COLUMN rejected TEXT DEFAULT '[]'"
+VERSION = 4
 # The mark of the file: the first letters of hetsched as a number.
 APPLICATION = int.from_bytes(b"hets")
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
@@ -75,12 +78,22 @@ MOST_MODEL_NBYTES = 1 << 26
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """Seconds of a kernel in a burst that was disturbed, and by what."""
+
+    seconds: float
+    why: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """Median seconds of a kernel over its `repeats`.
 
     `spread` is half the distance between the quartiles. `margin` is half the width of the interval
     that has the median with 95 % confidence, infinite where too little is known. `bursts` are the
-    medians of the times that were taken in one go each, in the order of time.
+    medians of the times that were taken in one go each, in the order of time. `rejected` are those
+    that do not count as something else had a part of the machine; if there are no others, the time
+    is the least of them, of which nothing is sure.
     """
 
     seconds: float
@@ -88,6 +101,12 @@ class Sample:
     repeats: int
     margin: float = inf
     bursts: tuple[float, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether all that is known of it was disturbed."""
+        return bool(self.rejected) and not self.bursts
 
     @property
     def relative_margin(self) -> float:
@@ -117,14 +136,17 @@ class Record:
 
 @dataclass(frozen=True)
 class LinkRecord:
-    """A link of the store between two ends, each a fingerprint and a name, by a runtime."""
+    """A link of the store between two ends, each a fingerprint and a name, by a runtime.
+
+    `bursts` are seconds and bytes a second of each time that it was measured.
+    """
 
     source: str
     sink: str
     runtime: str
     link: Link
     margin: float
-    repeats: int
+    bursts: tuple[tuple[float, float], ...]
     measured_at: str
 
 
@@ -173,8 +195,8 @@ class Store:
     ) -> dict[str, Sample]:
         """What was measured of these kernels on this kind of device, by signature."""
         query = (
-            "SELECT signature, seconds, spread, repeats, margin, bursts FROM sample WHERE "
-            "fingerprint = ? AND compiler = ? AND method = ? "
+            "SELECT signature, seconds, spread, repeats, margin, bursts, rejected FROM sample "
+            "WHERE fingerprint = ? AND compiler = ? AND method = ? "
             "AND signature IN (SELECT value FROM json_each(?))"
         )
         asked = (device.fingerprint, compiler, method, json.dumps(list(signatures)))
@@ -200,6 +222,7 @@ class Store:
                 *(device.fingerprint, compiler, method, kernel.signature),
                 *(sample.seconds, sample.spread, sample.margin, sample.repeats),
                 json.dumps(sample.bursts),
+                json.dumps([(one.seconds, one.why) for one in sample.rejected]),
             )
             for kernel, sample in measured
         ]
@@ -214,7 +237,7 @@ class Store:
                 kernels,
             )
             database.executemany(
-                f"INSERT OR REPLACE INTO sample VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {NOW})", rows
+                f"INSERT OR REPLACE INTO sample VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {NOW}, ?)", rows
             )
 
     def records(self) -> tuple[Record, ...]:
@@ -222,7 +245,7 @@ class Store:
         with self._open() as database:
             rows = database.execute(
                 "SELECT fingerprint, compiler, method, signature, coalesce(kinds, ''), model, "
-                "measured_at, seconds, spread, repeats, margin, bursts "
+                "measured_at, seconds, spread, repeats, margin, bursts, rejected "
                 "FROM sample LEFT JOIN kernel USING (signature) "
                 "ORDER BY fingerprint, compiler, method, signature"
             ).fetchall()
@@ -267,10 +290,7 @@ class Store:
                 "SELECT bursts FROM link WHERE source = ? AND sink = ? AND runtime = ?",
                 (_end(source), _end(sink), runtime),
             ).fetchone()
-        return tuple(
-            (self._number(seconds), self._number(rate))
-            for seconds, rate in (self._list(row[0]) if row else ())
-        )
+        return self._link_bursts(row[0]) if row else ()
 
     def add_link(
         self,
@@ -296,16 +316,16 @@ class Store:
         """All links, those of older runtimes too."""
         with self._open() as database:
             rows = database.execute(
-                "SELECT source, sink, runtime, seconds, bytes_per_second, margin, repeats, "
+                "SELECT source, sink, runtime, seconds, bytes_per_second, margin, bursts, "
                 "measured_at FROM link ORDER BY source, sink, runtime"
             ).fetchall()
         return tuple(
             LinkRecord(
                 *(source, sink, runtime),
                 Link(source, sink, self._number(seconds), self._number(rate)),
-                *(self._number(margin), repeats, measured_at),
+                *(self._number(margin), self._link_bursts(bursts), measured_at),
             )
-            for source, sink, runtime, seconds, rate, margin, repeats, measured_at in rows
+            for source, sink, runtime, seconds, rate, margin, bursts, measured_at in rows
         )
 
     def factors(self, kind: str) -> dict[str, Factor]:
@@ -464,8 +484,10 @@ class Store:
             version = self._version(database)
             if version == 0:
                 script = TABLES
-            elif version < VERSION:
+            elif version < 3:
                 script = FROM_SECOND.format(tables=TABLES)
+            elif version < VERSION:
+                script = FROM_THIRD
             else:
                 script = ""
             for statement in filter(str.strip, script.split(";")):
@@ -492,8 +514,8 @@ class Store:
             raise OutputFileError(
                 f"profile store '{self.path}' is of a newer hetsched; name another with --store"
             )
-        if application == APPLICATION and version == VERSION:
-            return VERSION
+        if application == APPLICATION and version in (3, VERSION):
+            return int(version)
         names = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
         old = application == 0 and version in (1, 2) and {"sample", "link"} <= names
         new = application == 0 and version == 0 and not names
@@ -504,7 +526,13 @@ class Store:
         return int(version)
 
     def _sample(
-        self, seconds: object, spread: object, repeats: object, margin: object, bursts: object
+        self,
+        seconds: object,
+        spread: object,
+        repeats: object,
+        margin: object,
+        bursts: object,
+        rejected: object,
     ) -> Sample:
         count = self._number(repeats)
         return Sample(
@@ -513,7 +541,24 @@ class Store:
             int(count) if isfinite(count) else 0,
             self._number(margin),
             tuple(map(self._number, self._list(bursts))),
+            tuple(map(self._rejected, self._list(rejected))),
         )
+
+    def _link_bursts(self, text: object) -> tuple[tuple[float, float], ...]:
+        found = []
+        for burst in self._list(text):
+            match burst:
+                case [seconds, rate] if self._number(rate) > 0:
+                    found.append((self._number(seconds), self._number(rate)))
+                case _:
+                    raise self._damaged(f"it says {burst!r:.40} where a burst should be")
+        return tuple(found)
+
+    def _rejected(self, found: object) -> Rejected:
+        match found:
+            case [seconds, str(why)]:
+                return Rejected(self._number(seconds), why)
+        raise self._damaged(f"it says {found!r:.40} where a rejected burst should be")
 
     def _number(self, value: object) -> float:
         """A number that is not negative, maybe infinite: what a time or a rate can be."""
@@ -574,7 +619,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "kernel": ("signature", "kinds", "model"),
     "sample": (
         *("fingerprint", "compiler", "method", "signature", "seconds", "spread", "margin"),
-        *("repeats", "bursts", "measured_at"),
+        *("repeats", "bursts", "measured_at", "rejected"),
     ),
     "link": (
         *("source", "sink", "runtime", "seconds", "bytes_per_second", "margin", "repeats"),

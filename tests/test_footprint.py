@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import hetsched
+from hetsched.crew import tables_nbytes
 from hetsched.device import Device
 from hetsched.errors import InfeasiblePlan
 from hetsched.footprint import Loaded, memory, pool_nbytes
@@ -112,11 +113,27 @@ def test_shared_weights_are_there_once() -> None:
     first = Footprint({"x": 100, "y": 10}, 7)
     found = memory(two(first, Footprint({"x": 100}, 3)), ["t2"], {}, True, 2)
     assert [item.weights_nbytes for item in found.devices] == [110, 100]
-    assert [item.workspace_nbytes for item in found.devices] == [7, 3]
+    # The last device has the tables of the crew too: two tensors, weights, and two rows more.
+    tables = tables_nbytes(2, [2 + 2 + 2, 2 + 1 + 2])
+    assert [item.workspace_nbytes for item in found.devices] == [7, 3 + tables]
     assert [item.tensors_nbytes for item in found.devices] == [NBYTES, NBYTES]
     assert found.shared_nbytes == 100
-    assert found.nbytes == 110 + 10 + 2 * NBYTES
+    assert found.nbytes == 110 + 10 + 2 * NBYTES + tables
     assert found.exact
+
+
+def test_who_waits_has_a_pool_of_its_own() -> None:
+    """The unit of the last step works by its own thread in some runs, by the caller in others."""
+    page = 4096
+    calls = Footprint({}, 0, ((page,),))
+    parts = two(calls, calls)
+    tables = tables_nbytes(2, [4, 4])
+    one, last = memory(parts, ["t2"], {}, True, 2).devices
+    assert one.workspace_nbytes == page
+    assert last.workspace_nbytes == 2 * page + tables
+    # Where Python hands over, each unit's thread does its own work.
+    one, last = memory(parts, ["t2"], {}, False, 2).devices
+    assert one.workspace_nbytes == last.workspace_nbytes == page
 
 
 def test_what_no_target_can_tell_is_not_exact() -> None:

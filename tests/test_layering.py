@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
 errors  device  schedule  trial  split  region  confidence
 plugin  dtype  files  host  meters  document
-store  op  oracle  trace  tvm_runtime
+store  op  oracle  trace  tvm_runtime  disturbance
 fusion  schedules  launches
 graph  operation
 archive  target  inputs  frontend  lowering  rewrite  liveness
@@ -73,8 +73,8 @@ LOADERS = (
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"
-        for name in "_contention _cpsat _gaps _list _rank _refutation _search cpop exact heft "
-        "ippts lookahead peft portfolio".split()
+        for name in "_contention _cpsat _gaps _justify _list _rank _refutation _search cpop exact "
+        "heft ippts lookahead peft portfolio".split()
     }
 )
 

@@ -16,8 +16,9 @@ from hetsched.cost_models.profiled import Profiled
 from hetsched.device import Device
 from hetsched.fusion import Group
 from hetsched.graph import Graph
+from hetsched.learning.work import Work
 from hetsched.profiling import QUICK, Course, Effort, Measured, combined, measure
-from hetsched.store import Sample, Store
+from hetsched.store import Rejected, Sample, Store
 
 HERE = Device("cpu:0", "cpu", fingerprint="core")
 THERE = Device("cpu:1", "cpu", fingerprint="core")
@@ -46,6 +47,18 @@ class Machine:
     compiled: list[str] = field(default_factory=list)
     bursts: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     closed: int = 0
+    # By the burst, what disturbs it.
+    disturbed: Callable[[int], str] = lambda burst: ""
+    slept: float = 0.0
+
+    def begin(self, device: Device) -> None:
+        pass
+
+    def end(self, device: Device) -> str:
+        return self.disturbed(len(self.bursts))
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
 
     def perf_counter(self) -> float:
         return self.now
@@ -93,6 +106,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
     monkeypatch.setattr("hetsched.profiling.KernelSequence", made.load)
     monkeypatch.setattr("hetsched.profiling.perf_counter", made.perf_counter)
+    monkeypatch.setattr("hetsched.profiling.sleep", made.sleep)
+    monkeypatch.setattr("hetsched.profiling.Witness", lambda: made)
     return made
 
 
@@ -129,6 +144,50 @@ def test_what_wavers_is_measured_until_it_is_tight_or_often(machine: Machine, st
     assert len(machine.bursts) == EFFORT.most_bursts
     (sample,) = (found.samples[key] for key in course(product(4, 6)).keys.values())
     assert not EFFORT.settles(sample)
+
+
+def test_a_disturbed_burst_does_not_count_and_is_repeated_later(
+    machine: Machine, store: Store
+) -> None:
+    """A moment in which everything takes half as long again leaves no trace in the times."""
+    graphs = [product(400, 5, name="one"), product(4, 6, name="other")]
+    machine.disturbed = lambda burst: "37% of the processor stolen" if burst in (1, 4) else ""
+    machine.told = lambda group, burst: 1.5e-3 if burst in (1, 4) else 1e-3
+    found = measure([course(graph) for graph in graphs], store, EFFORT)
+    assert (found.bursts, found.disturbed) == (len(machine.bursts), 2)
+    # The other one comes first, and what was disturbed has as many good bursts in the end.
+    assert names(machine)[:3] == ["one", "other", "one"]
+    for sample in found.samples.values():
+        assert sample.seconds == 1e-3
+        assert set(sample.bursts) == {1e-3}
+        assert len(sample.bursts) >= EFFORT.least_bursts
+    rejected = [one for record in store.records() for one in record.sample.rejected]
+    assert rejected == [Rejected(1.5e-3, "37% of the processor stolen")] * 2
+    assert machine.slept > 0
+
+
+def test_what_is_always_disturbed_has_its_least_time_and_is_not_trusted(
+    machine: Machine, store: Store
+) -> None:
+    machine.disturbed = lambda burst: "compute reference 1.4 x its best"
+    machine.told = lambda group, burst: 1e-3 * (2 + burst % 3)
+    graph = product(4, 5)
+    (key,) = course(graph).keys.values()
+    quick = Effort(0.03, 3, 8, trusting=True)
+    found = measure([course(graph)], store, quick)
+    assert len(machine.bursts) == found.disturbed == quick.most_bursts
+    assert found.samples[key].seconds == 2e-3
+    assert found.samples[key].relative_margin == inf
+    assert found.samples[key].is_rejected
+    # In a quiet moment it is measured anew.
+    machine.disturbed = lambda burst: ""
+    machine.told = lambda group, burst: 1e-3
+    sample = measure([course(graph)], store, quick).samples[key]
+    assert (sample.seconds, sample.repeats) == (1e-3, 9)
+    assert len(sample.rejected) == quick.most_bursts
+    count = len(machine.bursts)
+    measure([course(graph)], store, quick)
+    assert len(machine.bursts) == count
 
 
 def test_outliers_change_neither_time_nor_margin() -> None:
@@ -183,6 +242,38 @@ def test_nothing_begins_behind_the_deadline_and_the_next_call_goes_on(
     assert len(found.samples) == 3
     assert names(machine)[2] == "one"
     assert names(machine).count("two") == 3 + (names(machine)[-1] == "two")
+
+
+def test_a_budget_goes_to_what_tells_most_and_the_rest_is_predicted(
+    machine: Machine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = product(300, 310, 320, 7)
+    large, _, small = (group.name for group in graph.groups)
+    given: list[int] = []
+
+    def chosen(
+        pool: Sequence[Work], regression: object, count: int, shares: Sequence[float]
+    ) -> list[int]:
+        given.extend((len(pool), len(shares)))
+        return [2, 0, 1] if len(pool) == 3 else list(range(len(pool)))
+
+    monkeypatch.setattr("hetsched.profiling.next_to_measure", chosen)
+    machine.compiling_seconds = 10.0
+    told: list[str] = []
+    until = machine.now + 19
+    found = measure([course(graph)], store, EFFORT, until, lambda what, _, __: told.append(what))
+    # Not the largest, which comes first where nothing limits the time.
+    assert machine.compiled[:2] == [small, large]
+    assert given == [3, 3]
+    keys = course(graph).keys
+    assert found.estimates.keys() == keys.values() - found.samples.keys()
+    assert len(found.estimates) == 1
+    for estimate in found.estimates.values():
+        assert estimate.seconds > 0
+        assert not estimate.is_measured
+    assert any("0 measured, 3 predicted so far" in what for what in told)
+    # With time enough all are measured.
+    assert not measure([course(graph)], store, EFFORT, machine.now + 1e6).estimates
 
 
 def test_a_kill_loses_the_burst_in_flight_alone(machine: Machine, store: Store) -> None:

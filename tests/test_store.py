@@ -3,6 +3,7 @@
 import multiprocessing
 import sqlite3
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
@@ -12,7 +13,16 @@ import pytest
 
 from hetsched.device import Device, Link
 from hetsched.errors import OutputFileError
-from hetsched.store import FROM_SECOND, Factor, Kernel, Residual, Sample, Store, default_path
+from hetsched.store import (
+    FROM_SECOND,
+    Factor,
+    Kernel,
+    Rejected,
+    Residual,
+    Sample,
+    Store,
+    default_path,
+)
 from hetsched.trial import Trial
 
 HERE = Device("cpu:0", "cpu", fingerprint="core")
@@ -175,6 +185,18 @@ def test_a_store_of_version_2_is_brought_to_this_one(tmp_path: Path) -> None:
     assert sample_of(store, HERE, "k", "tvm 1") == SAMPLE
     store.add_trial(HERE, "tvm 1", Trial("w", "d", 1, 0.2))
     assert len(store.trials(HERE, "tvm 1")) == 2
+
+
+def test_a_store_of_version_3_has_room_for_what_was_rejected(tmp_path: Path) -> None:
+    store = Store(tmp_path / "profile.sqlite")
+    store.add(HERE, "tvm 1", "alone", [(CONV, SAMPLE)])
+    with sqlite3.connect(store.path) as database:
+        database.executescript("ALTER TABLE sample DROP COLUMN rejected; PRAGMA user_version = 3;")
+    database.close()
+    assert sample_of(store, HERE, "k", "tvm 1") == SAMPLE
+    disturbed = replace(SAMPLE, rejected=(Rejected(2e-3, "30% of the processor stolen"),))
+    store.add(HERE, "tvm 1", "alone", [(CONV, disturbed)])
+    assert sample_of(store, HERE, "k", "tvm 1") == store.records()[0].sample == disturbed
 
 
 def migrate(path: Path, start: Barrier, heard: Connection) -> None:

@@ -27,6 +27,8 @@ def profile_document(profiling: Profiling, store: str) -> Document:
         "loose": sum(row.sample is not None and not row.tight for row in rows),
         "drift": profiling.drift,
         "since": profiling.since,
+        "bursts": profiling.bursts,
+        "disturbed_bursts": profiling.disturbed,
         "devices": [
             _device(devices, [row for row in rows if row.devices == devices]) for devices in kinds
         ],
@@ -61,6 +63,10 @@ def _kernel(row: Profiled) -> Document:
         "spread_seconds": sample.spread if sample else None,
         "margin_seconds": sample.margin if sample else None,
         "repeats": sample.repeats if sample else 0,
+        "rejected": [asdict(one) for one in sample.rejected] if sample else [],
+        "disturbed": sample is not None and sample.is_rejected,
+        "predicted_seconds": row.estimate.seconds if row.estimate else None,
+        "predicted_deviation": row.estimate.deviation if row.estimate else None,
         "flops_per_second": row.flops / sample.seconds if sample else None,
         "already": row.already,
         "tight": row.tight,
@@ -69,9 +75,12 @@ def _kernel(row: Profiled) -> Document:
 
 
 def _link(repeated: Repeated) -> Document:
+    least, most = repeated.rates
     return {
         **values_of(repeated.link),
         "margin_seconds": repeated.margin,
+        "least_bytes_per_second": least,
+        "most_bytes_per_second": most,
         "repeats": len(repeated.bursts),
         "tight": repeated.tight,
     }
@@ -81,9 +90,13 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
     def state(row: Mapping[str, Any]) -> str:
         if row["refusal"]:
             return f"cannot run: {row['refusal']}"
+        if row["predicted_seconds"] is not None:
+            return f"predicted from others, to {row['predicted_deviation']:.0%}"
         if row["seconds"] is None:
             return "not measured"
         known = "in the store already" if row["already"] else "measured now"
+        if row["disturbed"]:
+            return f"{known}, each time disturbed"
         return known if row["tight"] else f"{known}, not yet tight"
 
     def weight(row: Mapping[str, Any]) -> float:
@@ -100,7 +113,7 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
                 row["kinds"],
                 str(len(row["groups"])),
                 " ".join(row["devices"]),
-                scaled(row["seconds"], 1e-3, 4),
+                scaled(row["seconds"] or row["predicted_seconds"], 1e-3, 4),
                 _share(row["margin_seconds"], row["seconds"]),
                 scaled(row["flops_per_second"], 1e9, 2),
                 state(row),
@@ -134,6 +147,11 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
         f"{document['measured']} measured now, {document['already']} in the store already, "
         f"{document['missing']} missing; {document['seconds']:.1f} s; store {document['store']}"
     )
+    if document["disturbed_bursts"]:
+        yield (
+            f"{document['disturbed_bursts']} of {document['bursts']} bursts were disturbed and do "
+            "not count; `hetsched profile --show` has by what"
+        )
     for change, when in (
         (document["drift"], "became {} while this was measured"),
         (document["since"], "is {} than when the store's older samples were taken"),
@@ -179,6 +197,7 @@ def store_document(store: Store, device: str | None, kind: str | None) -> Docume
                 "margin_seconds": record.sample.margin,
                 "repeats": record.sample.repeats,
                 "bursts": list(record.sample.bursts),
+                "rejected": [asdict(one) for one in record.sample.rejected],
                 "measured_at": record.measured_at,
             }
             for record in store.records()
@@ -186,14 +205,10 @@ def store_document(store: Store, device: str | None, kind: str | None) -> Docume
         ],
         "links": [
             {
-                "source": record.source,
-                "sink": record.sink,
+                **_link(Repeated(record.link, record.bursts)),
                 "runtime": record.runtime,
                 "current": record.runtime == runtime(),
-                "seconds": record.link.seconds,
-                "bytes_per_second": record.link.bytes_per_second,
                 "margin_seconds": record.margin,
-                "repeats": record.repeats,
                 "measured_at": record.measured_at,
             }
             for record in store.links()
@@ -241,6 +256,7 @@ def store_view(document: Document) -> Iterator[RenderableType]:
     )
     if len(order) > MOST_ROWS:
         yield f"and {len(order) - MOST_ROWS} kinds that take less; --kind and --device choose"
+    yield from _rejected_view(document["samples"])
     yield from _links_view([link for link in document["links"] if link["current"]])
     old = sum(not link["current"] for link in document["links"])
     yield ""
@@ -250,6 +266,32 @@ def store_view(document: Document) -> Iterator[RenderableType]:
         f"{len(document['samples'])} samples, {len(document['factors'])} factors, "
         f"{len(document['residuals'])} residuals; store {document['store']}"
     )
+
+
+def _rejected_view(samples: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """The samples that were disturbed most often, what they took then, and by what at last."""
+    found = sorted(
+        (row for row in samples if row["rejected"]), key=lambda row: -len(row["rejected"])
+    )
+    if not found:
+        return
+    yield ""
+    yield table(
+        "Disturbed bursts, which do not count",
+        ("kinds", "fingerprint", ">bursts", ">rejected", ">ms", ">ms rejected", "last by"),
+        (
+            (
+                *(row["kinds"], row["fingerprint"]),
+                *(str(len(row["bursts"])), str(len(row["rejected"]))),
+                scaled(row["seconds"], 1e-3, 4),
+                scaled(median(one["seconds"] for one in row["rejected"]), 1e-3, 4),
+                row["rejected"][-1]["why"],
+            )
+            for row in found[:MOST_ROWS]
+        ),
+    )
+    if len(found) > MOST_ROWS:
+        yield f"and {len(found) - MOST_ROWS} that were disturbed as often or less"
 
 
 def _typical(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -266,14 +308,17 @@ def _links_view(links: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
     yield ""
     yield table(
         "Links",
-        ("from", "to", ">latency us", ">margin us", ">GB/s", ">bursts"),
+        ("from", "to", ">latency us", ">margin us", ">GB/s", ">at least", ">at most", ">bursts"),
         (
             (
                 link["source"],
                 link["sink"],
                 scaled(link["seconds"], 1e-6, 2),
                 scaled(link["margin_seconds"], 1e-6, 2),
-                scaled(link["bytes_per_second"], 1e9, 1),
+                *(
+                    scaled(link[f"{name}bytes_per_second"], 1e9, 1)
+                    for name in ("", "least_", "most_")
+                ),
                 str(link["repeats"]),
             )
             for link in links

@@ -17,6 +17,7 @@ from hetsched.problem import Moment, Problem, Solution
 from hetsched.scheduler import Scheduler
 from hetsched.schedulers import _cpsat
 from hetsched.schedulers._contention import shake
+from hetsched.schedulers._justify import backwards, justify
 from hetsched.schedulers._list import decode, list_schedule
 from hetsched.schedulers._list import makespan as makespan_of
 from hetsched.schedulers._rank import remaining
@@ -26,6 +27,8 @@ from hetsched.schedulers._search import climb, padded, seeded, sweep
 LISTS = ("heft", "cpop", "peft", "lookahead", "ippts")
 # Tasks up to which the whole is annealed.
 WHOLE = 400
+# Tasks up to which all are justified at once.
+LARGEST = 4000
 # How hot annealing begins, in mean seconds of a task and half a transfer; and where links contend,
 # by rounds.
 HEAT, CONTENTION_HEATS = 0.4, (0.1, 1.0)
@@ -35,6 +38,8 @@ SLICES = 8
 WINDOWS = (100, 200, 400)
 WINDOW_HEAT = 0.1
 WINDOW_STEPS = 20
+# A round of justification is as much work as so many steps of annealing.
+JUSTIFYING = 5
 # The share of a makespan above all work up to which its prices count, in rounds of annealing.
 SLACKS = (0.1, 0.3)
 # Iterations between two looks at the clock: some hundredths of a second.
@@ -53,8 +58,9 @@ class Portfolio(Scheduler):
 
     The best schedule of the list schedulers, and of one that goes by the prices of the devices, is
     annealed: critical tasks are taken out, alone or with others, and put back one by one where the
-    longest path through each is shortest. Small problems then go to CP-SAT, large ones are annealed
-    in windows. Where links contend, tasks change places and all is run again. An iteration is about
+    longest path through each is shortest. Small problems then go to CP-SAT. Large ones are first
+    justified, pushed late and then early after some of the order was shuffled, and then annealed in
+    windows. Where links contend, tasks change places and all is run again. An iteration is about
     0.1 ms of any size of problem; with `seconds=0` iterations are the only limit, and the result is
     the same on any machine. With `prove`, problems of up to 100 tasks get a bound that takes longer
     to find.
@@ -299,6 +305,16 @@ def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
             yield best
 
 
+def justification(search: Search, local: Local, until: float) -> Iterator[float]:
+    """The devices stay as they are."""
+    a, back, tasks = search.problem.arrays, backwards(search.problem).arrays, search.problem.tasks
+    count = max(1, steps(SLICE, tasks) // JUSTIFYING)
+    while search.spent() < until:
+        best = justify(a, back, local.order, local.device, count, local.bound, local.random)
+        search.take(JUSTIFYING * count, tasks)
+        yield best
+
+
 def counting_price(problem: Problem, makespan: float, slack: float) -> np.ndarray:
     """(units) of a second of work, in full if no more than `slack` of a makespan is above it.
 
@@ -353,6 +369,12 @@ Step = Callable[[Search, float], None]
 annealed: Step = partial(local_search, annealing, "annealing")
 
 
+def justified(search: Search, until: float) -> None:
+    """Justification; where links contend, what is late for one task need not be for its links."""
+    if not search.problem.contention:
+        local_search(justification, "justification", search, until)
+
+
 def windowed(search: Search, until: float) -> None:
     """Annealing in windows; where links contend there are no tails to bound a window by."""
     if search.problem.contention:
@@ -366,5 +388,6 @@ PLANS: tuple[tuple[float, tuple[tuple[Step, float], ...]], ...] = (
     (40, ((annealed, 0.05), (refute, 0.1), (proved, 0.6), (annealed, 1.0))),
     (100, ((annealed, 0.85), (refute, 1.0))),
     (WHOLE, ((annealed, 1.0),)),
+    (LARGEST, ((justified, 0.3), (windowed, 1.0))),
     (inf, ((windowed, 1.0),)),
 )

@@ -27,6 +27,7 @@ from hetsched.graph import Graph
 from hetsched.host import pinned
 from hetsched.inputs import seeded_inputs
 from hetsched.instance import read_instance
+from hetsched.learning.regression import Estimate
 from hetsched.links import Repeated, measure_links
 from hetsched.objective import front as pareto_front
 from hetsched.objective import objective as objective_of
@@ -187,7 +188,7 @@ class Profiled:
     `groups` are the kernel groups that it stands for, with the name of their graph where there are
     several, and `devices` those that it is measured for. `already` says that nothing new was
     measured, `tight` that its time is known as well as it was wanted. Without a `sample` there is
-    a `refusal`, or the budget was spent.
+    a `refusal`, or the budget was spent; then there is an `estimate` by what was measured.
     """
 
     kinds: str
@@ -198,6 +199,7 @@ class Profiled:
     already: bool = False
     tight: bool = False
     refusal: str = ""
+    estimate: Estimate | None = None
 
     @property
     def missing(self) -> bool:
@@ -279,6 +281,7 @@ def profile(
                 already=sample is not None and key not in found.fresh,
                 tight=sample is not None and effort.settles(sample),
                 refusal=refused.get(key, ""),
+                estimate=found.estimates.get(key),
             )
             row = rows.setdefault(key, first)
             rows[key] = replace(row, groups=(*row.groups, name))

@@ -2,7 +2,9 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from hetsched.device import Device
 from hetsched.errors import OutputFileError
 from hetsched.plan import Plan, simulate
 from hetsched.schedule import Schedule
@@ -17,6 +19,54 @@ LEAST_SHARE = 0.1
 NORMAL = 1.4826
 
 
+@dataclass(frozen=True)
+class History:
+    """What was predicted and measured before, the oldest first: of runs, or of a device's parts.
+
+    `device` is empty for runs. `drift` says how far the last one is from those before it, in words.
+    """
+
+    device: str
+    residuals: tuple[Residual, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The median of measured over predicted time."""
+        return statistics.median(_ratios(self.residuals))
+
+    @property
+    def drift(self) -> str:
+        *earlier, last = _ratios(self.residuals)
+        return drift(earlier[-MOST_EARLIER:], last) if self.device else ""
+
+
+def histories(digest: str, devices: Sequence[Device], store: Store) -> tuple[History, ...]:
+    """Of the model of `digest` on `devices`, and of all that these have run, as far as known."""
+    names = [device.name for device in devices]
+    subjects = {_run(digest, names): ""} | {
+        _parts(device): device.name for device in devices if not device.modelled
+    }
+    found = (
+        History(
+            name, tuple(r for r in store.residuals(subject) if min(r.predicted, r.measured) > 0)
+        )
+        for subject, name in subjects.items()
+    )
+    return tuple(history for history in found if history.residuals)
+
+
+def _run(digest: str, names: Sequence[str]) -> str:
+    return f"run of {digest[:12]} by {', '.join(names)}"
+
+
+def _parts(device: Device) -> str:
+    return f"parts on {device.fingerprint} {device.name}"
+
+
+def _ratios(residuals: Sequence[Residual]) -> list[float]:
+    return [one.measured / one.predicted for one in residuals if one.predicted > 0]
+
+
 def calibrate(plan: Plan, measured: Sequence[Schedule], store: Store) -> tuple[str, ...]:
     """Keeps what was predicted and measured of a plan's runs; a line for each device that drifts.
 
@@ -27,7 +77,7 @@ def calibrate(plan: Plan, measured: Sequence[Schedule], store: Store) -> tuple[s
     predicted = simulate(plan)
     # By subject, and the device that is told of.
     seconds = {
-        f"run of {plan.original.digest[:12]} by {', '.join(plan.devices)}": (
+        _run(plan.original.digest, plan.devices): (
             "",
             predicted.makespan,
             statistics.median(run.makespan for run in measured),
@@ -36,7 +86,7 @@ def calibrate(plan: Plan, measured: Sequence[Schedule], store: Store) -> tuple[s
     for name in plan.devices:
         device = plan.system.device(name)
         if not device.modelled:
-            seconds[f"parts on {device.fingerprint} {name}"] = (
+            seconds[_parts(device)] = (
                 name,
                 predicted.busy_seconds(name),
                 statistics.median(run.busy_seconds(name) for run in measured),
@@ -46,7 +96,7 @@ def calibrate(plan: Plan, measured: Sequence[Schedule], store: Store) -> tuple[s
         for subject, (device_name, before, now) in seconds.items():
             if not before > 0:
                 continue
-            earlier = [r.measured / r.predicted for r in store.residuals(subject) if r.predicted]
+            earlier = _ratios(store.residuals(subject))
             store.add_residual(Residual(subject, before, now, len(measured)))
             found = drift(earlier[-MOST_EARLIER:], now / before)
             if device_name and found:

@@ -6,7 +6,7 @@ from ctypes import c_int32, c_void_p
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
-from itertools import permutations
+from itertools import combinations, permutations
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +18,7 @@ from hetsched import crew
 from hetsched.confidence import margin
 from hetsched.crew import ADDRESS, VALUE, WORD_NBYTES, address
 from hetsched.device import Device, Link
+from hetsched.disturbance import Witness
 from hetsched.dtype import empty
 from hetsched.errors import DeviceError
 from hetsched.executor import HOST_SPACE, Executor
@@ -36,14 +37,16 @@ MOST_BURSTS = 24
 # Of the tensor by which links are compared.
 TYPICAL_NBYTES = 1 << 18
 
-HANDOVERS = 200
+HANDOVERS = 80
 # Hand-overs there and back in one request.
 ROUNDS = 10
 # Parts behind each other on one device, the first of which still find the other's data.
 ALONE, OWN = 8, 3
-# As tensors mostly are: small ones come from the other's cache much faster, large ones slower.
-HANDOVER_NBYTES = 1 << 18
+# As tensors mostly are: larger ones no cache holds. The first is a hand-over and nothing else.
+SIZES = (WORD_NBYTES, 1 << 16, 1 << 17, 1 << 18, 1 << 19)
 MOST_BYTES_PER_SECOND = 1e12
+# A burst that something else disturbed is repeated so often.
+ATTEMPTS = 3
 
 
 @cache
@@ -90,15 +93,31 @@ class Repeated:
         return 0.0 if not any(self.seconds) else margin(self.seconds)
 
     @property
+    def rates(self) -> tuple[float, float]:
+        """Bytes a second at least and at most, with 95 % confidence; infinite if nothing limits.
+
+        Of a single burst nothing is sure.
+        """
+        each = [1 / rate for _, rate in self.bursts]
+        if not each:
+            return (self.link.bytes_per_second,) * 2
+        middle, reach = statistics.median(each), margin(each)
+        slowest, quickest = middle + reach, middle - reach
+        unlimited = quickest <= 1 / MOST_BYTES_PER_SECOND
+        return 1 / slowest if slowest else inf, inf if unlimited else 1 / quickest
+
+    @property
     def tight(self) -> bool:
-        """Whether more bursts would tell nothing that counts."""
+        """Whether more bursts would tell nothing that counts; what is computed has none."""
+        if not self.bursts:
+            return True
         enough = max(TOLERANCE * statistics.median(self.seconds), LEAST_SECONDS)
         return self.margin <= enough or len(self.bursts) >= MOST_BURSTS
 
 
 def measured_again(source: Device, sink: Device, store: Store) -> Repeated:
     """The link with one burst more than the store has; the store has it then too."""
-    one = measure_link(source, sink)
+    one = _undisturbed(source, sink)
     bursts = store.link_bursts(source, sink, runtime())
     bursts = (*bursts[1 - MOST_BURSTS :], (one.seconds, one.bytes_per_second))
     latencies, rates = zip(*bursts, strict=True)
@@ -106,6 +125,19 @@ def measured_again(source: Device, sink: Device, store: Store) -> Repeated:
     found = Repeated(replace(one, seconds=seconds, bytes_per_second=rate), bursts)
     store.add_link(source, sink, runtime(), found.link, found.margin, bursts)
     return found
+
+
+def _undisturbed(source: Device, sink: Device) -> Link:
+    """A burst in which nothing else had a part of the machine, if one of a few is such."""
+    # Both devices, as far as anything can be told of them.
+    both = replace(source, cores=tuple(dict.fromkeys((*source.cores, *sink.cores))))
+    witness = Witness()
+    for _ in range(ATTEMPTS):
+        witness.begin(both)
+        link = measure_link(source, sink)
+        if not witness.end(both):
+            break
+    return link
 
 
 def measure_links(
@@ -167,7 +199,8 @@ def measure_link(source: Device, sink: Device) -> Link:
     Latency is the time from the finish of a part to the start of one that waits for it, less what
     passes between two parts on one device: that is counted in what it takes to start a part.
     Bandwidth is that of the transfer; where memory is shared, by how much longer a part takes that
-    reads what another unit has written and writes where that has read.
+    reads what another unit has written and writes where that has read. Both are fitted to tensors
+    of several sizes.
 
     Raises
     ------
@@ -177,29 +210,37 @@ def measure_link(source: Device, sink: Device) -> Link:
     if source.unit == sink.unit and source.memory_space == sink.memory_space:
         # The same thread runs both: there is nothing to wait for and nothing to move.
         return Link(source.name, sink.name, 0.0, inf)
-    large = _handovers(source, sink, HANDOVER_NBYTES)
-    extra = max(large.sharing, 0.0)
-    latency = large.waiting
-    if source.memory_space != sink.memory_space:
-        latency = _handovers(source, sink, WORD_NBYTES).waiting
-        extra += large.waiting - latency
-    bandwidth = HANDOVER_NBYTES / max(extra, HANDOVER_NBYTES / MOST_BYTES_PER_SECOND)
-    return Link(source.name, sink.name, latency, bandwidth)
+    latency, per_byte = fitted([(n, _handover_seconds(source, sink, n)) for n in SIZES])
+    return Link(source.name, sink.name, latency, 1 / max(per_byte, 1 / MOST_BYTES_PER_SECOND))
 
 
-@dataclass(frozen=True)
-class _Handover:
-    """Median seconds from part to part beyond what starting one takes, the transfer among them, and
-    by how much longer the second computes than one on data of its own device: it reads what the
-    other has written, and writes where that has read, which takes longer still between caches.
+def fitted(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Seconds, and seconds a byte, of a line through sizes and seconds; neither is negative.
+
+    The slope is the median of those of all pairs, so that a wrong point of five changes little.
+
+    Examples
+    --------
+    >>> fitted([(0, 1.0), (10, 2.0), (20, 3.0), (30, 9.0), (40, 5.0)])
+    (1.0, 0.1)
+
+    References
+    ----------
+    Sen, "Estimates of the regression coefficient based on Kendall's tau", JASA 63(324), 1968,
+    https://doi.org/10.1080/01621459.1968.10480934
     """
+    slopes = [(b - a) / (other - one) for (one, a), (other, b) in combinations(points, 2)]
+    slope = max(0.0, statistics.median(slopes))
+    return max(0.0, statistics.median(y - slope * x for x, y in points)), slope
 
-    waiting: float
-    sharing: float
 
+def _handover_seconds(source: Device, sink: Device, nbytes: int) -> float:
+    """From part to part, beyond what starting one takes, the transfer among it, and by how much
+    longer the second computes than one on data of its own device: it reads what the other has
+    written, and writes where that has read, which takes longer still between caches.
 
-def _handovers(source: Device, sink: Device, nbytes: int) -> _Handover:
-    """Of a tensor that copies pass to and fro, and then from one to the next on `sink` alone."""
+    Of a tensor that copies pass to and fro, and then from one to the next on `sink` alone.
+    """
     words = nbytes // WORD_NBYTES
     devices = [source, sink] * ROUNDS + [sink] * ALONE
     steps = [
@@ -224,10 +265,8 @@ def _handovers(source: Device, sink: Device, nbytes: int) -> _Handover:
             between.append(slots[index].start - slots[index - 1].finish)
             here.append(slots[index].seconds)
     starting = statistics.median(between)
-    return _Handover(
-        max(0.0, statistics.median(waits) - starting),
-        statistics.median(there) - statistics.median(here),
-    )
+    waiting = max(0.0, statistics.median(waits) - starting)
+    return waiting + statistics.median(there) - statistics.median(here)
 
 
 def copying(device: Device, words: int) -> Kernel:

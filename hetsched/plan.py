@@ -408,6 +408,12 @@ class Recipe:
     def placement(self) -> Mapping[str, str]:
         return {name: device for _, device, members in self.parts for name in members}
 
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Those that run a part, in the system's order."""
+        used = {device for _, device, _ in self.parts}.union(*self.replicas.values())
+        return tuple(device for device in self.tasks.system.devices if device.name in used)
+
     @cached_property
     def turns(self) -> tuple["Recipe", ...]:
         """The recipe of each request until the first device has its turn again everywhere."""

@@ -3,11 +3,13 @@
 A burst runs the groups of a graph on a device a few times, one behind another. Bursts of several
 graphs and devices take turns, so that a drift of the machine touches all alike; the time of a
 kernel is the median of its bursts. What is least known of what counts most comes first, and what
-has no sample before what has one. A burst that was disturbed does not count and is repeated later.
-Each burst is kept at once.
+has no sample before what has one; where the time is limited, those kernels come first that tell
+most about the others, whose times are then predicted. A burst that was disturbed does not count and
+is repeated later. Each burst is kept at once.
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,9 +23,13 @@ from hetsched.disturbance import Witness
 from hetsched.forms import between
 from hetsched.fusion import Group
 from hetsched.graph import Graph
+from hetsched.learning.choice import next_to_measure
+from hetsched.learning.model import Model
+from hetsched.learning.regression import Estimate
+from hetsched.learning.work import Work
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plugin import load
-from hetsched.sequence import KernelSequence, method
+from hetsched.sequence import KernelSequence, method, surroundings
 from hetsched.store import Kernel, Rejected, Sample, Store
 from hetsched.target import Target
 
@@ -35,6 +41,8 @@ MOST_BURSTS = 32
 # Disturbed bursts that are kept of a sample, to be looked at; and between one and the next attempt.
 MOST_REJECTED = 8
 PAUSE_SECONDS = 0.25
+# Kernels that are chosen for what they tell of others; the rest comes by the time that it takes.
+MOST_CHOSEN = 256
 # Kernels that take less than this share of their graph together need not be known well.
 IGNORED_SHARE = 0.05
 # Weights of graphs that are loaded at the same time.
@@ -89,6 +97,11 @@ class Course:
     def method(self) -> str:
         return method(self.graph)
 
+    @property
+    def megabytes(self) -> int:
+        """What a run of the graph touches."""
+        return surroundings(self.graph)
+
     @cached_property
     def parts(self) -> Mapping[str, Graph]:
         """Each group as a graph of its own, by its name, as it is among its neighbours."""
@@ -109,7 +122,8 @@ class Measured:
     `fresh` were measured by this call, `refused` are not compiled, with the reason. `drift` is by
     how much longer the first graph took at the end than at the beginning, and `since` by how much
     longer than when the store's samples of it were taken; None where that was not measured.
-    `disturbed` bursts of `bursts` did not count.
+    `disturbed` bursts of `bursts` did not count. `estimates` are of kernels for which the time did
+    not suffice, by those that were measured.
     """
 
     samples: Mapping[Key, Sample]
@@ -119,6 +133,7 @@ class Measured:
     since: float | None = None
     bursts: int = 0
     disturbed: int = 0
+    estimates: Mapping[Key, Estimate] = field(default_factory=dict)
 
     def seconds(self, key: Key) -> float:
         """The time of a kernel; infinite if there is none."""
@@ -200,6 +215,8 @@ class _Work:
                 for course in courses
             ]
         self._states = [_State(course, _shares(course)) for course in courses if course.groups]
+        # What comes first where the time may not suffice.
+        self._ranks = self._chosen() if deadline < inf else {}
 
     def done(self) -> Measured:
         """Bursts in turns until all is settled or the time is over."""
@@ -220,7 +237,50 @@ class _Work:
             since,
             sum(state.bursts for state in self._states),
             sum(state.disturbed for state in self._states),
+            self._estimates() if self._deadline < inf else {},
         )
+
+    def _chosen(self) -> dict[Key, int]:
+        """Which kernels to measure first, by how much they tell of what all of them take."""
+        ranks: dict[Key, int] = {}
+        for device, states in self._unknown().items():
+            model = Model.of(device, self._store.records())
+            pool: dict[Key, Work] = {}
+            shares: dict[Key, float] = defaultdict(float)
+            for state in states:
+                course, missing = state.course, set(self._missing(state))
+                names = [name for name, key in course.keys.items() if key in missing]
+                parts = [course.parts[name] for name in names]
+                found = model.estimates(parts, course.megabytes)
+                state.shares = {**state.shares, **_uncertain(names, found)}
+                for name, part, estimate in zip(names, parts, found, strict=True):
+                    shares[course.keys[name]] += estimate.seconds
+                    pool[course.keys[name]] = model.work(part, course.megabytes)
+            keys = list(pool)
+            works, weights = list(pool.values()), [shares[key] for key in keys]
+            order = next_to_measure(works, model.regression, MOST_CHOSEN, weights)
+            ranks |= {keys[position]: rank for rank, position in enumerate(order)}
+        return ranks
+
+    def _estimates(self) -> dict[Key, Estimate]:
+        """Of what is still missing, by all that is known now."""
+        estimates: dict[Key, Estimate] = {}
+        for device, states in self._unknown().items():
+            model = Model.of(device, self._store.records())
+            for course in (state.course for state in states):
+                parts = [course.parts[name] for name in course.keys]
+                found = model.estimates(parts, course.megabytes)
+                estimates |= dict(zip(course.keys.values(), found, strict=True))
+        known = self._samples.keys() | self._refused.keys()
+        return {key: found for key, found in estimates.items() if key not in known}
+
+    def _unknown(self) -> Mapping[Device, list[_State]]:
+        """The courses with kernels that have no sample, by device."""
+        found: dict[Device, list[_State]] = defaultdict(list)
+        for state in self._states:
+            if self._missing(state):
+                found[state.course.device].append(state)
+        return found
 
     def _turns(self) -> Iterator[_State]:
         """Each course that is not settled, the most needed first, and then again."""
@@ -320,7 +380,11 @@ class _Work:
             missing = set(self._missing(state))
             groups = sorted(
                 course.groups,
-                key=lambda g: (course.keys[g.name] not in missing, -state.shares[g.name]),
+                key=lambda g: (
+                    course.keys[g.name] not in missing,
+                    self._ranks.get(course.keys[g.name], MOST_CHOSEN),
+                    -state.shares[g.name],
+                ),
             )
             # Not all at once, so that something is soon kept; and some time has to be left to run
             # what is compiled.
@@ -380,6 +444,9 @@ class _Work:
             left = min(self._deadline - perf_counter(), self._seconds_left())
             disturbed = sum(other.disturbed for other in self._states)
             told = f", {disturbed} disturbed bursts repeated" if disturbed else ""
+            unknown = len(keys - self._samples.keys() - self._refused.keys())
+            if self._deadline < inf and unknown:
+                told += f", {len(keys) - unknown} measured, {unknown} predicted so far"
             self._progress(
                 f"{state.course.graph.name} on {state.course.device.name}{told}, "
                 f"{_duration(left)} left",
@@ -467,6 +534,14 @@ def _shares(course: Course) -> Mapping[str, float]:
     return {
         group.name: roofline_seconds(group_flops(group), group_nbytes(group), course.device)
         for group in course.groups
+    }
+
+
+def _uncertain(names: Sequence[str], found: Sequence[Estimate]) -> Mapping[str, float]:
+    """The seconds that are not known, by group."""
+    return {
+        name: estimate.seconds * estimate.deviation
+        for name, estimate in zip(names, found, strict=True)
     }
 
 

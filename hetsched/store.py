@@ -136,14 +136,17 @@ class Record:
 
 @dataclass(frozen=True)
 class LinkRecord:
-    """A link of the store between two ends, each a fingerprint and a name, by a runtime."""
+    """A link of the store between two ends, each a fingerprint and a name, by a runtime.
+
+    `bursts` are seconds and bytes a second of each time that it was measured.
+    """
 
     source: str
     sink: str
     runtime: str
     link: Link
     margin: float
-    repeats: int
+    bursts: tuple[tuple[float, float], ...]
     measured_at: str
 
 
@@ -287,10 +290,7 @@ class Store:
                 "SELECT bursts FROM link WHERE source = ? AND sink = ? AND runtime = ?",
                 (_end(source), _end(sink), runtime),
             ).fetchone()
-        return tuple(
-            (self._number(seconds), self._number(rate))
-            for seconds, rate in (self._list(row[0]) if row else ())
-        )
+        return self._link_bursts(row[0]) if row else ()
 
     def add_link(
         self,
@@ -316,16 +316,16 @@ class Store:
         """All links, those of older runtimes too."""
         with self._open() as database:
             rows = database.execute(
-                "SELECT source, sink, runtime, seconds, bytes_per_second, margin, repeats, "
+                "SELECT source, sink, runtime, seconds, bytes_per_second, margin, bursts, "
                 "measured_at FROM link ORDER BY source, sink, runtime"
             ).fetchall()
         return tuple(
             LinkRecord(
                 *(source, sink, runtime),
                 Link(source, sink, self._number(seconds), self._number(rate)),
-                *(self._number(margin), repeats, measured_at),
+                *(self._number(margin), self._link_bursts(bursts), measured_at),
             )
-            for source, sink, runtime, seconds, rate, margin, repeats, measured_at in rows
+            for source, sink, runtime, seconds, rate, margin, bursts, measured_at in rows
         )
 
     def factors(self, kind: str) -> dict[str, Factor]:
@@ -543,6 +543,16 @@ class Store:
             tuple(map(self._number, self._list(bursts))),
             tuple(map(self._rejected, self._list(rejected))),
         )
+
+    def _link_bursts(self, text: object) -> tuple[tuple[float, float], ...]:
+        found = []
+        for burst in self._list(text):
+            match burst:
+                case [seconds, rate] if self._number(rate) > 0:
+                    found.append((self._number(seconds), self._number(rate)))
+                case _:
+                    raise self._damaged(f"it says {burst!r:.40} where a burst should be")
+        return tuple(found)
 
     def _rejected(self, found: object) -> Rejected:
         match found:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import hetsched
 from hetsched.cli import app
 from hetsched.cli.options import seconds_of, shapes_of
 from hetsched.errors import VerificationFailed
+from hetsched.store import Residual, Store
 from hetsched.system import System
 
 DATA = Path(__file__).parent / "data"
@@ -215,6 +217,32 @@ def test_a_package_is_explained_by_any_operation_in_it(package: Path) -> None:
     # The activation behind a convolution, which is part of its group.
     (node,) = document("explain", package, "/Relu")["nodes"]
     assert node["node"] == "/c/Conv"
+
+
+def test_what_runs_took_is_held_against_the_prediction(package: Path, tmp_path: Path) -> None:
+    """From run to explain, and a device that takes thrice as long is told of."""
+    with pytest.MonkeyPatch.context() as patch:
+        store = Store(tmp_path / "profile.sqlite")
+        patch.setenv("HETSCHED_STORE", str(store.path))
+        assert document("explain", package)["history"] == []
+        for _ in range(2):
+            document("run", package, "--repeat", 3)
+        found = document("explain", package)["history"]
+        text = hetsched_("explain", package).stdout
+        assert found[0]["device"] is None
+        assert {row["device"] for row in found[1:]} <= {"cpu:0", "cpu:1", "onnxruntime:0"}
+        assert len(found) > 1
+        for row in found:
+            assert (row["runs"], row["drift"]) == (2, "")
+            assert f"{row['measured_seconds'] * 1e3:.3f}" in text
+        assert "drifts" not in text
+        subject = store.residuals()[-1].subject
+        for factor in (1.0, 1.0, 1.0, 1.0, 90.0):
+            store.add_residual(Residual(subject, 1.0, factor, 3))
+            # They are told apart by milliseconds.
+            sleep(0.002)
+        text = hetsched_("explain", package).stdout
+        assert re.search("'.+' drifts: its parts took 90.00 x the prediction", text)
 
 
 def test_two_plans_are_compared(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from hetsched.calibration import History
 from hetsched.explain import Border, Explanation
 from hetsched.plan import Recipe
 from hetsched.report.tables import (
@@ -20,9 +21,13 @@ from hetsched.report.tables import (
 
 
 def explanation_document(
-    found: Sequence[Explanation], borders: Sequence[Border], makespan: float, recipe: Recipe
+    found: Sequence[Explanation],
+    borders: Sequence[Border],
+    makespan: float,
+    recipe: Recipe,
+    past: Sequence[History] = (),
 ) -> Document:
-    """Nodes with their alternatives, why each part is a part, and the energy of the plan."""
+    """Nodes with their alternatives, why each part is a part, energy, and earlier runs."""
     return {
         "makespan_seconds": makespan,
         "nodes": [
@@ -37,6 +42,18 @@ def explanation_document(
         ],
         "parts": [vars(border) | {} for border in borders],
         "energy": energy_document(recipe),
+        "history": [
+            {
+                "device": history.device or None,
+                "runs": len(history.residuals),
+                "predicted_seconds": history.residuals[-1].predicted,
+                "measured_seconds": history.residuals[-1].measured,
+                "ratio": history.ratio,
+                "measured_at": history.residuals[-1].measured_at,
+                "drift": history.drift,
+            }
+            for history in past
+        ],
         **hardware(recipe.tasks.system.devices),
     }
 
@@ -77,12 +94,38 @@ def explanation_view(document: Document) -> Iterator[RenderableType]:
         ),
     )
     yield from energy_view(document["energy"])
+    yield from _history_view(document["history"])
     yield ""
     yield (
         f"predicted {scaled(document['makespan_seconds'], 1e-3, 3)} ms; "
         "name a node to see what it would cost on each device"
     )
     yield from hardware_view(document)
+
+
+def _history_view(history: Sequence[Document]) -> Iterator[RenderableType]:
+    if not history:
+        return
+    yield ""
+    yield table(
+        "Runs before, and what was predicted for them",
+        ("of", ">times", ">predicted ms", ">measured ms", ">off", ">off, median", "last"),
+        (
+            (
+                f"parts on {row['device']}" if row["device"] else "this model here",
+                str(row["runs"]),
+                scaled(row["predicted_seconds"], 1e-3, 3),
+                scaled(row["measured_seconds"], 1e-3, 3),
+                f"{row['predicted_seconds'] / row['measured_seconds'] - 1:+.1%}",
+                f"{1 / row['ratio'] - 1:+.1%}",
+                row["measured_at"][:16],
+            )
+            for row in history
+        ),
+    )
+    for row in history:
+        if row["drift"]:
+            yield f"'{row['device']}' drifts: its parts took {row['drift']}; measure it again"
 
 
 def _alternatives(node: Document) -> RenderableType:

@@ -65,6 +65,8 @@ def _kernel(row: Profiled) -> Document:
         "repeats": sample.repeats if sample else 0,
         "rejected": [asdict(one) for one in sample.rejected] if sample else [],
         "disturbed": sample is not None and sample.is_rejected,
+        "predicted_seconds": row.estimate.seconds if row.estimate else None,
+        "predicted_deviation": row.estimate.deviation if row.estimate else None,
         "flops_per_second": row.flops / sample.seconds if sample else None,
         "already": row.already,
         "tight": row.tight,
@@ -73,9 +75,12 @@ def _kernel(row: Profiled) -> Document:
 
 
 def _link(repeated: Repeated) -> Document:
+    least, most = repeated.rates
     return {
         **values_of(repeated.link),
         "margin_seconds": repeated.margin,
+        "least_bytes_per_second": least,
+        "most_bytes_per_second": most,
         "repeats": len(repeated.bursts),
         "tight": repeated.tight,
     }
@@ -85,6 +90,8 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
     def state(row: Mapping[str, Any]) -> str:
         if row["refusal"]:
             return f"cannot run: {row['refusal']}"
+        if row["predicted_seconds"] is not None:
+            return f"predicted from others, to {row['predicted_deviation']:.0%}"
         if row["seconds"] is None:
             return "not measured"
         known = "in the store already" if row["already"] else "measured now"
@@ -106,7 +113,7 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
                 row["kinds"],
                 str(len(row["groups"])),
                 " ".join(row["devices"]),
-                scaled(row["seconds"], 1e-3, 4),
+                scaled(row["seconds"] or row["predicted_seconds"], 1e-3, 4),
                 _share(row["margin_seconds"], row["seconds"]),
                 scaled(row["flops_per_second"], 1e9, 2),
                 state(row),
@@ -198,14 +205,10 @@ def store_document(store: Store, device: str | None, kind: str | None) -> Docume
         ],
         "links": [
             {
-                "source": record.source,
-                "sink": record.sink,
+                **_link(Repeated(record.link, record.bursts)),
                 "runtime": record.runtime,
                 "current": record.runtime == runtime(),
-                "seconds": record.link.seconds,
-                "bytes_per_second": record.link.bytes_per_second,
                 "margin_seconds": record.margin,
-                "repeats": record.repeats,
                 "measured_at": record.measured_at,
             }
             for record in store.links()
@@ -305,14 +308,17 @@ def _links_view(links: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
     yield ""
     yield table(
         "Links",
-        ("from", "to", ">latency us", ">margin us", ">GB/s", ">bursts"),
+        ("from", "to", ">latency us", ">margin us", ">GB/s", ">at least", ">at most", ">bursts"),
         (
             (
                 link["source"],
                 link["sink"],
                 scaled(link["seconds"], 1e-6, 2),
                 scaled(link["margin_seconds"], 1e-6, 2),
-                scaled(link["bytes_per_second"], 1e9, 1),
+                *(
+                    scaled(link[f"{name}bytes_per_second"], 1e9, 1)
+                    for name in ("", "least_", "most_")
+                ),
                 str(link["repeats"]),
             )
             for link in links

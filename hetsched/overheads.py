@@ -30,8 +30,9 @@ WARM_RUNS, RUNS, BURSTS = 20, 25, 5
 # Parts in a row, by which the cost of one more is known.
 ROW = 16
 WORDS = 2
-# Of parts after which the code that runs them has to come from far again.
-DISPLACING_WORDS = 1 << 18
+# Of parts after which the code that runs them has to come from far again: it is there after less,
+# and takes three times as long where twice as much has been read and written.
+DISPLACING_WORDS = 1 << 20
 # Of each device, more than caches hold.
 READ_WORDS = 1 << 24
 READS, TURNS = 5, 4
@@ -86,8 +87,8 @@ def _measured(devices: Sequence[Device]) -> dict[str, Factor]:
         found["memory"] = _memory([device for device in units if device.memory_space == "host"])
     for device in devices:
         others = [other for other in units if other.unit != device.unit]
-        single = _run_seconds([*others, device], WORDS)
-        row = _run_seconds([*others, *[device] * (1 + ROW)], WORDS)
+        single = _run_seconds([*others, device])
+        row = _run_seconds([*others, *[device] * (1 + ROW)])
         found[f"launch of {device.name}"] = _one_of(row, single)
     return found
 
@@ -98,38 +99,45 @@ def _one_of(row: Factor, single: Factor) -> Factor:
     return Factor(seconds, (row.margin + single.margin) / ROW, row.repeats)
 
 
-def _run_seconds(devices: Sequence[Device], words: int) -> Factor:
-    """A run of a part on each of `devices`, those of one device in a chain, beside its parts.
+def _run_seconds(devices: Sequence[Device], words: int = 0) -> Factor:
+    """A run of a small part on each of `devices`, those of one device in a chain, beside its parts.
 
-    Each part reads so many words, and writes as many. That is the time from call to return without
-    that of the parts of the unit which they keep longest.
-
-    It is the least of the medians of some bursts: what disturbs a run only makes it longer.
+    With `words`, before each is one that reads so many and writes as many. It is the time from call
+    to return without that of the parts of the unit which they keep longest; the least of the
+    medians of some bursts, as what disturbs a run only makes it longer.
     """
     steps = []
     read: dict[str, str] = {}
     for index, device in enumerate(devices):
+        if words:
+            large = partial(copying, device, words)
+            steps.append(Step(f"large{index}", device, ("much",), (f"left{index}",), large))
         made = f"made{index}"
         given = read.get(device.name, "given")
         steps.append(
-            Step(f"part{index}", device, (given,), (made,), partial(copying, device, words))
+            Step(f"part{index}", device, (given,), (made,), partial(copying, device, WORDS))
         )
         read[device.name] = made
     executor = Executor(steps, tuple(read.values()), {})
-    values = {"given": np.zeros(words, np.int64)}
+    values = {"given": np.zeros(WORDS, np.int64)}
+    if words:
+        values["much"] = np.ones(words, np.int64)
     bursts = []
     try:
         for _ in range(WARM_RUNS):
             executor.run(values)
         for _ in range(BURSTS):
-            times = []
+            found = []
             for _ in range(RUNS):
                 begin = perf_counter()
-                results, run = executor.run(values)
-                seconds = perf_counter() - begin
-                del results
-                times.append(seconds - _busiest_seconds(steps, run.schedule()))
-            bursts.append(statistics.median(times))
+                _, run = executor.run(values)
+                found.append((perf_counter() - begin, run))
+            # To look at the stamps in between would bring Python's own back into the caches.
+            bursts.append(
+                statistics.median(
+                    seconds - _busiest_seconds(steps, run.schedule()) for seconds, run in found
+                )
+            )
     finally:
         executor.close()
     return Factor(min(bursts), margin(bursts), BURSTS * RUNS)

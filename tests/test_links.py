@@ -1,6 +1,7 @@
 """Latency and bandwidth from hand-overs of several sizes; what they take is made up."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from math import inf
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from hetsched import links
 from hetsched.device import Device, Link
 from hetsched.links import Repeated, fitted, measure_link, measured_again
+from hetsched.request import Step
+from hetsched.schedule import Schedule, Slot
 from hetsched.store import Store
 
 HERE = Device("a", "none", cores=(0,), fingerprint="one")
@@ -83,3 +86,49 @@ def test_a_disturbed_burst_of_a_link_is_repeated(
     assert found.link.seconds == pytest.approx(2e-6)
     # Both ends are watched.
     assert seen == [(0, 1), (0, 1)]
+
+
+# Seconds from part to part on a device, and from device to device.
+STARTING, WAITING = 1e-7, 5e-7
+# Seconds a byte that a part reads and writes, and how many more for what another has touched last.
+OWN, SHARING = 1e-10, 3e-10
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """Runs steps by the clock above; two pieces of memory take turns to hold the tensors."""
+
+    steps: Sequence[Step]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, object]
+
+    def run(self, inputs: Mapping[str, object]) -> tuple[None, "Stamped"]:
+        return None, self
+
+    def schedule(self) -> Schedule:
+        slots: list[Slot] = []
+        time = 0.0
+        owner: dict[int, str] = {}
+        for index, step in enumerate(self.steps):
+            device = step.device.name
+            time += WAITING if slots and slots[-1].device != device else STARTING
+            others = sum(owner.get(piece) != device for piece in (0, 1))
+            words = step.load.args[1]  # type: ignore[attr-defined]
+            seconds = links.WORD_NBYTES * words * (OWN + SHARING * others / 2)
+            owner = {0: device, 1: device}
+            slots.append(Slot(step.name, device, time, time + seconds))
+            time += seconds
+        return Schedule(tuple(slots))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_link_counts_what_sharing_costs_who_reads_and_who_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The difference of two copies, one of which read and both of which wrote, told too little."""
+    monkeypatch.setattr(links, "Executor", Stamped)
+    link = measure_link(HERE, THERE)
+    assert link.seconds == pytest.approx(WAITING - STARTING)
+    assert link.bytes_per_second == pytest.approx(1 / SHARING)

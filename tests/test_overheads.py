@@ -15,6 +15,8 @@ from hetsched.graph import Graph
 from hetsched.overheads import overheads
 from hetsched.plan import make_plan, read_recipe, simulate
 from hetsched.plugin import load
+from hetsched.request import Step
+from hetsched.schedule import Schedule, Slot
 from hetsched.store import Store
 from hetsched.system import System
 from hetsched.target import Target
@@ -37,6 +39,13 @@ def test_overheads_are_measured_once(
     assert (first.start > 0) == (len({device.unit for device in here(*names)}) > 1)
     monkeypatch.setattr(module, "_measured", None)
     assert overheads(here(*names), store) == first
+
+
+def test_what_parts_take_is_no_overhead() -> None:
+    """Of units side by side, the one that is busy for longest; else the other's time counts."""
+    steps = [Step(name, Device(device, "none"), (), ()) for name, device in ("ap", "bq", "cq")]
+    slots = (Slot("a", "p", 1.0, 4.0), Slot("b", "q", 1.5, 2.5), Slot("c", "q", 3.0, 7.0))
+    assert module._busiest_seconds(steps, Schedule(slots)) == 5.0
 
 
 def system() -> System:

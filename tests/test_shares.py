@@ -175,6 +175,21 @@ def test_rows_are_shared_with_a_halo() -> None:
 
 
 @pytest.mark.usefixtures("imagined_devices")
+def test_each_kind_of_way_is_worth_measuring_behind_the_best_plan() -> None:
+    graph = stem()
+    system, costs = fast_pair()
+    best, *others = load(Partitioner, "hybrid").plans(graph, system, costs)
+    assert others
+    assert len({plan.splits for plan in (best, *others)}) == 1 + len(others)
+    by_kind = [partitioned(spec, graph, system, costs) for spec in ("channel:candidates=1", "tile")]
+    for other in others:
+        check_plan(other)
+        assert simulate(best).makespan <= simulate(other).makespan
+        assert simulate(other).makespan >= min(simulate(plan).makespan for plan in by_kind)
+    assert best.splits == partitioned("hybrid", graph, system, costs).splits
+
+
+@pytest.mark.usefixtures("imagined_devices")
 def test_a_batch_is_shared_without_a_halo() -> None:
     system, costs = fast_pair()
     graph = convolution(8, batch=6)

@@ -25,8 +25,8 @@ def scaling(
 ) -> list[dict[str, object]]:
     """Rows of scheduler, tasks, edges, seconds, and exponent of time since the first size.
 
-    The median of wall seconds, of `repeats` or more, from the arrays to the solution, ranks, order and placement; what is
-    compiled is compiled before.
+    The median of wall seconds, of `repeats` or more, from the arrays to the solution: ranks, order
+    and placement. What is compiled is compiled before.
     """
     rows: list[dict[str, object]] = []
     for tasks in sizes:

@@ -80,10 +80,8 @@ def shake(
             if not both:
                 break
             e = int(draw(random) * both)
-            if e < degree:
-                i = a.source[a.incoming[i] + e]
-            else:
-                i = a.reader[a.begins[i] + e - degree]
+            into, out = a.incoming[i], a.begins[i]
+            i = a.source[into + e] if e < degree else a.reader[out + e - degree]
             if not _goes(a, i, d, device, used):
                 break
         start, sent = decode(a, order, device, True)

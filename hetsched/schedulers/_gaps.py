@@ -23,7 +23,8 @@ class Gaps(NamedTuple):
     """By block: its gaps, how many, and a bound on the longest of them.
 
     `row` has the blocks of each lane in order, `last` a bound on the finish of the last gap of
-    each, `blocks` how many, and as its last element how many are in use at all. No gap is kept that is shorter than `least` of its lane.
+    each, `blocks` how many, and as its last element how many are in use at all. No gap is kept that
+    is shorter than `least` of its lane.
     """
 
     start: np.ndarray

@@ -11,6 +11,7 @@ import numpy as np
 
 from hetsched.fpga.engine import Counts, Engine, Memory
 from hetsched.fpga.isa import (
+    SHIFTS,
     Buffer,
     Conv,
     Instruction,
@@ -126,8 +127,8 @@ def _requantisation(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bias, multiplier and shift for accumulators that spread by `spread`."""
     bias = rng.integers(-int(spread) - 1, int(spread) + 2, outputs)
-    multiplier = rng.integers(1 << 16, 1 << 17, outputs)
-    shift = 16 + np.clip(
+    multiplier = rng.integers(1 << 23, 1 << 24, outputs)
+    shift = SHIFTS.start + np.clip(
         np.log2(spread / 50).round().astype(int) + rng.integers(0, 2, outputs), 0, 31
     )
     return bias, multiplier, shift
@@ -226,7 +227,7 @@ def _case(
     weights = dram.put(plan.tiles)
     count, columns = len(plan.tiles), overlay.columns
     requant = [np.pad(v, (0, -len(v) % columns)) for v in (plan.bias, plan.multiplier)]
-    shift = np.pad(plan.shift, (0, -len(plan.shift) % columns), constant_values=16)
+    shift = np.pad(plan.shift, (0, -len(plan.shift) % columns), constant_values=SHIFTS.start)
     words = parameters(*requant, shift)
     requantisation = dram.put(words)
     height, width = layer.shape
@@ -335,6 +336,19 @@ def _diagonal(overlay: Overlay, block: int, values: np.ndarray) -> np.ndarray:
     return tile
 
 
+def _weighted(
+    layer: Layer,
+    weights: np.ndarray,
+    tiles: np.ndarray,
+    requant: tuple[np.ndarray, np.ndarray, np.ndarray],
+    conv: Callable[[int, int, int, int, int], Conv],
+    sums: np.ndarray,
+) -> Plan:
+    """A layer that multiplies each of its weights once for each output of a channel."""
+    macs = weights.size * layer.shape[0] * layer.shape[1]
+    return Plan(tiles, *requant, conv, sums + requant[0][:, None, None], macs)
+
+
 def _dense(
     overlay: Overlay, layer: Layer, rng: np.random.Generator, inputs: np.ndarray, padded: np.ndarray
 ) -> Case:
@@ -371,9 +385,7 @@ def _dense(
             outer_stride=plane,
         )
 
-    macs = weights.size * layer.shape[0] * layer.shape[1]
-    plan = Plan(tiles, *requant, conv, sums + requant[0][:, None, None], macs)
-    return _case(overlay, layer, plan, inputs)
+    return _case(overlay, layer, _weighted(layer, weights, tiles, requant, conv, sums), inputs)
 
 
 def _depthwise(
@@ -407,9 +419,7 @@ def _depthwise(
             depthwise=True,
         )
 
-    macs = weights.size * layer.shape[0] * layer.shape[1]
-    plan = Plan(tiles, *requant, conv, sums + requant[0][:, None, None], macs)
-    return _case(overlay, layer, plan, inputs)
+    return _case(overlay, layer, _weighted(layer, weights, tiles, requant, conv, sums), inputs)
 
 
 def _maximum(
@@ -419,8 +429,8 @@ def _maximum(
     parts = overlay.rows // overlay.columns
     windows = [_windows(layer, padded, i, j) for i in range(kh) for j in range(kw)]
     count = -(-layer.outputs // overlay.columns)
-    ones = np.ones(overlay.columns, np.int8)
-    tiles = np.stack([[_diagonal(overlay, block, ones)] * (kh * kw) for block in range(count)])
+    each = np.ones(overlay.columns, np.int8)
+    tiles = np.stack([[_diagonal(overlay, block, each)] * (kh * kw) for block in range(count)])
 
     def conv(block: int, lines: int, first: int, line: int, plane: int) -> Conv:
         return Conv(
@@ -436,7 +446,8 @@ def _maximum(
             maximum=True,
         )
 
-    same = np.zeros(layer.outputs, int), np.full(layer.outputs, 1 << 16), np.full(layer.outputs, 16)
+    ones = np.ones(layer.outputs, int)
+    same = 0 * ones, ones << SHIFTS.start, ones * SHIFTS.start
     return _case(overlay, layer, Plan(tiles, *same, conv, np.max(windows, axis=0), 0), inputs)
 
 

@@ -139,15 +139,32 @@ def product(seed: int, kind: str) -> Graph:
     return build.graph(build.rounded(build.op("Gemm", x, w, b, transB=int(upright))))
 
 
+def joined(seed: int) -> Graph:
+    """Images behind each other by channel, of one scale or of several."""
+    rng = np.random.default_rng(seed)
+    build = Build(dtype=("int8", "uint8")[seed % 2])
+    area = rng.integers(1, 20, 2).tolist()
+    parts = []
+    for channels in (*(16 * rng.integers(1, 4, rng.integers(1, 4))), rng.integers(1, 30)):
+        scale = float(rng.uniform(0.02, 0.05)) if seed % 3 else None
+        zero = build.zero + int(rng.integers(-20, 20)) if seed % 3 else None
+        parts.append(build.input(1, int(channels), *area, scale=scale, zero=zero))
+    y = build.op("Concat", *parts, axis=1)
+    y = build.op("Relu", y) if seed % 3 == 1 else y
+    return build.graph(build.rounded(y))
+
+
 def drawn_part(seed: int) -> Graph:
-    """A convolution, a product, a pool, a sum, or a few of them in a row."""
+    """A convolution, a product, images behind each other, or a pool and a sum in a row."""
     rng = np.random.default_rng(seed)
     choice = seed % 4
     if choice < 2:
         return convolution(seed // 4)
     if choice == 2:
         return product(seed // 4, ("Gemm", "MatMul")[seed // 4 % 2])
-    build = Build(dtype=("int8", "uint8")[seed // 4 % 2])
+    if seed // 4 % 2:
+        return joined(seed // 8)
+    build = Build(dtype=("int8", "uint8")[seed // 8 % 2])
     shape = (1, *(int(size) for size in rng.integers(1, 30, 3)))
     x, other = build.input(*shape), build.input(*shape, scale=0.02)
     kernel = [int(rng.integers(1, min(size, 6) + 1)) for size in shape[2:]]

@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for size, family in product(options.sizes, () if options.no_estimates else FAMILIES):
         key = {"overlay": size, "family": family, "rtl": digests[size]}
         if not any(key.items() <= run.items() for run in found["estimates"]):
-            found["estimates"].append(key | {"cells": estimate(overlays[size], family)})
+            cells = estimate(overlays[size], family)
+            found["estimates"].append(key | {"what": "synthesis only", "cells": cells})
             keep(options.json, found)
     keep(options.json, found)
     for part in found["parts"]:

@@ -556,10 +556,10 @@ class _Memory:
         self.slot["states"], self.slot["route"] = address(self.states), route.number
         self.slot_address = address(self.slot)
         # What is looked at in each run, without numpy: what it does is no longer in the caches.
-        self.ended = c_uint32.from_address(self.slot_address + SLOT.fields["ended"][1])
-        self.failed = c_int32.from_address(self.slot_address + SLOT.fields["failed"][1])
-        self.stamps = memoryview(self.states.view(np.uint8))
-        self._cells = [memoryview(table) for table in self._tables]
+        self.ended = c_uint32.from_address(address(self.slot["ended"]))
+        self.failed = c_int32.from_address(address(self.slot["failed"]))
+        self.stamps = memoryview(self.states.view(np.uint8).data)
+        self._cells = [memoryview(table.data) for table in self._tables]
 
     def bind(self, places: Sequence[tuple[int, int, int]], value: int) -> None:
         for index, cell, offset in places:

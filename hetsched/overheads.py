@@ -1,6 +1,7 @@
 """What a run costs beside its parts and links, and what devices take from each other.
 
-Measured with parts that do next to nothing, and with reads of more than the caches hold. The
+Measured by the time around parts that leave nothing else in the near caches, as those of networks
+do, around parts that do next to nothing, and with reads of more than the caches hold. The
 profile store keeps the numbers as factors; they belong to the devices and to the code that runs
 plans.
 """
@@ -21,6 +22,7 @@ from hetsched.executor import Executor
 from hetsched.host import pinned
 from hetsched.links import copying, runtime
 from hetsched.request import Step
+from hetsched.schedule import Schedule
 from hetsched.store import Factor, Store
 
 KINDS = ("call", "start", "memory")
@@ -28,6 +30,8 @@ WARM_RUNS, RUNS, BURSTS = 20, 25, 5
 # Parts in a row, by which the cost of one more is known.
 ROW = 16
 WORDS = 2
+# Of parts after which the code that runs them has to come from far again.
+DISPLACING_WORDS = 1 << 18
 # Of each device, more than caches hold.
 READ_WORDS = 1 << 24
 READS, TURNS = 5, 4
@@ -75,14 +79,15 @@ def overheads(devices: Sequence[Device], store: Store) -> Overheads:
 
 def _measured(devices: Sequence[Device]) -> dict[str, Factor]:
     units = list({device.unit: device for device in devices}.values())
-    call = single = _run_seconds(units[:1])
+    call = _run_seconds(units[:1], DISPLACING_WORDS)
     found = {"call": call, "start": Factor(0.0), "memory": Factor(inf)}
     if len(units) > 1:
-        single = found["start"] = _run_seconds(units)
+        found["start"] = _run_seconds(units, DISPLACING_WORDS)
         found["memory"] = _memory([device for device in units if device.memory_space == "host"])
     for device in devices:
         others = [other for other in units if other.unit != device.unit]
-        row = _run_seconds([*others, *[device] * (1 + ROW)])
+        single = _run_seconds([*others, device], WORDS)
+        row = _run_seconds([*others, *[device] * (1 + ROW)], WORDS)
         found[f"launch of {device.name}"] = _one_of(row, single)
     return found
 
@@ -93,10 +98,13 @@ def _one_of(row: Factor, single: Factor) -> Factor:
     return Factor(seconds, (row.margin + single.margin) / ROW, row.repeats)
 
 
-def _run_seconds(devices: Sequence[Device]) -> Factor:
-    """A run of a part on each of `devices`, those of one device in a chain.
+def _run_seconds(devices: Sequence[Device], words: int) -> Factor:
+    """A run of a part on each of `devices`, those of one device in a chain, beside its parts.
 
-    The least of the medians of some bursts: what disturbs a run only makes it longer.
+    Each part reads so many words, and writes as many. That is the time from call to return without
+    that of the parts of the unit which they keep longest.
+
+    It is the least of the medians of some bursts: what disturbs a run only makes it longer.
     """
     steps = []
     read: dict[str, str] = {}
@@ -104,11 +112,11 @@ def _run_seconds(devices: Sequence[Device]) -> Factor:
         made = f"made{index}"
         given = read.get(device.name, "given")
         steps.append(
-            Step(f"part{index}", device, (given,), (made,), partial(copying, device, WORDS))
+            Step(f"part{index}", device, (given,), (made,), partial(copying, device, words))
         )
         read[device.name] = made
     executor = Executor(steps, tuple(read.values()), {})
-    values = {"given": np.zeros(WORDS, np.int64)}
+    values = {"given": np.zeros(words, np.int64)}
     bursts = []
     try:
         for _ in range(WARM_RUNS):
@@ -117,12 +125,22 @@ def _run_seconds(devices: Sequence[Device]) -> Factor:
             times = []
             for _ in range(RUNS):
                 begin = perf_counter()
-                executor.run(values)
-                times.append(perf_counter() - begin)
+                results, run = executor.run(values)
+                seconds = perf_counter() - begin
+                del results
+                times.append(seconds - _busiest_seconds(steps, run.schedule()))
             bursts.append(statistics.median(times))
     finally:
         executor.close()
     return Factor(min(bursts), margin(bursts), BURSTS * RUNS)
+
+
+def _busiest_seconds(steps: Sequence[Step], schedule: Schedule) -> float:
+    busy: dict[str, float] = {}
+    for step in steps:
+        unit = step.device.unit
+        busy[unit] = busy.get(unit, 0.0) + schedule.slot(step.name).seconds
+    return max(busy.values())
 
 
 def _memory(devices: Sequence[Device]) -> Factor:

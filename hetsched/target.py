@@ -276,8 +276,7 @@ class Target(Plugin):
     def units(self, graph: Graph, device: Device) -> int:
         """By how many units bytes of `graph` may differ from ONNX Runtime's on `device`.
 
-        None at all, by default. A device that rounds otherwise has one, and more where it feeds its
-        own results through many layers.
+        None at all, by default. A device that rounds otherwise has one, or more.
         """
         return 0
 

@@ -22,10 +22,8 @@ from hetsched.target import Target
 
 Progress = Callable[[str, int, int], None]
 WHOLE = "whole"
-# What floats that were bytes have as their peak, at least; and what a whole may be off by where
-# several parts round otherwise than ONNX Runtime.
+# What floats that were bytes have as their peak, at least.
 PEAK_UNITS = 90
-WHOLE_UNITS = 4
 
 
 @dataclass(frozen=True)
@@ -290,12 +288,11 @@ def _compare_whole(
 
 
 def _units(executable: Executable) -> int:
-    """What the parts together may be off by: bytes go through all of them."""
-    each = [
+    """What the whole may be off by: no more than its parts."""
+    return max(
         load(Target, item.part.device.target).units(item.graph, item.part.device)
         for item in executable.parts
-    ]
-    return max(each) if sum(map(bool, each)) < 2 else max(WHOLE_UNITS, *each)
+    )
 
 
 def _independent(

@@ -13,7 +13,21 @@ from bench.fpga_cases import RESNET18, Layer, case, layer, run
 from bench.fpga_place import OUTPUT, digest
 from hetsched.errors import DeviceError
 from hetsched.fpga.engine import Engine, Memory, why_not
-from hetsched.fpga.isa import Buffer, Conv, Load, Overlay, Store, Sync, Unit, decode, encode
+from hetsched.fpga.isa import (
+    MULTIPLIERS,
+    SHIFTS,
+    Buffer,
+    Conv,
+    Load,
+    Overlay,
+    Store,
+    Sync,
+    Unit,
+    decode,
+    encode,
+    parameters,
+    requantise,
+)
 
 OVERLAY = Overlay()
 CASES = 220
@@ -34,6 +48,45 @@ def test_layers_at_random_are_exact(size: str) -> None:
     for seed in range(CASES if size == "8x8" else CASES // 4):
         memory = Memory(1 + seed % 60, 1 + seed % 2, 2 + seed % 3) if seed % 3 else Memory()
         run(device, case(device.overlay, layer(seed), seed), memory)
+
+
+@pytest.mark.parametrize("name", ["verilator", "cxxrtl"])
+def test_any_sum_is_requantised_as_defined(name: str) -> None:
+    """Sums come as biases; multipliers and shifts at random, and such that halves are near."""
+    draw = np.random.default_rng(0)
+    words, columns = OVERLAY.parameter_words, OVERLAY.columns
+    count = words * columns
+    bits = draw.integers(1, 32, count)
+    sums = draw.integers(-(1 << bits), 1 << bits).clip(-1 << 31, (1 << 31) - 1)
+    multiplier = draw.integers(1 << 23, 1 << 24, count)
+    multiplier[::5] = draw.integers(0, 1 << 24, multiplier[::5].shape)
+    # The result has about eight bits; a power of two as multiplier has true halves.
+    shift = (bits + 24 - draw.integers(0, 12, count)).clip(SHIFTS.start, SHIFTS.stop - 1)
+    multiplier[::3] = 1 << 23
+    multiplier[1::7] += draw.integers(-3, 4, multiplier[1::7].shape)
+    multiplier = multiplier.clip(0, MULTIPLIERS.stop - 1)
+    zero, low, high = -3, -120, 101
+    told = parameters(sums, multiplier, shift)
+    memory = np.zeros(8 * (64 + 2 * count), np.uint8)
+    memory[512 : 512 + 8 * count] = told.view(np.uint8)
+    results = 512 + 8 * count
+    stream = [
+        Sync(),
+        Load(0, 0, 8),
+        Load(0, 0, 8, buffer=Buffer.WEIGHTS),
+        Load(512, 0, count, buffer=Buffer.PARAMETERS, signal=Unit.CONV),
+        *(
+            Conv(0, 1, parameter=word, output=word, zero=zero, low=low, high=high,
+                 wait=Unit.LOAD * (word == 0), signal=Unit.STORE * (word == words - 1))
+            for word in range(words)
+        ),
+        Store(results, 0, count // 8, wait=Unit.CONV),
+    ]  # fmt: skip
+    engine(name).run(encode(stream), memory)
+    found = memory[results : results + count].view(np.int8)
+    wanted = requantise(sums, multiplier, shift, zero, low, high)
+    np.testing.assert_array_equal(found, wanted)
+    assert len(set(wanted.tolist())) > 100
 
 
 def test_two_simulators_agree_to_the_cycle() -> None:

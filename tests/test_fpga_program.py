@@ -251,6 +251,17 @@ def test_a_halo_beyond_the_loader_is_refused_by_name() -> None:
         program(network(build.graph(build.rounded(y))), OVERLAYS[1])
 
 
+def test_channels_that_begin_within_a_block_are_refused_by_name() -> None:
+    build = Build()
+    y = build.op("Concat", *(build.input(1, 8, 3, 3) for _ in range(2)), axis=1)
+    graph = build.graph(build.rounded(y))
+    inputs = drawn(graph, 0)
+    made = program(network(graph), OVERLAYS[1])
+    np.testing.assert_array_equal(simulate(made, inputs)[0], np.concatenate(inputs, 1))
+    with pytest.raises(UnsupportedOperation, match="begins at channel 8, within a block"):
+        program(network(graph), OVERLAYS[2])
+
+
 def test_an_address_beyond_the_memory_is_an_error() -> None:
     made: Program = program(network(drawn_part(0)), SMALL)
     with pytest.raises(PartError, match="beyond the memory"):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,71 @@ def test_convolutions_by_transforms_are_known_as_such() -> None:
     assert work_of(convolution(64, 64, 56, 3), RULES, 4).family.startswith("winograd")
     off = replace(RULES, winograd="off")
     assert work_of(convolution(64, 64, 56, 3), off, 4).family == "dense"
+
+
+def one(kind: str, shape: tuple[int, ...], result: tuple[int, ...], **attributes: Any) -> Graph:
+    build = Builder()
+    return build.graph(build.op(kind, build.input("x", *shape), shape=result, **attributes))
+
+
+def test_a_softmax_has_a_row_for_each_of_the_other_axes() -> None:
+    shape = (1, 1000, 1, 1)
+    assert work_of(one("Softmax", shape, shape, axis=1), RULES, 4).cycles["tiles"] == 1
+    assert work_of(one("Softmax", (8, 1000), (8, 1000)), RULES, 4).cycles["tiles"] == 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "serial"),
+    [((7, 64), 1, 0), ((7, 64), 0, 0), ((7, 63), 1, 441), ((7, 3), 1, 0)],
+)
+def test_reductions_are_in_vectors_where_lanes_divide_them(
+    shape: tuple[int, int], axis: int, serial: int
+) -> None:
+    result = (shape[1 - axis],)
+    part = one("ReduceMax", shape, result, axes=(axis,), keepdims=0)
+    assert work_of(part, RULES, 4).cycles.get("serial", 0) == serial
+
+
+def test_what_is_copied_in_short_rows_is_counted_by_rows() -> None:
+    build = Builder()
+    x, y = build.input("x", 1, 7, 5, 2, 1), build.input("y", 1, 7, 4, 2, 1)
+    part = build.graph(build.op("Concat", x, y, shape=(1, 7, 9, 2, 1), axis=2))
+    cycles = work_of(part, RULES, 4).cycles
+    assert (cycles["rows"], cycles["chosen"]) == (63, 126)
+
+
+def test_bytes_are_put_in_blocks_and_back() -> None:
+    build = Builder()
+    one, nothing = (build.constant(np.array(v)) for v in (np.float32(1), np.uint8(0)))
+    x = build.input("x", 1, 64, 6, 6, dtype="uint8")
+    weights = build.constant(np.zeros((96, 64, 1, 1), np.int8))
+    zero = build.constant(np.array(np.int8(0)))
+    near = build.op("DequantizeLinear", x, one, nothing, shape=(1, 64, 6, 6))
+    far = build.op("DequantizeLinear", weights, one, zero, shape=(96, 64, 1, 1))
+    y = build.op("Conv", near, far, shape=(1, 96, 6, 6), kernel_shape=(1, 1))
+    made = build.op("QuantizeLinear", y, one, nothing, shape=(1, 96, 6, 6), dtype="uint8")
+    cycles = work_of(build.graph(made), RULES, 4).cycles
+    assert (cycles["packs"], cycles["unpacks"]) == (64 * 36, 96 * 36)
+
+
+def test_normalisation_over_channels_is_a_product_with_all_of_them() -> None:
+    shape = (1, 64, 6, 6)
+    work = work_of(one("LRN", shape, shape, size=5), RULES, 4)
+    # Whatever the tiles: a multiply-add for each pair of channels, 16 in one, two in a cycle.
+    assert work.cycles["busy"] == pytest.approx(36 * 64 * 64 / 16 / 2, rel=0.2)
+
+
+def test_groups_that_are_no_whole_blocks_read_those_of_all_that_a_block_spans() -> None:
+    build = Builder()
+    weights = build.constant(np.zeros((120, 24, 3, 3), np.float32))
+    x = build.input("x", 1, 120, 14, 14)
+    y = build.op(
+        "Conv", x, weights, shape=(1, 120, 14, 14), kernel_shape=(3, 3), pads=(1,) * 4, group=5
+    )
+    graph = replace(build.graph(y), packed={"x": 16, y.name: 16})
+    work = work_of(graph, RULES, 4)
+    # A block of 16 outputs spans two groups of 24 at most: 48 channels, three blocks.
+    assert (work.family, work.sizes["depth"]) == ("uneven", 3 * 16 * 9)
 
 
 def test_a_kernel_is_colder_in_a_large_graph() -> None:

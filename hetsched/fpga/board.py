@@ -52,7 +52,9 @@ class Board:
             for name in ("lut", "ff", "dsp", "ebr")
             if name in self.found
         )
-        return f"int8 overlay {self.overlay.name} on {part}-{self.grade}, {clock} routed; {area}"
+        seeds = len(self.found.get("seeds", ()))
+        routed = f"{clock} routed" + (f" (median of {seeds} seeds)" if seeds > 1 else "")
+        return f"int8 overlay {self.overlay.name} on {part}-{self.grade}, {routed}; {area}"
 
 
 def board(name: str, grade: int = 6) -> Board:

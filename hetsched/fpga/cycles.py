@@ -16,7 +16,7 @@ from numba import njit
 from hetsched.fpga.isa import WORDS, Conv, Instruction, Load, Overlay, Store, Sync
 
 # Cycles from the last word of a CONV to its end: what is behind the sum of products, without it.
-BEHIND_SUM = 22
+BEHIND_SUM = 28
 # Of an instruction in the table: code, wait, signal, then what its kind has.
 COLUMNS = 10
 
@@ -87,35 +87,41 @@ def _count(
 ) -> tuple[int, int, int, int, int, int]:
     count = len(table) * WORDS
     # Of the three queues: what is pushed and not yet at the head, in order.
-    depth = queue + 2
+    depth = queue
     fifo = np.zeros((3, depth), np.int64)
     fifo_first = np.zeros(3, np.int64)
     inner = np.zeros(3, np.int64)
-    out_ready = np.zeros(3, np.int64)
-    out_index = np.zeros(3, np.int64)
+    places = np.full(3, queue, np.int64)
+    pushed = np.zeros(3, np.int64)
+    pushed_index = np.zeros(3, np.int64)
     held = np.zeros(3, np.int64)
     head = np.zeros(3, np.int64)
     tokens = np.zeros((3, 3), np.int64)
     running = np.zeros(3, np.int64)
     idle = np.ones(3, np.int64)
     signals = np.zeros(3, np.int64)
+    given = np.zeros((3, 3), np.int64)
+    taken = np.zeros((3, 3), np.int64)
     finished = np.zeros(3, np.int64)
     missing = np.zeros((3, 3), np.int64)
     ready = np.zeros(3, np.int64)
     take = np.zeros(3, np.int64)
+    taken_index = np.zeros(3, np.int64)
     push = np.zeros(3, np.int64)
     # Dispatch.
-    given_beats, beats, full, i_ready, busy = 0, 0, 0, 1, 0
+    given_beats, beats, whole_word, full, i_ready, busy = 0, 0, 0, 0, 1, 0
     # LOAD: walking, its tags, requests and data.
-    stage, walking, present, asked = 0, 0, 0, 0
+    stage, walking, load = 0, 0, 0
     x, y, plane = 0, 0, 0
-    real, ends, tag_signal = 0, 0, 0
-    load = 0
+    # Of a step of the walk, by how many cycles ago it was: whether it was, is real, ends; signal.
+    steps = np.zeros((4, 4), np.int64)
+    tag_places = outstanding
     tags = np.zeros((outstanding, 3), np.int64)
     tags_first, tags_inner, tags_ready = 0, 0, 0
     tag = np.zeros(3, np.int64)
-    data_inner, data_ready = 0, 0
+    data_inner = 0
     asks_inner, asks_ready = 0, 0
+    went = np.zeros(3, np.int64)
     load_done = 0
     due = np.zeros(outstanding + 8, np.int64)
     due_first, due_count = 0, 0
@@ -127,12 +133,11 @@ def _count(
     ending = np.zeros((64, 2), np.int64)
     ending_first, ending_count = 0, 0
     # STORE.
-    storing, store_left, store_signal, room, free = 0, 0, 0, 16, 1
-    later = np.zeros((3, 3), np.int64)
+    storing, store_loaded, store_left, store_signal, room, back = 0, 0, 0, 0, 16, 0
+    later = np.zeros((4, 3), np.int64)
     writes_fifo = np.zeros((16, 2), np.int64)
-    writes_first, writes_inner, writes_ready = 0, 0, 0
-    write_out = np.zeros(2, np.int64)
-    offered, offer_ends, offer_signal = 0, 0, 0
+    writes_first, writes_inner, offered = 0, 0, 0
+    offer = np.zeros(2, np.int64)
     write_next = 0
     total, words, stall_load, stall_store, reads, writes = 0, 0, 0, 0, 0, 0
     now, moved, credit = 0, 0, 0
@@ -172,15 +177,12 @@ def _count(
                 ending_first = (ending_first + 1) % 64
                 ending_count -= 1
         for unit in range(3):
-            ready[unit] = held[unit]
             for other in range(3):
                 wants = table[head[unit], 1] >> other & 1
                 missing[unit, other] = held[unit] * wants * (tokens[unit, other] == 0)
-                if missing[unit, other]:
-                    ready[unit] = 0
-        take[0] = ready[0] * (stage == 0) * (1 - walking) * (1 - present)
+        take[0] = ready[0] * (stage == 0) * (1 - walking)
         take[1] = ready[1] * (1 - tiling)
-        take[2] = ready[2] * (1 - storing)
+        take[2] = ready[2] * (1 - storing) * (1 - store_loaded)
         # Dispatch.
         taken_beat = 1 if gives else 0
         instruction = (given_beats - 1) // WORDS
@@ -188,7 +190,7 @@ def _count(
         all_idle = idle[0] * idle[1] * idle[2]
         passing = 0
         for unit in range(3):
-            push[unit] = full * (code == unit + 1) * (inner[unit] != queue - 1)
+            push[unit] = full * (code == unit + 1) * (places[unit] > 0)
             passing += push[unit]
         syncs = full * (code == 4) * all_idle
         passing += syncs
@@ -200,122 +202,110 @@ def _count(
                     stall_load += 1
                 elif missing[1, 2]:
                     stall_store += 1
-        busy_next = 1 if full + beats + taken_beat + 1 - all_idle > 0 else 0
+        busy_next = 1 if full + whole_word + beats + taken_beat + 1 - all_idle > 0 else 0
         if busy_next != busy:
             active = 1
         # Start of a tile, and the loader's steps, before anything changes.
         start = weights_ready == 1 and (streams == 0 or left == 1)
         taken_tile = tile_present == 1 and (here == 0 or start)
         whole = tile == table[conv, 3] - 1
-        tags_room = tags_inner != outstanding - 1
-        asks_room = asks_inner != 3
-        go = tags_room and asks_room
-        tag_here = tag[0] == 0 or data_ready == 1
-        tag_go = tags_ready == 1 and tag_here
-        tags_write = present == 1 and go
-        asks_write = asked == 1 and go
-        read_beat = storing == 1 and free == 1
-        writes_r_en = offered == 0 or write
-        popped = writes_ready == 1 and writes_r_en
+        step = walking == 1 and tag_places > 0
+        tag_take = tag[0] == 0 or data_inner > 0
+        tag_go = tags_ready == 1 and tag_take
+        read_beat = storing == 1 and room > 0
         if (
-            start or taken_tile or tag_go or tags_write or asks_write or read_beat or popped
-            or passing + weight + offered + walking + stage + present + asked > 0
-            or tags_inner + tags_ready + data_inner + data_ready + asks_inner + asks_ready > 0
-            or load_done + writes_inner + later[0, 0] + later[1, 0] + later[2, 0] > 0
-            or take[0] + take[1] + take[2] + finished[0] + finished[2] > 0
-            or signals[0] + signals[2] > 0
+            start or taken_tile or tag_go or step or read_beat
+            or passing + whole_word + weight + offered + walking + stage + back + store_loaded > 0
+            or steps[:, 0].sum() + tags_inner + tags_ready + data_inner > 0
+            or asks_inner + asks_ready + load_done + went[0] + writes_inner > 0
+            or later[:, 0].sum() + take.sum() + pushed.sum() + given.sum() + taken.sum() > 0
+            or finished[0] + finished[2] + signals[0] + signals[1] + signals[2] > 0
             or (tiling == 1 and tile_present == 0)
         ):  # fmt: skip
             active = 1
         # Queues.
         for unit in range(3):
-            inner_read = inner[unit] > 0 and (out_ready[unit] == 0 or held[unit] == 0)
-            level = inner[unit] + out_ready[unit]
-            busy_unit = push[unit] + level + held[unit] + running[unit] + finished[unit] > 0
-            if busy_unit == (idle[unit] == 1) or inner_read:
-                active = 1
-            if held[unit] == 0 and out_ready[unit] == 1:
+            moves = inner[unit] > 0 and held[unit] == 0
+            busy_unit = (
+                push[unit] + pushed[unit] + inner[unit] + held[unit] + running[unit]
+                + finished[unit] > 0
+            )  # fmt: skip
+            if busy_unit == (idle[unit] == 1) or moves:
                 active = 1
             idle[unit] = 0 if busy_unit else 1
             running[unit] += take[unit] - finished[unit]
+            will_be = held[unit] * (1 - take[unit]) * (missing[unit].sum() == 0)
+            if will_be != ready[unit]:
+                active = 1
+            ready[unit] = will_be
             for other in range(3):
-                wants = table[head[unit], 1] >> other & 1
-                tokens[unit, other] += signals[other] >> unit & 1
-                tokens[unit, other] -= take[unit] * wants
+                tokens[unit, other] += given[unit, other] - taken[unit, other]
                 if syncs:
                     tokens[unit, other] = 0
-            if not held[unit]:
-                head[unit] = out_index[unit]
-                held[unit] = out_ready[unit]
-                out_ready[unit] = 1 if inner_read else 0
-            else:
-                if take[unit]:
-                    held[unit] = 0
-                if inner_read:
-                    out_ready[unit] = 1
-            if inner_read:
-                out_index[unit] = fifo[unit, fifo_first[unit]]
+                given[unit, other] = signals[other] >> unit & 1
+                taken[unit, other] = take[unit] * (table[head[unit], 1] >> other & 1)
+            if take[unit]:
+                taken_index[unit] = head[unit]
+                held[unit] = 0
+            if moves:
+                head[unit] = fifo[unit, fifo_first[unit]]
+                held[unit] = 1
                 fifo_first[unit] = (fifo_first[unit] + 1) % depth
                 inner[unit] -= 1
-            if push[unit]:
-                fifo[unit, (fifo_first[unit] + inner[unit]) % depth] = instruction
+            if pushed[unit]:
+                fifo[unit, (fifo_first[unit] + inner[unit]) % depth] = pushed_index[unit]
                 inner[unit] += 1
+            places[unit] += (1 if moves else 0) - push[unit]
+            pushed[unit] = push[unit]
+            if push[unit]:
+                pushed_index[unit] = instruction
         # LOAD, its second half: tags and data to the buffers.
         signals[0] = load_done
-        finished[0] = 1 if tag_go and tag[1] == 1 else 0
-        load_done = tag[2] if tag_go else 0
-        data_r_en = tags_ready == 1 and tag[0] == 1
-        data_read = data_inner > 0 and (data_ready == 0 or data_r_en)
-        if data_read:
-            data_ready = 1
-        elif data_r_en:
-            data_ready = 0
-        data_inner += (1 if arrives else 0) - (1 if data_read else 0)
-        tags_read = tags_inner > 0 and (tags_ready == 0 or tag_here)
-        if tags_read:
-            tags_ready = 1
-            tag[:] = tags[tags_first]
-            tags_first = (tags_first + 1) % outstanding
-            tags_inner -= 1
-        elif tag_here:
-            tags_ready = 0
-        if tags_write:
-            place = (tags_first + tags_inner) % outstanding
-            tags[place, 0], tags[place, 1] = real, ends
-            tags[place, 2] = tag_signal if ends else 0
+        finished[0] = 1 if went[0] == 1 and went[1] == 1 else 0
+        load_done = went[2] if went[0] == 1 and went[1] == 1 else 0
+        tag_places += went[0] - (1 if step else 0)
+        went[0], went[1], went[2] = 1 if tag_go else 0, tag[1], tag[2]
+        data_inner += (1 if arrives else 0) - (1 if tag_go and tag[0] == 1 else 0)
+        if tags_ready == 0 or tag_take:
+            tags_ready = 1 if tags_inner > 0 else 0
+            if tags_ready:
+                tag[:] = tags[tags_first]
+                tags_first = (tags_first + 1) % outstanding
+                tags_inner -= 1
+        if steps[2, 0]:
+            tags[(tags_first + tags_inner) % outstanding] = steps[2, 1:]
             tags_inner += 1
-        asks_read = asks_inner > 0 and (asks_ready == 0 or read)
-        if asks_read:
-            asks_ready = 1
-        elif read:
-            asks_ready = 0
-        asks_inner += (1 if asks_write else 0) - (1 if asks_read else 0)
+        if asks_ready == 0 or read:
+            asks_ready = 1 if asks_inner > 0 else 0
+            asks_inner -= asks_ready
+        if steps[3, 1]:
+            asks_inner += 1
         # LOAD, its first half: the walk.
-        if go:
-            asked = real
-            present = walking
+        for place in range(3, 0, -1):
+            steps[place] = steps[place - 1].copy()
+        steps[0, 0], steps[0, 1], steps[0, 2], steps[0, 3] = 0, 0, 0, 0
+        if step:
             end_x = table[load, 3] + table[load, 4]
             end_y = table[load, 6] + table[load, 7]
             last_x = end_x + table[load, 5] - 1
             last_y = end_y + table[load, 8] - 1
             last_plane = table[load, 9] - 1
             inside = table[load, 3] <= x < end_x and table[load, 6] <= y < end_y
-            real = 1 if walking and inside else 0
-            ends = 1 if x == last_x and y == last_y and plane == last_plane else 0
-            tag_signal = table[load, 2]
-            if walking:
-                x += 1
-                if x == last_x + 1:
-                    x = 0
-                    y += 1
-                    if y == last_y + 1:
-                        y = 0
-                        plane += 1
-                        if plane == last_plane + 1:
-                            plane = 0
-                            walking = 0
+            ends = x == last_x and y == last_y and plane == last_plane
+            steps[0, 0], steps[0, 1] = 1, 1 if inside else 0
+            steps[0, 2], steps[0, 3] = 1 if ends else 0, table[load, 2]
+            x += 1
+            if x == last_x + 1:
+                x = 0
+                y += 1
+                if y == last_y + 1:
+                    y = 0
+                    plane += 1
+                    if plane == last_plane + 1:
+                        plane = 0
+                        walking = 0
         if take[0]:
-            load, stage = head[0], 1
+            load, stage = taken_index[0], 1
         elif stage == 1:
             stage = 2
         elif stage == 2:
@@ -353,52 +343,48 @@ def _count(
             tile_present = 1
             tile += 1
         if take[1]:
-            conv, tiling, fresh, tile = head[1], 1, 1, 0
-        # STORE: to the queue of writes, and from it to memory.
-        signals[2] = offer_signal if write else 0
-        finished[2] = 1 if write and offer_ends else 0
-        if writes_r_en:
-            offered = writes_ready
-            offer_ends = write_out[0] if writes_ready else 0
-            offer_signal = write_out[1] if writes_ready else 0
-        writes_read = writes_inner > 0 and (writes_ready == 0 or writes_r_en)
-        if writes_read:
-            writes_ready = 1
-            write_out[:] = writes_fifo[writes_first]
-            writes_first = (writes_first + 1) % 16
-            writes_inner -= 1
-        elif writes_r_en:
-            writes_ready = 0
-        if later[2, 0]:
-            place = (writes_first + writes_inner) % 16
-            writes_fifo[place, 0], writes_fifo[place, 1] = later[2, 1], later[2, 2]
+            conv, tiling, fresh, tile = taken_index[1], 1, 1, 0
+        # STORE: to the queue of writes, whose head is offered to memory.
+        signals[2] = offer[1] if write and offer[0] == 1 else 0
+        finished[2] = 1 if write and offer[0] == 1 else 0
+        room += back - (1 if read_beat else 0)
+        back = 1 if write else 0
+        if offered == 0 or write:
+            offered = 1 if writes_inner > 0 else 0
+            if offered:
+                offer[:] = writes_fifo[writes_first]
+                writes_first = (writes_first + 1) % 16
+                writes_inner -= 1
+        if later[3, 0]:
+            writes_fifo[(writes_first + writes_inner) % 16] = later[3, 1:]
             writes_inner += 1
-        later[2], later[1] = later[1].copy(), later[0].copy()
+        for place in range(3, 0, -1):
+            later[place] = later[place - 1].copy()
         later[0, 0], later[0, 1], later[0, 2] = 0, 0, 0
         if read_beat:
             last = store_left == 1
-            later[0, 0], later[0, 1] = 1, 1 if last else 0
-            later[0, 2] = store_signal if last else 0
+            later[0, 0], later[0, 1], later[0, 2] = 1, 1 if last else 0, store_signal
             store_left -= 1
             if last:
                 storing = 0
-        if read_beat and not popped:
-            free = 1 if room != 1 else 0
-            room -= 1
-        elif popped and not read_beat:
-            room += 1
-            free = 1
+        if store_loaded:
+            storing = 1
+        store_loaded = take[2]
         if take[2]:
-            one = head[2]
-            storing, store_left, store_signal = 1, table[one, 3], table[one, 2]
+            one = taken_index[2]
+            store_left, store_signal = table[one, 3], table[one, 2]
         # Dispatch.
+        was_whole = whole_word
+        whole_word = 0
         if taken_beat:
             beats += 1
             given_beats += 1
             if beats == WORDS:
-                beats, full, i_ready = 0, 1, 0
-        elif not full:
+                beats, whole_word, i_ready = 0, 1, 0
+        elif not full and not was_whole:
             i_ready = 1
+        if was_whole:
+            full = 1
         if passing:
             full, i_ready = 0, 1
         busy = busy_next

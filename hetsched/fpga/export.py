@@ -41,8 +41,7 @@ HEIGHT, WIDTH = 12, 10
 PORT = re.compile(r"^  (input|output) (?:\[(\d+):0\] )?(\w+);", re.MULTILINE)
 
 WORDS_OF_PORTS = {
-    "clk": "clock; everything happens at its rising edge",
-    "rst": "sets all registers, while it is 1, at a rising edge",
+    "clk": "clock; everything happens at its rising edge; registers start as configured",
     "i_valid": "a beat of an instruction is offered",
     "i_ready": "it is taken, at the edge at which both are 1",
     "i_data": "the beat; four make an instruction, the lowest first",

@@ -69,16 +69,11 @@ struct Simulator {
     }
 
     Simulator() {
-        SET1(rst, 1);
         SET(i, valid, 0);
         SET(r, ready, 0);
         SET(d, valid, 0);
         SET(w, ready, 0);
-        edge();
-        edge();
-        SET1(rst, 0);
-        edge();
-        edge();
+        for (int cycle = 0; cycle < 4; cycle++) edge();
     }
 
     void count(uint32_t *counters) {

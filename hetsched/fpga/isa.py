@@ -374,10 +374,13 @@ def _number(instruction: Instruction) -> int:
     return number
 
 
-SHIFTS = range(16, 48)
+SHIFTS = range(23, 55)
 """Shifts that a requantisation can have."""
 
-MULTIPLIERS = range(1 << 17)
+MULTIPLIERS = range(1 << 24)
+
+FRACTION = 26
+"""Bits behind the point that a requantisation looks at."""
 
 
 def parameters(bias: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -393,7 +396,7 @@ def parameters(bias: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> n
     ):
         if value.size and not (value.min() >= legal.start and value.max() < legal.stop):
             raise DeviceError(f"a {name} is not in {legal.start} to {legal.stop - 1}")
-    words = (bias & 0xFFFFFFFF) | multiplier << 32 | (shift - SHIFTS.start) << 49
+    words = (bias & 0xFFFFFFFF) | multiplier << 32 | (shift - SHIFTS.start) << 56
     return np.asarray(words, np.uint64)
 
 
@@ -405,11 +408,28 @@ def requantise(
     low: int = -128,
     high: int = 127,
 ) -> np.ndarray:
-    """`clip(floor(accumulator * multiplier / 2**shift + 1/2) + zero)` to low..high, as int8.
+    """`clip(round(accumulator * multiplier / 2**shift) + zero)` to low..high, as int8.
 
-    A half is rounded up, towards plus infinity; ONNX rounds it to even, so an output differs from
-    ONNX's by at most one where the scaled value is within the multiplier's error of a half.
+    Rounded as if the product were a float32 before: to the nearest integer, but to an even one
+    where the product is as near to a half as float32 cannot tell from it. So the result is that of
+    `rint(float32(accumulator) * float32(multiplier / 2**shift))`, wherever the accumulator has no
+    more than 24 bits and the multiplier all of its own.
+
+    The product is cut off behind `FRACTION` bits, rounded down. It is near to a half if its
+    distance `d` from it, counted in the last of these bits, is below `2**(n + 1)`, where the whole
+    part has n bits (those of its complement, of a negative one): half a step of float32. Without
+    any, that step is one where the product is below a half in magnitude, and two above.
     """
     product = accumulator.astype(np.int64) * np.asarray(multiplier, np.int64)
-    rounded = ((product >> (np.asarray(shift, np.int64) - 1)) + 1) >> 1
+    spare = FRACTION - SHIFTS.start
+    fixed = (product << spare) >> (np.asarray(shift, np.int64) - SHIFTS.start)
+    whole, fraction = fixed >> FRACTION, fixed & (1 << FRACTION) - 1
+    half = 1 << FRACTION - 1
+    above, negative = fraction >= half, fixed < 0
+    distance = np.where(above, fraction - half, half - 1 - fraction)
+    # What is beyond 8 bits is clipped in any case.
+    magnitude = np.minimum(np.where(negative, ~whole, whole), 255)
+    bits = np.frexp(magnitude.astype(np.float64))[1]
+    steps = np.where(bits > 0, 2 << bits, np.where(above == negative, 1, 2))
+    rounded = whole + np.where(distance < steps, whole & 1, above)
     return np.asarray(np.clip(rounded + zero, low, high), np.int8)

@@ -3,31 +3,39 @@
 What a part means is what `lowering/quantized.py` finds in it: operations on integers alone. Each
 becomes a layer here, with its scales as multipliers and shifts, or is refused by name.
 
-The meaning of a layer is exact, in integers (`reference.py` computes it). It differs from ONNX's in
-two places only: the scale is `multiplier / 2**shift`, which differs from the model's by at most
-2**-17 of it, and a half is rounded up, not to even. So a result of one layer differs from ONNX's by
-at most one, where the scaled sum lies within 0.002 of a half; a sum of two tensors within 0.02.
+The meaning of a layer is exact, in integers (`reference.py` computes it), and that of ONNX Runtime,
+which scales sums in float32: scales are computed in float32 in its order, a multiplier has all of
+their bits, and the overlay rounds as float32 does (`isa.requantise`). A layer of bytes without sign
+has the same results, then, bit for bit, while its sums stay within 24 bits or are clipped. So it
+has to be: what differs by one in one layer may differ by a hundred twenty layers on. For a sum of
+two tensors, factors are searched for that give the same for all pairs of bytes.
 
 Tensors of bytes without sign are computed less 128, zero points too: the same numbers.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 
 import numpy as np
 
 from hetsched.errors import UnsupportedOperation
-from hetsched.fpga.isa import MULTIPLIERS, SHIFTS
+from hetsched.fpga.isa import MULTIPLIERS, SHIFTS, requantise
 from hetsched.graph import Graph
-from hetsched.lowering.quantized import CONTRIBUTED, INTEGER, quantized
+from hetsched.lowering.quantized import CONTRIBUTED, INTEGER, added, addition, quantized
 from hetsched.op import Op, Tensor
 
-# Bits of a multiplier that a scale fills.
-PRECISION = 17
-# The largest weight of a sum of two tensors: 128 * high + low.
-LARGEST_FACTOR = 16383
+# Bits of a multiplier that a scale fills: those of a float32.
+PRECISION = 24
+# A factor of a sum of two tensors is so many digits of seven bits.
+DIGITS = 3
+LARGEST_FACTOR = 2 ** (7 * DIGITS) - 1
+# Factors of a sum that are looked at, and how many of them for each pair of bytes.
+TRIED, COMPARED = 1 << 16, 16
 LARGEST_SUM = 2**31
+# What one of the bias is in a sum of two tensors: a one of the first digits.
+BIAS_UNIT = 2 ** (7 * (DIGITS - 1))
 # With the largest multiplier and the least shift.
 LARGEST_SCALE = (MULTIPLIERS.stop - 1) / 2**SHIFTS.start
 # Operations between floats and bytes, and what is wrong with others in floats and with them.
@@ -123,6 +131,13 @@ class Convolution:
 
 
 @dataclass(frozen=True, eq=False)
+class Move(Convolution):
+    """The channels of `result` from `start` on: those of `source`, in another scale."""
+
+    start: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class Maximum:
     """The largest value in each window."""
 
@@ -138,7 +153,7 @@ class Maximum:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """128 * bias + the sources, each times its factor, rescaled: one scale for all channels."""
+    """The sources, each times its factor, plus `BIAS_UNIT * bias`, rescaled: one for all."""
 
     name: str
     sources: tuple[str, str]
@@ -148,6 +163,20 @@ class Sum:
 
 
 Layer = Convolution | Maximum | Sum
+
+
+def share(layer: Layer, image: Image) -> tuple[int, Image]:
+    """What `layer` makes of `image`, that of its result: the first channel, and all that follow."""
+    if isinstance(layer, Move):
+        return layer.start, replace(image, channels=len(layer.weights))
+    return 0, image
+
+
+def macs(layer: Layer, image: Image) -> int:
+    """The multiply-adds of a layer whose result is `image`: those of a convolution's weights."""
+    if isinstance(layer, Move) or not isinstance(layer, Convolution):
+        return 0
+    return layer.weights.size * image.positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,23 +196,20 @@ class Network:
     @property
     def macs(self) -> int:
         """Multiply-adds of its convolutions."""
-        return sum(
-            layer.weights.size * self.images[layer.result].positions
-            for layer in self.layers
-            if isinstance(layer, Convolution)
-        )
+        return sum(macs(layer, self.images[layer.result]) for layer in self.layers)
 
 
 def multiplier_and_shift(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The fractions `multiplier / 2**shift` nearest to positive scales of at most `LARGEST_SCALE`.
 
-    Scales below 2**-30 lose bits of the multiplier: they leave nothing of a sum of 32 bits.
+    Those of float32 are met. Below 2**-31 they lose bits of the multiplier, and leave nothing of a
+    sum of 32 bits.
 
     Examples
     --------
     >>> multiplier, shift = multiplier_and_shift(np.array([0.75, 0.001]))
     >>> multiplier.tolist(), shift.tolist()
-    ([98304, 67109], [17, 26])
+    ([12582912, 8589935], [24, 33])
     """
     scale = np.asarray(scale, np.float64)
     shift = np.minimum(PRECISION - np.frexp(scale)[1], SHIFTS.stop - 1)
@@ -311,7 +337,7 @@ class _Reader:
         return int(value.reshape(())) - (128 if value.dtype == np.uint8 else 0)
 
     def scale(self, tensor: Tensor) -> np.ndarray:
-        return np.asarray(self.constant(tensor), np.float64)
+        return np.asarray(self.constant(tensor), np.float32)
 
     def weights(self, tensor: Tensor, zero: Tensor) -> np.ndarray:
         values, zeros = self.constant(tensor), self.constant(zero)
@@ -342,12 +368,13 @@ class _Reader:
         multiplier, shift = multiplier_and_shift(scales)
         return Rescale(total, multiplier, shift, zero)
 
-    def append(self, op: Op, layer: Layer, image: Image) -> None:
+    def append(self, op: Op, image: Image, *layers: Layer) -> None:
+        """The layers that make the result of `op`, which is as `image`."""
         result = op.output()
         wanted = self._form(result)
         if (image.channels, image.positions) != (wanted.channels, wanted.positions):
             raise _Refused(f"its result {result} stands otherwise in the overlay's memory")
-        self._layers.append(layer)
+        self._layers += layers
         self._place(result, replace(wanted, height=image.height, width=image.width))
 
     def _view(self, op: Op) -> None:
@@ -362,15 +389,19 @@ class _Reader:
     def bound(self, op: Op) -> None:
         """A Clip behind the layer that it bounds."""
         source = op.input(0)
-        last = self._layers[-1] if self._layers else None
-        if last is None or last.result != source.name or len(self._readers[source.name]) != 1:
+        makers = [n for n, layer in enumerate(self._layers) if layer.result == source.name]
+        if not makers or len(self._readers[source.name]) != 1:
             raise _Refused("it bounds what no layer before it makes for it alone")
-        if isinstance(last, Maximum) or any(t.name == source.name for t in self._graph.outputs):
-            raise _Refused("it bounds what no layer before it rounds")
         moved = 128 if source.dtype == "uint8" else 0
         low, high = (int(self.constant(op.input(i)).reshape(())) - moved for i in (1, 2))
-        bounded = replace(last.rescale, low=low, high=high)
-        self._layers[-1] = replace(last, result=op.output().name, rescale=bounded)
+        for place in makers:
+            layer = self._layers[place]
+            if isinstance(layer, Maximum) or any(
+                t.name == source.name for t in self._graph.outputs
+            ):
+                raise _Refused("it bounds what no layer before it rounds")
+            bounded = replace(layer.rescale, low=low, high=high)
+            self._layers[place] = replace(layer, result=op.output().name, rescale=bounded)
         self._place(op.output(), self._images.pop(source.name))
 
 
@@ -442,7 +473,7 @@ def _convolution(reader: _Reader, op: Op) -> None:
         int(op.attributes.get("group", 1)),
         reader.rescale(scale, weights, bias, before, reader.zero(yz)),
     )
-    reader.append(op, layer, _made(op, window, image, weights.shape[0]))
+    reader.append(op, _made(op, window, image, weights.shape[0]), layer)
 
 
 def _product(
@@ -476,7 +507,7 @@ def _product(
         1,
         reader.rescale(scale, weights, bias, *zeros),
     )
-    reader.append(op, layer, made)
+    reader.append(op, made, layer)
 
 
 def _gemm(reader: _Reader, op: Op) -> None:
@@ -508,38 +539,78 @@ def _sum(reader: _Reader, op: Op) -> None:
     if first.shape != second.shape:
         raise _Refused("its terms differ in shape")
     image = reader.image(first)
-    factors, multiplier, shift = sum_factors(
-        float(reader.scale(a_scale) / reader.scale(scale)),
-        float(reader.scale(b_scale) / reader.scale(scale)),
-    )
-    before = factors[0] * reader.zero(a_zero) + factors[1] * reader.zero(b_zero)
+    scales = [np.float32(reader.scale(item).reshape(())) for item in (a_scale, b_scale, scale)]
+    points = [int(reader.constant(item).reshape(())) for item in (a_zero, b_zero, zero)]
+    least = int(np.iinfo(reader.constant(zero).dtype).min)
+    found = sum_factors(*addition(scales, points), least)
     full = np.full(image.channels, 1, np.int64)
-    rescale = Rescale(
-        full * -round(before / 128), full * multiplier, full * shift, reader.zero(zero)
-    )
+    rescale = Rescale(full * found.bias, full * found.multiplier, full * found.shift, -128 - least)
     sources = reader.source(first, image), reader.source(second, image)
-    layer = Sum(op.name, sources, op.output().name, factors, rescale)
-    reader.append(op, layer, image)
+    layer = Sum(op.name, sources, op.output().name, found.factors, rescale)
+    reader.append(op, image, layer)
 
 
-def sum_factors(first: float, second: float) -> tuple[tuple[int, int], int, int]:
-    """Factors in proportion to two scales, and multiplier and shift of their sum.
+@dataclass(frozen=True)
+class Factors:
+    """`multiplier / 2**shift` times the sum of bytes times `factors` and `BIAS_UNIT * bias`.
+
+    `different` tells for how many of the pairs of bytes that is not what ONNX Runtime computes.
+    """
+
+    factors: tuple[int, int]
+    bias: int
+    multiplier: int
+    shift: int
+    different: int
+
+
+@cache
+def sum_factors(ratios: tuple[float, float], fixed: float, least: int) -> Factors:
+    """Integers for `round(ratios[0] * a + ratios[1] * b + fixed)`, as float32 computes it.
+
+    `a`, `b` and the result are bytes of at least `least`. The larger factor is one of the `TRIED`
+    largest that fit. Rounding the other factor, the bias and the scale does harm, and there are so
+    many that for some it does next to none. Of the `COMPARED` with the least harm, it is the first
+    that is right for all pairs of bytes, or for the most.
 
     Examples
     --------
-    >>> sum_factors(0.5, 0.25)
-    ((16383, 8192), 65540, 31)
+    >>> found = sum_factors((0.5, 0.25), -96.0, 0)
+    >>> found.different, found.factors[0] / found.factors[1]
+    (0, 2.0)
     """
-    larger = max(first, second)
-    factors = (
-        round(first / larger * LARGEST_FACTOR),
-        round(second / larger * LARGEST_FACTOR),
-    )
-    scale = larger / LARGEST_FACTOR
-    if not 0 < scale <= LARGEST_SCALE:
+    larger = max(ratios)
+    # What is added to signed bytes.
+    offset = fixed + sum(ratios) * (least + 128)
+    reach = (128 * sum(ratios) + abs(offset)) / larger
+    most = min(LARGEST_FACTOR, int(LARGEST_SUM / reach) - BIAS_UNIT)
+    if not 0 < larger <= LARGEST_SCALE * (most - TRIED):
         raise _Refused(f"a scale of it is {larger:.3g} times that of the result")
-    multiplier, shift = multiplier_and_shift(np.array(scale))
-    return factors, int(multiplier), int(shift)
+    tried = np.arange(most, most - TRIED, -1)
+    multipliers, shifts = multiplier_and_shift(larger / tried)
+    scales = np.ldexp(multipliers.astype(np.float64), -shifts)
+    pairs = [np.rint(ratio / larger * tried).astype(np.int64) for ratio in ratios]
+    biases = np.rint(offset / larger * tried / BIAS_UNIT).astype(np.int64)
+    harm = np.abs(scales * BIAS_UNIT * biases - offset)
+    for factors, ratio in zip(pairs, ratios, strict=True):
+        harm += 128 * np.abs(scales * factors - ratio)
+    first, second = np.meshgrid(np.arange(-128, 128), np.arange(-128, 128), indexing="ij")
+    moved = least + 128
+    wanted = added(ratios, fixed, first + moved, second + moved)
+    wanted = np.clip(wanted, least, least + 255) - moved
+    best: Factors | None = None
+    for place in np.argsort(harm, kind="stable")[:COMPARED].tolist():
+        one, other = (int(factors[place]) for factors in pairs)
+        bias, multiplier, shift = (int(v[place]) for v in (biases, multipliers, shifts))
+        total = one * first + other * second + BIAS_UNIT * bias
+        results = requantise(total, np.array(multiplier), np.array(shift), -moved)
+        different = int(np.count_nonzero(results != wanted))
+        if best is None or different < best.different:
+            best = Factors((one, other), bias, multiplier, shift, different)
+        if not different:
+            break
+    assert best is not None
+    return best
 
 
 def _maximum(reader: _Reader, op: Op) -> None:
@@ -549,7 +620,7 @@ def _maximum(reader: _Reader, op: Op) -> None:
     image = reader.image(data)
     window = _window(op, tuple(op.attributes["kernel_shape"]), -128)
     layer = Maximum(op.name, reader.source(data, reader._form(data)), op.output().name, window)
-    reader.append(op, layer, _made(op, window, image, image.channels))
+    reader.append(op, _made(op, window, image, image.channels), layer)
 
 
 def _mean(reader: _Reader, op: Op) -> None:
@@ -560,7 +631,7 @@ def _mean(reader: _Reader, op: Op) -> None:
         raise _Refused(f"'{data.name}' is no image")
     kernel = (image.height, image.width)
     weights = np.ones((image.channels, 1, *kernel), np.int8)
-    scale = reader.scale(xs) / reader.scale(ys) / image.positions
+    scale = reader.scale(xs) / (reader.scale(ys) * np.float32(image.positions))
     before = reader.zero(xz)
     layer = Convolution(
         op.name,
@@ -571,7 +642,68 @@ def _mean(reader: _Reader, op: Op) -> None:
         image.channels,
         reader.rescale(scale, weights, None, before, reader.zero(yz)),
     )
-    reader.append(op, layer, Image(image.channels, 1, 1))
+    reader.append(op, Image(image.channels, 1, 1), layer)
+
+
+def _concatenation(reader: _Reader, op: Op) -> None:
+    """Each part goes to its channels, from its scale and zero point to those of the result."""
+    rank = len(op.output().shape)
+    if rank != 4 or int(op.attributes["axis"]) % rank != 1:
+        raise _Refused("it joins no channels of images")
+    parts = range(2, len(op.inputs), 3) if op.domain else range(len(op.inputs))
+    one = np.ones((), np.float32)
+    layers: list[Layer] = []
+    start = 0
+    for part in parts:
+        data = op.input(part)
+        image = reader.image(data)
+        if image.last:
+            raise _Refused(f"'{data.name}' stands in rows")
+        scales, zeros = (one, one), (0, 0)
+        if op.domain:
+            scales = reader.scale(op.input(part + 1)), reader.scale(op.input(0))
+            zeros = reader.zero(op.input(part + 2)), reader.zero(op.input(1))
+        factor, rescale = _moved(reader, image.channels, scales, zeros)
+        layers.append(
+            Move(
+                op.name,
+                reader.source(data, image),
+                op.output().name,
+                Window((1, 1)),
+                np.full((image.channels, 1, 1, 1), factor, np.int8),
+                image.channels,
+                rescale,
+                start,
+            )
+        )
+        start += image.channels
+    reader.append(op, replace(image, channels=start), *layers)
+
+
+def _moved(
+    reader: _Reader,
+    channels: int,
+    scales: tuple[np.ndarray, np.ndarray],
+    zeros: tuple[int, int],
+) -> tuple[int, Rescale]:
+    """A factor and what follows it, which take bytes from one scale and zero point to the other.
+
+    ONNX Runtime multiplies by one scale and divides by the other: factors are tried until one gives
+    the same for each byte.
+    """
+    every = np.arange(-128, 128)
+    wanted = np.rint((every - zeros[0]).astype(np.float32) * scales[0] / scales[1]) + zeros[1]
+    found = []
+    for factor in range(1, 128):
+        weights = np.full((channels, 1), factor)
+        scale = scales[0] / scales[1] / np.float32(factor)
+        rescale = reader.rescale(scale, weights, None, *zeros)
+        found.append((factor, rescale))
+        total = factor * every + rescale.bias[0]
+        results = requantise(total, rescale.multiplier[0], rescale.shift[0], rescale.zero)
+        if np.array_equal(results, np.clip(wanted, -128, 127)):
+            return found[-1]
+    return found[0]
 
 
 # Operations whose windows move over the last axes of a tensor.
@@ -582,7 +714,9 @@ LAYERS: Mapping[tuple[str, str], Callable[[_Reader, Op], None]] = {
     ("", "QLinearMatMul"): _matmul,
     ("", "MaxPool"): _maximum,
     ("", "Clip"): _Reader.bound,
+    ("", "Concat"): _concatenation,
     (CONTRIBUTED, "QGemm"): _gemm,
     (CONTRIBUTED, "QLinearAdd"): _sum,
+    (CONTRIBUTED, "QLinearConcat"): _concatenation,
     (CONTRIBUTED, "QLinearGlobalAveragePool"): _mean,
 }

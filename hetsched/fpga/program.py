@@ -28,7 +28,7 @@ from hetsched.fpga.isa import (
     Store,
     parameters,
 )
-from hetsched.fpga.layers import Convolution, Image, Layer, Network
+from hetsched.fpga.layers import Convolution, Image, Layer, Network, macs, share
 from hetsched.fpga.reference import images_of, outputs_of
 from hetsched.fpga.stream import Entry, Space, Stream
 from hetsched.fpga.tiles import Piece, Work, work
@@ -380,8 +380,7 @@ class _Writer:
         layers, folds = self._folded()
         images = {**self._network.images, **{name: image for name, (_, image) in folds.items()}}
         for layer in layers:
-            source, made = images[layer.sources[0]], images[layer.result]
-            cuts(work(self._overlay, layer, source, made))
+            cuts(self._work(layer, images))
 
     def program(self) -> Program:
         network = self._network
@@ -393,14 +392,11 @@ class _Writer:
         spans = []
         for layer in layers:
             start = len(self._stream)
-            source, made = images[layer.sources[0]], images[layer.result]
-            self._place(layer.result, made)
-            todo = work(self._overlay, layer, source, made)
-            _Layer(self, todo).write()
-            macs = 0
-            if isinstance(layer, Convolution):
-                macs = layer.weights.size * made.positions
-            spans.append(Span(layer.name, start, len(self._stream), macs))
+            made = images[layer.result]
+            if layer.result not in self._places:
+                self._place(layer.result, made)
+            _Layer(self, self._work(layer, images)).write()
+            spans.append(Span(layer.name, start, len(self._stream), macs(layer, made)))
         base = _aligned(self._constant_nbytes)
         constants = np.zeros(base, np.uint8)
         if self._constants:
@@ -418,6 +414,13 @@ class _Writer:
             },
             tuple(spans),
         )
+
+    def _work(self, layer: Layer, images: Mapping[str, Image]) -> Work:
+        start, made = share(layer, images[layer.result])
+        found = work(self._overlay, layer, images[layer.sources[0]], made)
+        if start % self._overlay.rows:
+            raise _refused(found, f"what it joins begins at channel {start}, within a block")
+        return found
 
     def _place(self, name: str, image: Image, fold: Fold | None = None) -> None:
         rows = self._overlay.rows
@@ -683,7 +686,8 @@ class _Layer:
     def _store(self, area: _Area, output: int, place: int) -> None:
         overlay, work, writer = self._overlay, self._work, self._writer
         made = work.made
-        block = output * overlay.columns // overlay.rows
+        start, _ = share(work.layer, made)
+        block = (start + output * overlay.columns) // overlay.rows
         line = made.width * overlay.rows
         wide = area.columns[1] - area.columns[0]
         dram = writer._places[work.layer.result].start + block * made.positions * overlay.rows

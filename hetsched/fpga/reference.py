@@ -9,15 +9,31 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from hetsched.fpga.isa import requantise
-from hetsched.fpga.layers import Convolution, Layer, Maximum, Network, Rescale, Window
+from hetsched.fpga.layers import (
+    BIAS_UNIT,
+    Convolution,
+    Layer,
+    Maximum,
+    Network,
+    Rescale,
+    Window,
+    share,
+)
 
 
 def run(network: Network, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The outputs of a part for its inputs, tensors as ONNX has them."""
     images = images_of(network, inputs)
     for layer in network.layers:
-        shape = network.images[layer.result]
-        images[layer.result] = compute(layer, images, (shape.height, shape.width))
+        whole = network.images[layer.result]
+        start, part = share(layer, whole)
+        found = compute(layer, images, (whole.height, whole.width))
+        if part != whole:
+            shape = (whole.channels, whole.height, whole.width)
+            joined = images.setdefault(layer.result, np.zeros(shape, np.int8))
+            joined[start : start + part.channels] = found
+        else:
+            images[layer.result] = found
     return outputs_of(network, images)
 
 
@@ -57,7 +73,7 @@ def compute(layer: Layer, images: Mapping[str, np.ndarray], size: tuple[int, int
         return maximum(layer, images[layer.source], size)
     first, second = (images[name].astype(np.int64) for name in layer.sources)
     bias = layer.rescale.bias.reshape(-1, 1, 1)
-    total = 128 * bias + layer.factors[0] * first + layer.factors[1] * second
+    total = BIAS_UNIT * bias + layer.factors[0] * first + layer.factors[1] * second
     return rescaled(total, layer.rescale)
 
 

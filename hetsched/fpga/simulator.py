@@ -189,11 +189,30 @@ def _convolve(
                                 else:
                                     known = np.int32(known + sums[column])
                             if final and last:
-                                factor = np.int64((parameters[parameter, column] >> 32) & 0x1FFFF)
-                                shift = np.int64((parameters[parameter, column] >> 49) & 31) + 15
-                                value64 = (((np.int64(known) * factor) >> shift) + 1) >> 1
-                                outputs[to, column] = np.int8(min(max(value64 + zero, low), high))
+                                told = parameters[parameter, column]
+                                value = _requantised(known, told)
+                                outputs[to, column] = np.int8(min(max(value + zero, low), high))
                             else:
                                 accumulators[place, column] = known
                         done += 1
                 tile += rows
+
+
+@njit(cache=True)
+def _requantised(accumulator: np.int32, parameter: np.uint64) -> np.int64:
+    """`isa.requantise` of one value, without its zero point and bounds."""
+    product = np.int64(accumulator) * np.int64((parameter >> 32) & 0xFFFFFF)
+    fixed = (product << 3) >> np.int64(parameter >> 56)
+    whole = fixed >> 26
+    fraction = fixed & 0x3FFFFFF
+    above, negative = fraction >> 25, fixed < 0
+    distance = fraction - 0x2000000 if above else 0x1FFFFFF - fraction
+    magnitude = ~whole if negative else whole
+    if magnitude == 0:
+        steps = 1 if (above != 0) == negative else 2
+    else:
+        steps = 2
+        while magnitude and steps < 512:
+            magnitude >>= 1
+            steps <<= 1
+    return whole + ((whole & 1) if distance < steps else above)

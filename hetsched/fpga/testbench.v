@@ -7,7 +7,7 @@
 module testbench;
   localparam UNDER_WAY = 256;
 
-  reg clk = 0, rst = 1;
+  reg clk = 0;
   reg i_valid = 0, r_ready = 0, d_valid = 0, w_ready = 0;
   reg [63:0] i_data = 0, d_data = 0;
   wire i_ready, r_valid, w_valid, busy;
@@ -15,7 +15,7 @@ module testbench;
   wire [63:0] w_data;
 
   overlay core (
-      .clk(clk), .rst(rst),
+      .clk(clk),
       .i_valid(i_valid), .i_ready(i_ready), .i_data(i_data),
       .r_valid(r_valid), .r_ready(r_ready), .r_address(r_address),
       .d_valid(d_valid), .d_data(d_data),
@@ -30,7 +30,7 @@ module testbench;
   reg [63:0] data [0:UNDER_WAY - 1];
   integer due [0:UNDER_WAY - 1];
 
-  // Of the core's counter, after it was set and before it runs.
+  // Of the core's counter, before it runs.
   reg [31:0] counted = 0;
   integer now = 0, next = 0, reads = 0, arrived = 0, moved = 0, wrong = 0, place;
   reg write_next = 0, gives, reading, writing;
@@ -46,7 +46,6 @@ module testbench;
   // The core takes its inputs at the rising edge, and all its outputs are registers.
   always @(negedge clk) begin
     now = now + 1;
-    rst = now < 4;
     gives = 0;
     if (now == 6) counted = cycles;
     if (now > 6) begin

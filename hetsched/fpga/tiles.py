@@ -12,8 +12,8 @@ from math import ceil
 
 import numpy as np
 
-from hetsched.fpga.isa import LAYOUTS, Conv, Overlay
-from hetsched.fpga.layers import Convolution, Image, Layer, Maximum, Rescale, Sum, Window
+from hetsched.fpga.isa import LAYOUTS, SHIFTS, Conv, Overlay
+from hetsched.fpga.layers import DIGITS, Convolution, Image, Layer, Maximum, Rescale, Sum, Window
 
 _BITS = dict(LAYOUTS[Conv])
 MOST_INNER = 2 ** _BITS["inner"] - 1
@@ -118,7 +118,7 @@ class Work(ABC):
         span = slice(output * columns, (output + 1) * columns)
         fields = (self.rescale.bias, self.rescale.multiplier, self.rescale.shift)
         found = [np.zeros(columns, np.int64) for _ in fields]
-        found[2][:] = 16
+        found[2][:] = SHIFTS.start
         for array, values in zip(found, fields, strict=True):
             array[: len(values[span])] = values[span]
         return found[0], found[1], found[2]
@@ -241,7 +241,7 @@ class Largest(Work):
     @property
     def rescale(self) -> Rescale:
         full = np.ones(self.made.channels, np.int64)
-        return Rescale(full * 0, full << 16, full * 16)
+        return Rescale(full * 0, full << SHIFTS.start, full * SHIFTS.start)
 
     def weights(self, output: int) -> int:
         return self.lane(output)
@@ -260,7 +260,7 @@ class Largest(Work):
 
 
 class Total(Work):
-    """A sum of two images: their factors, first the high parts and then the low ones."""
+    """A sum of two images: the digits of their factors, the highest first."""
 
     layer: Sum
     sources = 2
@@ -278,15 +278,15 @@ class Total(Work):
         return self.lane(output)
 
     def pieces(self, blocks: tuple[int, int]) -> Iterator[Piece]:
-        yield Piece(blocks, (0, 2), (0, 2))
+        yield Piece(blocks, (0, DIGITS), (0, 2))
 
     def tiles(self, output: int, piece: Piece) -> np.ndarray:
-        factors = self.layer.factors
-        parts = [factor >> 7 for factor in factors] + [factor & 127 for factor in factors]
+        places = range(7 * (DIGITS - 1), -1, -7)
+        parts = [factor >> place & 127 for place in places for factor in self.layer.factors]
         return np.stack([_diagonal(self.overlay, self.lane(output), part) for part in parts])
 
     def loops(self, piece: Piece, block_words: int, row_words: int) -> dict[str, int]:
-        return {"middle": 2, "inner": 2, "inner_stride": block_words}
+        return {"middle": DIGITS, "inner": 2, "inner_stride": block_words}
 
 
 def work(overlay: Overlay, layer: Layer, image: Image, made: Image) -> Work:

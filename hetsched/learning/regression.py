@@ -14,7 +14,7 @@ CYCLES: Mapping[str, float] = {
     "moved_cold": 0.012, "far": 0.015, "blocked": 1, "unblocked": 1, "padded": 0.3,
     "transforms": 0.3, "cheap": 0.3, "dear": 8, "turned": 0.7, "plain": 0.5, "scalar": 0.6,
     "chosen": 1, "serial": 2, "loads": 0.4, "waits": 0.4, "recurrence": 1, "interleaved": 1,
-    "ragged": 1,
+    "ragged": 1, "rows": 4, "packs": 0.1, "unpacks": 0.5,
 }  # fmt: skip
 TERMS = tuple(CYCLES)
 SIZES = (

@@ -43,6 +43,8 @@ VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dr
 TOGETHER = 4
 # Of what a kernel touches, that the second cache still has when the next one reads it.
 KEPT_NBYTES = 1 << 20
+# Elements that are reduced so few at a time are taken in vectors, whatever their axis.
+UNROLLED = 8
 # Of the weights of a tile, that the first cache holds beside what passes through.
 NEAREST_NBYTES = 1 << 15
 # Logarithms of the megabytes between two runs that leave all in the near caches, and nothing.
@@ -101,8 +103,6 @@ def _passes(found: Work, part: Graph, rules: Rules) -> None:
     found.family = "elementwise" if len(sizes) == 1 else "other"
     if any(op.kind in COPIES for op in part.ops):
         found.family = "copy"
-    if any(op.kind == "LRN" for op in part.ops):
-        found.family = "local normalisation"
     if all(op.kind in VIEWS for op in part.ops):
         found.family = "view"
     if all(op.kind in VIEWS | ENDS for op in part.ops) and part.ops[0].kind in ENDS:
@@ -114,15 +114,18 @@ def _passes(found: Work, part: Graph, rules: Rules) -> None:
     even = _run(found, part, op, tensor) % rules.vectors.lanes == 0
     if even:
         found.add(plain=_vectors(tensor, rules))
-    elif any(op.kind in CHOOSING for op in part.ops):
-        found.add(chosen=float(tensor.size))
     else:
-        found.add(scalar=float(tensor.size))
+        # Short loops cost more to begin than to run.
+        longer = [size for size in tensor.shape if size > 1]
+        found.add(rows=tensor.size / longer[-1] if longer else 1.0)
+        chosen = any(op.kind in CHOOSING for op in part.ops)
+        found.add(**{"chosen" if chosen else "scalar": float(tensor.size)})
 
 
 def _run(found: Work, part: Graph, op: Op, tensor: Tensor) -> int:
     """How many elements of a result lie beside each other that are made in the same way."""
-    if found.family == "elementwise" or _is_packed(part, tensor):
+    handed = next((other for other in part.outputs if other.shape == tensor.shape), tensor)
+    if found.family == "elementwise" or _is_packed(part, handed):
         return tensor.size
     if op.kind == "Concat":
         axis = int(op.attributes["axis"]) % len(tensor.shape)
@@ -201,6 +204,11 @@ def _is_packed(part: Graph, tensor: Tensor) -> bool:
     return tensor.name in part.packed
 
 
+def _packed(found: Work, op: Op) -> None:
+    """Elements of bytes, which no neighbour has in blocks: put in blocks, and back."""
+    found.add(packs=float(op.input(0).size), unpacks=float(op.output().size))
+
+
 def _conversions(found: Work, part: Graph, *, skip: Tensor | None = None) -> None:
     """Elements that are put in blocks, or back, because neighbours have them plain."""
     for tensor in part.inputs:
@@ -242,7 +250,7 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
         taps=prod(window.kernel), stride=window.strides[1], batch=batch,
     )  # fmt: skip
     if groups == channels == outputs and groups > 1:
-        return _depthwise(found, part, batch * channels, window, rules, integer)
+        return _depthwise(found, part, op, window, rules, integer)
     plain = groups == 1 and channels * 2 <= lanes and not _is_packed(part, op.input(0))
     if integer:
         return _integer_convolution(found, op, window, (batch, channels, outputs, groups), rules)
@@ -252,7 +260,7 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
         together = lcm(lcm(inner, lanes) // inner, lcm(each, lanes) // each)
         if groups % together or (together > 1 and together * inner > MOST_MERGED):
             found.family = "uneven"
-            blocks_in, blocks, same = -(-inner // lanes) + 1, rules.vectors.blocks(outputs), 1
+            blocks_in, blocks, same = _reach(outputs, each, inner, lanes), -(-outputs // lanes), 1
         else:
             found.family = "grouped"
             zeros = together
@@ -292,6 +300,18 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
     found.add(filters=float(blocks * depth * lanes * FLOAT_NBYTES))
     found.sizes["again"] = rows * columns / chosen.broadcasts
     return True
+
+
+def _reach(outputs: int, each: int, inner: int, lanes: int) -> int:
+    """Blocks of input channels that a block of outputs reads of groups that are no whole blocks.
+
+    Groups are of `each` outputs and of `inner` inputs.
+    """
+    reaches = []
+    for start in range(0, outputs, lanes):
+        last = min(start + lanes, outputs) - 1
+        reaches.append(-(-(last // each + 1) * inner // lanes) - start // each * inner // lanes)
+    return max(reaches)
 
 
 def _winograd(
@@ -338,22 +358,25 @@ def _integer_convolution(
     if not window.is_pointwise:
         reach = window.reach(width)
         found.add(padded=float(batch * channels * prod(reach)))
+    _packed(found, op)
     found.sizes["depth"] = steps
     return True
 
 
 def _depthwise(
-    found: Work, part: Graph, planes: int, window: Window, rules: Rules, integer: bool
+    found: Work, part: Graph, op: Op, window: Window, rules: Rules, integer: bool
 ) -> bool:
     found.family = "depthwise"
     lanes = rules.vectors.lanes
-    blocks = rules.vectors.blocks(planes)
+    blocks = rules.vectors.blocks(prod(op.input(0).shape[:2]))
     tile = tiles(window, rules.vectors)[0]
     columns = tile.covering(window.result[1])
     count = blocks * window.result[0] * columns / tile.broadcasts
     _steps(found, count * prod(window.kernel), tile, lanes)
     found.add(tiles=count, loads=count * prod(window.kernel) * tile.broadcasts)
-    if not integer:
+    if integer:
+        _packed(found, op)
+    else:
         _conversions(found, part)
     padded = window.reach(columns) != window.source
     found.sizes["masked"] = 2.0 if padded else 1.0
@@ -449,7 +472,9 @@ def _pool(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> bool
         channels=planes, rows=window.result[0], columns=window.result[1],
         taps=prod(window.kernel), stride=window.strides[1],
     )  # fmt: skip
-    if not integer:
+    if integer:
+        _packed(found, op)
+    else:
         _conversions(found, part)
     return True
 
@@ -480,22 +505,64 @@ def _row_wise(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> 
     found.family = "softmax" if op.kind in ("Softmax", "LogSoftmax") else "normalisation"
     shape = op.input(0).shape
     lanes = rules.vectors.lanes
-    ragged = shape[-1] % lanes
-    rows = prod(shape[:-1])
+    of_one = found.family == "softmax" and part.opsets.get("", 13) >= 13
+    # A softmax is of one axis, others, and those of old models, of all from theirs on.
+    default = -1 if of_one or found.family == "normalisation" else 1
+    axis = int(op.attributes.get("axis", default)) % len(shape)
+    columns = shape[axis] if of_one else prod(shape[axis:])
+    rows = prod(shape) // columns
+    ragged = columns % lanes
     found.add(loads=_vectors(op.input(0), rules), tiles=float(rows), ragged=float(rows * ragged))
     if found.family == "softmax":
         found.add(dear=_vectors(op.input(0), rules))
-    found.sizes.update(rows=rows, columns=shape[-1])
+    found.sizes.update(rows=rows, columns=columns)
     return True
 
 
 def _reduction(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> bool:
     found.family = "reduction"
-    if _is_packed(part, op.input(0)):
-        found.add(loads=_vectors(op.input(0), rules))
+    source, result = op.input(0), op.output()
+    if _is_packed(part, source) or (not integer and _is_in_vectors(part, op, rules)):
+        found.add(loads=_vectors(source, rules), tiles=result.size / rules.vectors.lanes)
     else:
-        found.add(serial=float(op.input(0).size))
-    found.sizes.update(rows=op.output().size, depth=op.input(0).size / max(1, op.output().size))
+        found.add(serial=float(source.size))
+    found.sizes.update(rows=result.size, depth=source.size / max(1, result.size))
+    return True
+
+
+def _is_in_vectors(part: Graph, op: Op, rules: Rules) -> bool:
+    """Whether a reduction is computed in vectors: along its last axes, or beside each other."""
+    shape, lanes = op.input(0).shape, rules.vectors.lanes
+    axes: Any = op.attributes.get("axes")
+    if len(op.inputs) > 1 and op.inputs[1] is not None:
+        axes = part.constants.get(op.input(1).name)
+    every = range(len(shape))
+    reduced = sorted(int(axis) % len(shape) for axis in (every if axes is None else axes))
+    if len(reduced) == len(shape):
+        return False
+    if reduced == list(every)[-len(reduced) :]:
+        depth = prod(shape[axis] for axis in reduced)
+        return depth % lanes == 0 or depth <= UNROLLED
+    return reduced[-1] != len(shape) - 1 and shape[-1] % lanes == 0
+
+
+def _local(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> bool:
+    """Sums of squares over neighbouring channels, as a product with a matrix of ones and zeros."""
+    tensor = op.input(0)
+    if len(tensor.shape) != 4:
+        return False
+    found.family = "local normalisation"
+    lanes, channels = rules.vectors.lanes, tensor.shape[1]
+    blocks, pixels = rules.vectors.blocks(channels), prod(tensor.shape) // channels
+    window = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), (1, pixels), (1, pixels))
+    tile = dense_tiles(window, blocks, rules.vectors, plain=False)[0]
+    depth = blocks * lanes
+    count = tile.covering(pixels) * blocks / (tile.broadcasts * tile.vectors)
+    _steps(found, count * depth, tile, lanes, depth=depth)
+    # The squares are a pass of their own, and the root of a root and a quotient come behind.
+    found.add(tiles=count, plain=_vectors(tensor, rules), dear=_vectors(tensor, rules))
+    found.sizes.update(channels=channels, rows=pixels, depth=depth)
+    _conversions(found, part)
     return True
 
 
@@ -532,6 +599,7 @@ FAMILIES: Mapping[str, Callable[[Work, Graph, Op, Rules, bool], bool]] = {
     "Softmax": _row_wise,
     "LogSoftmax": _row_wise,
     "LayerNormalization": _row_wise,
+    "LRN": _local,
     "ReduceMean": _reduction,
     "ReduceSum": _reduction,
     "ReduceMax": _reduction,

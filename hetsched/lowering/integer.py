@@ -12,7 +12,7 @@ import numpy as np
 from tvm import ir, relax, te, tirx
 
 from hetsched.dtype import numpy_dtype
-from hetsched.lowering.quantized import BYTES
+from hetsched.lowering.quantized import BYTES, addition
 from hetsched.schedules import integer
 from hetsched.schedules.cycles import Window
 from hetsched.schedules.vectors import Vectors
@@ -259,11 +259,7 @@ class Integers:
         scalars = [_scalar(item) for item in (a_scale, b_scale, y_scale, a_zero, b_zero, y_zero)]
         if any(item is None for item in scalars):
             raise NotImplementedError("QLinearAdd with scales that are no constants")
-        ratios = scalars[0] / scalars[2], scalars[1] / scalars[2]
-        # One product is rounded, the other goes into the sum as it is: the order of ONNX Runtime.
-        shift = float(ratios[0]) * scalars[3] + float(ratios[1] * np.float32(scalars[4]))
-        fixed = float(np.float32(scalars[5]) - np.float32(shift))
-        factors = float(ratios[0]), float(ratios[1])
+        factors, fixed = addition(scalars[:3], scalars[3:])
         least = int(np.iinfo(_dtype(y_zero)).min)
         both = [a, b]
         shape = _shape(a)

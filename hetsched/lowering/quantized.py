@@ -9,7 +9,7 @@ Anything else stays in floating point.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,6 +57,29 @@ def quantized(graph: Graph) -> Graph:
     finder = _Finder(graph)
     ops = [new for op in graph.ops for new in finder.rewritten(op)]
     return _pruned(replace(graph, ops=tuple(ops), constants=finder.constants))
+
+
+def addition(
+    scales: Sequence[np.float32], zeros: Sequence[int]
+) -> tuple[tuple[float, float], float]:
+    """What QLinearAdd takes its terms times, and what it adds: `added` has the rest.
+
+    `scales` and `zeros` are those of the two terms and of the result. Values are of float32; one
+    product is rounded, the other goes into the sum as it is, in ONNX Runtime's order.
+    """
+    ratios = scales[0] / scales[2], scales[1] / scales[2]
+    shift = float(ratios[0]) * zeros[0] + float(ratios[1] * np.float32(zeros[1]))
+    fixed = np.float32(zeros[2]) - np.float32(shift)
+    return (float(ratios[0]), float(ratios[1])), float(fixed)
+
+
+def added(
+    ratios: tuple[float, float], fixed: float, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """The sums of integers that QLinearAdd makes, before it keeps them within its type."""
+    # Products of a byte and a float32 are exact in float64, so these are fused as in hardware.
+    inner = (ratios[1] * second + fixed).astype(np.float32)
+    return np.rint((ratios[0] * first + inner.astype(np.float64)).astype(np.float32)).astype(int)
 
 
 class _Finder:

@@ -12,11 +12,13 @@ a column's products is; `total` where it is accumulated):
 4, 5                  the word, and a column's copy of it (or the column's channel, `depthwise`)
 6, 7, 8               multipliers
 9 .. sum              tree of adders
-sum - 3 .. sum        accumulators read, or the bias
-total = sum + 2       maximum or addition; written where the tile is not the last
-total + 1 .. + 3      times the multiplier, in two halves
-total + 4 .. + 7      added, shifted by fours, by ones, rounded
-total + 8 .. + 11     saturated to int8, and to the instruction's bounds; written
+sum - 4 .. sum        accumulators read, or the bias
+sum + 1 .. sum + 3    compared, one of them dropped where it is a maximum, added: `total`
+total                 written to the accumulators where the tile is not the last
+total + 1 .. + 6      times the multiplier
+total + 7 .. + 9      shifted by eights, by twos, by ones
+total + 10 .. + 13    rounded
+total + 14 .. + 16    saturated to int8, and to the instruction's bounds; written
 ====================  ==========================================================================
 """
 
@@ -24,7 +26,7 @@ from functools import reduce
 
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
 
-from hetsched.fpga.isa import Overlay
+from hetsched.fpga.isa import FRACTION, SHIFTS, Overlay
 from hetsched.fpga.rtl.blocks import BlockRam, Multiplier, Technology
 from hetsched.fpga.rtl.conv import ConvUnit, Stages
 
@@ -43,30 +45,42 @@ TAPS = 8
 WEIGHT_LATENCY = 4
 """Cycles from a weight word's address to its register."""
 
-BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS = 32, 17, 5
+BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS = 32, 24, 5
 PARAMETER_BITS = BIAS_BITS + MULTIPLIER_BITS + SHIFT_BITS
+PRODUCT_BITS = BIAS_BITS + MULTIPLIER_BITS
+
+LOW_BITS = 17
+"""Bits of the multiplier, and of what it multiplies, that a DSP takes without a sign."""
+
+LEAST_SHIFT = SHIFTS.start
+
+KEPT = FRACTION + 9
+"""Bits of the shifted product that matter if it is not clipped; the whole part's are signed."""
+
+REQUANTISED = 16
+"""Cycles from the total to its int8."""
 
 
 class Array(Elaboratable):
     """What a `ConvUnit` streams, computed; results go to `output_data`.
 
     The three buffers that LOAD fills are read at `input_address`, `weight_address` and
-    `parameter_address`; their data come two cycles later.
+    `parameter_address`; their data come three cycles later.
     """
 
     def __init__(self, overlay: Overlay, unit: ConvUnit, technology: Technology) -> None:
         self._overlay, self._unit, self._technology = overlay, unit, technology
         rows, columns = overlay.rows, overlay.columns
         self._sum = PRODUCT + (rows - 1).bit_length()
-        self._total = self._sum + 2
+        self._total = self._sum + 3
         # How much later the word and the weights are looked at where the sum takes one cycle.
         simulated = technology is Technology.SIMULATION
         self._late = self._sum - 1 - WORD if simulated else 0
-        self.input_address = Signal.like(unit.position, reset_less=True)
+        self.input_address = Signal.like(unit.position)
         self.input_data = Signal(8 * rows)
-        self.weight_address = Signal.like(unit.weight_address, reset_less=True)
+        self.weight_address = Signal.like(unit.weight_address)
         self.weight_data = Signal(8 * columns)
-        self.parameter_address = Signal.like(unit.tile.parameter, reset_less=True)
+        self.parameter_address = Signal.like(unit.tile.parameter)
         self.parameter_data = [Signal(64, name=f"parameter{c}") for c in range(columns)]
         self.output_write = Signal()
         self.output_address = Signal.like(unit.tile.output, reset_less=True)
@@ -79,7 +93,7 @@ class Array(Elaboratable):
         unit = self._unit
         self._module = module
         self._stages = Stages(module, unit.begins)
-        end = self._total + 12
+        end = self._total + REQUANTISED + 1
         self._valid = self._pipe(unit.kept, end, "valid")
         ends = self._pipe(unit.ends, end, "ends")
         signal = self._stages.held(unit.tile.signal, end)
@@ -107,11 +121,11 @@ class Array(Elaboratable):
         """The weights by column and row where they are used: a shadow fills, then all change."""
         module, unit = self._module, self._unit
         rows, columns = self._overlay.rows, self._overlay.columns
-        module.d.sync += self.weight_address.eq(unit.weight_address)
+        module.d.comb += self.weight_address.eq(unit.weight_address)
         late = self._late - (COLUMN - WORD) if self._late else 0
         word = self._pipe(self.weight_data, 1 + late, "weight_word", reset=False)[-1]
-        valid = self._pipe(unit.weight, WEIGHT_LATENCY + late, "weight_valid")[-1]
-        row = self._pipe(unit.weight_row, WEIGHT_LATENCY + late, "weight_row")[-1]
+        valid = self._pipe(unit.weight, WEIGHT_LATENCY - 1 + late, "weight_valid")[-1]
+        row = self._pipe(unit.weight_row, WEIGHT_LATENCY - 1 + late, "weight_row")[-1]
         # A simulator multiplies words of its own width fastest.
         bits = signed(32 if self._late else 8)
         table: list[list[tuple[Signal, Signal]]] = []
@@ -122,7 +136,8 @@ class Array(Elaboratable):
                 weight = Signal(bits, name=f"weight{r}_{c}", reset_less=True)
                 table[-1].append((shadow, weight))
         for r in range(rows):
-            with module.If(valid & (row == r)):
+            fills = self._register(valid & (row == r), f"fills{r}")
+            with module.If(fills):
                 module.d.sync += [
                     table[c][r][0].eq(word[8 * c : 8 * c + 8].as_signed()) for c in range(columns)
                 ]
@@ -137,7 +152,7 @@ class Array(Elaboratable):
         """The input word at stage `WORD`, and a column's own channel of it and of those before."""
         module, unit = self._module, self._unit
         rows, columns = self._overlay.rows, self._overlay.columns
-        module.d.sync += self.input_address.eq(unit.position)
+        module.d.comb += self.input_address.eq(unit.position)
         word = self._pipe(self.input_data, 1 + self._late, "word", reset=False)[-1]
         blocks = rows // columns
         own = word
@@ -228,52 +243,62 @@ class Array(Elaboratable):
         columns = overlay.columns
         memory = BlockRam(32 * columns, overlay.accumulator_words, self._technology)
         module.submodules.accumulators = memory
-        # The block RAM's two cycles, and one to choose.
-        read, write = self._sum - 3, self._total
+        # The block RAM's three cycles, and one to choose. Eight cycles, which tiles are apart at
+        # least, later what is written is read.
+        read, write = self._sum - 4, self._total
         last = held(tile.last, write)
         # Whether the position at a stage from `total` on is requantised. On an FPGA the stages go
         # on all the same: that is less wiring.
-        done = self._pipe(self._valid[write] & last, 11, "done")
+        done = self._pipe(self._valid[write] & last, REQUANTISED, "done")
         module.d.comb += [
             memory.read_address.eq(self._counter(tile.accumulator, read, "read")),
             memory.write_address.eq(self._counter(tile.accumulator, write, "write")),
             memory.write_enable.eq(self._valid[write] & ~last),
             self.parameter_address.eq(held(tile.parameter, read - 1)),
         ]
+        copies = [0] * columns if self._late else list(range(1, columns + 1))
         first, widen, maximum = tile.first, tile.widen, tile.maximum & ~tile.first
         flags = [
             (
                 held(first, self._sum - 1, copy=c),
                 held(widen, self._sum - 1, copy=c),
-                held(maximum, self._sum, copy=c),
+                held(maximum, self._sum + 1, copy=c),
             )
-            for c in (range(1, columns + 1) if not self._late else [0] * columns)
+            for c in copies
         ]
         results = []
         for c in range(columns):
             parameter = self.parameter_data[c]
             old = memory.read_data[32 * c : 32 * c + 32]
-            total = self._total_of(sums[c], old, parameter, flags[c])
+            total = self._total_of(sums[c], old, parameter, flags[c], copies[c])
             module.d.comb += memory.write_data[32 * c : 32 * c + 32].eq(total)
             gates = [Const(1)] * len(done) if self._technology is Technology.ECP5 else done
-            results.append(self._requantised(total, parameter, gates))
+            results.append(self._requantised(total, parameter, gates, copies[c]))
         module.d.comb += [
             self.output_write.eq(done[-1]),
-            self.output_address.eq(self._counter(tile.output, write + 11, "output")),
+            self.output_address.eq(self._counter(tile.output, write + REQUANTISED, "output")),
             self.output_data.eq(Cat(*results)),
         ]
 
     def _total_of(
-        self, addend: Signal, old: Value, parameter: Value, flags: tuple[Value, Value, Value]
+        self,
+        addend: Signal,
+        old: Value,
+        parameter: Value,
+        flags: tuple[Value, Value, Value],
+        copy: int,
     ) -> Signal:
         """The accumulator with `addend`, at stage `total`."""
         module = self._module
         first, widen, maximum = flags
-        bias = self._stages.held(parameter[:BIAS_BITS], self._sum - 1, since=self._sum - 2)
+        bias = self._stages.held(
+            parameter[:BIAS_BITS], self._sum - 1, since=self._sum - 2, copy=copy
+        )
         base = Signal(signed(32), name="base", reset_less=True)
         module.d.sync += base.eq(Mux(first, bias, Mux(widen, old << 7, old)))
-        greater = Signal(name="greater")
-        module.d.comb += greater.eq(base[:9].as_signed() > addend[:9].as_signed())
+        greater = Signal(name="greater", reset_less=True)
+        module.d.sync += greater.eq(base[:9].as_signed() > addend[:9].as_signed())
+        base, addend = self._register(base, "base"), self._register(addend, "addend")
         left = Signal(signed(32), name="left", reset_less=True)
         right = Signal.like(addend, name="right", reset_less=True)
         total = Signal(signed(32), name="total", reset_less=True)
@@ -284,65 +309,99 @@ class Array(Elaboratable):
         ]
         return total
 
-    def _requantised(self, total: Signal, parameter: Value, done: list[Value]) -> Signal:
-        """The int8 of `total`, eleven cycles later; a stage may stand still if it is not `done`."""
+    def _requantised(self, total: Signal, parameter: Value, done: list[Value], copy: int) -> Signal:
+        """The int8 of `total`, as late as `REQUANTISED`; a stage may stand if it is not `done`.
+
+        What is named is there as many cycles after `total` as the stage that it is assigned in.
+        """
         module, stages, tile = self._module, self._stages, self._unit.tile
         at, since = self._total, self._sum - 2
         bits = slice(BIAS_BITS, BIAS_BITS + MULTIPLIER_BITS)
-        multiplier = stages.held(parameter[bits], at, since=since)
+        multiplier = stages.held(parameter[bits], at, since=since, copy=copy)
         bits = slice(BIAS_BITS + MULTIPLIER_BITS, PARAMETER_BITS)
-        shift = stages.held(parameter[bits], at + 4, since=since)
+        # Held here: within a condition they would be held by it.
+        eights = stages.held(parameter[bits], at + 6, since=since, copy=copy)
+        twos = stages.held(eights, at + 7, since=at + 6)
+        ones = stages.held(twos[0], at + 8, since=at + 7)
+        zero = stages.held(tile.zero, at + 12, copy=copy)
+        bottom = stages.held(tile.low, at + 14, copy=copy)
+        top = stages.held(tile.high, at + 14, copy=copy)
+        lowest = stages.held(bottom, at + 15, since=at + 14)
+        highest = stages.held(top, at + 15, since=at + 14)
+        others = stages.held(multiplier[LOW_BITS:], at + 1, since=at)
+
+        def later(value: Value, stage: int, name: str) -> Signal:
+            signal = Signal.like(value, name=name, reset_less=True)
+            with module.If(done[stage - 1]):
+                module.d.sync += signal.eq(value)
+            return signal
+
+        # 4: times the multiplier's low bits in two halves, times its others by adders.
         low, high = Multiplier(18, 18, self._technology), Multiplier(18, 18, self._technology)
         module.submodules += [low, high]
         module.d.comb += [
-            low.a.eq(total[:MULTIPLIER_BITS]),
-            low.b.eq(multiplier),
+            low.a.eq(total[:LOW_BITS]),
+            low.b.eq(multiplier[:LOW_BITS]),
             low.wanted.eq(Cat(done[:3])),
-            high.a.eq(total[MULTIPLIER_BITS:].as_signed()),
-            high.b.eq(multiplier),
+            high.a.eq(total[LOW_BITS:].as_signed()),
+            high.b.eq(multiplier[:LOW_BITS]),
             high.wanted.eq(Cat(done[:3])),
         ]
-        # All of the product's bits but the 15 that the least shift drops.
-        product = Signal(signed(50), name="product", reset_less=True)
-        fours = Signal(signed(35), name="fours", reset_less=True)
-        ones = Signal(signed(35), name="ones", reset_less=True)
-        rounded = Signal(signed(35), name="rounded", reset_less=True)
-        byte, bounded, kept, result = (
-            Signal(signed(8), name=name, reset_less=True)
-            for name in ("byte", "bounded", "kept", "result")
-        )
-        over, under, below, above = (
-            Signal(name=name, reset_less=True) for name in ("over", "under", "below", "above")
-        )
-        # Held before: within a condition they would be held by it.
-        shift_ones = stages.held(shift, at + 5, since=at + 4)
-        zero = stages.held(tile.zero, at + 6)
-        bottom, top = stages.held(tile.low, at + 9), stages.held(tile.high, at + 9)
-        lowest = stages.held(bottom, at + 10, since=at + 9)
-        highest = stages.held(top, at + 10, since=at + 9)
-        with module.If(done[3]):
-            module.d.sync += product.eq((high.product << MULTIPLIER_BITS) + low.product)
-        with module.If(done[4]):
-            module.d.sync += fours.eq((product >> 15) >> (shift & 0x1C))
+        near_total = later(total, 1, "near_total")
+        terms: list[Value] = [Mux(bit, near_total, 0) for bit in others]
+        for stage in range(2, 5):
+            step = 1 << stage - 2
+            pairs = [
+                first + (second[0] << step) if second else first
+                for first, *second in (terms[i : i + 2] for i in range(0, len(terms), 2))
+            ]
+            terms = [later(pair, stage, "term") for pair in pairs]
+        high_product = later(high.product[:BIAS_BITS].as_signed(), 4, "high_product")
+        lower = later(low.product[: 2 * LOW_BITS], 4, "lower")
+        # 6: the product; 9: shifted, with more bits above than are kept.
+        upper = later(high_product + terms[0], 5, "upper")
+        lower = later(lower, 5, "lower")
+        product = Signal(signed(PRODUCT_BITS), name="product", reset_less=True)
         with module.If(done[5]):
-            module.d.sync += ones.eq(fours >> shift_ones[:2])
-        with module.If(done[6]):
-            module.d.sync += rounded.eq((ones + Cat(1, zero).as_signed()) >> 1)
-        with module.If(done[7]):
-            sign = rounded[-1]
-            module.d.sync += [
-                byte.eq(rounded[:8]),
-                over.eq(~sign & rounded[7:].any()),
-                under.eq(sign & ~rounded[7:].all()),
-            ]
-        with module.If(done[8]):
-            module.d.sync += bounded.eq(Mux(over, 127, Mux(under, -128, byte)))
-        with module.If(done[9]):
-            module.d.sync += [
-                kept.eq(bounded),
-                below.eq(bounded < bottom.as_signed()),
-                above.eq(bounded > top.as_signed()),
-            ]
-        with module.If(done[10]):
-            module.d.sync += result.eq(Mux(below, lowest, Mux(above, highest, kept)))
-        return result
+            module.d.sync += product.eq((upper << LOW_BITS) + lower)
+        wide = Cat(Const(0, FRACTION - LEAST_SHIFT), product).as_signed()
+        shifted = later((wide >> (eights & 0x18))[: KEPT + 7].as_signed(), 7, "shifted")
+        shifted = later(shifted >> (twos & 6)[:3], 8, "shifted")
+        shifted = later(shifted >> ones, 9, "shifted")
+        # Whether what is above is more than the sign: by groups of a shift of eight.
+        above = [bit ^ wide[-1] for bit in wide[KEPT + 6 : -1]]
+        by_eights = (Cat(above[i : i + 8]).any() for i in range(0, len(above), 8))
+        groups = later(Cat(*by_eights), 7, "above")
+        cut = later(later((groups >> twos[3:]).any(), 8, "cut"), 9, "cut")
+        sign = later(later(later(product[-1], 7, "sign"), 8, "sign"), 9, "sign")
+        # 10: the whole part of nine bits, the fraction's side of the half and distance from it.
+        outside = cut | (shifted[KEPT - 1 :] != sign.replicate(8))
+        extreme = Cat((~sign).replicate(8), sign)
+        whole = later(Mux(outside, extreme, shifted[FRACTION:KEPT]).as_signed(), 10, "whole")
+        size = later(shifted[FRACTION : KEPT - 1] ^ shifted[KEPT - 1].replicate(8), 10, "size")
+        half = shifted[FRACTION - 1]
+        distance = later(shifted[: FRACTION - 1] ^ (~half).replicate(FRACTION - 1), 10, "distance")
+        upward = later(half, 10, "upward")
+        even = later(half == shifted[KEPT - 1], 10, "even")
+        # 11, 12: whether it is so near to the half that float32 has it there.
+        far = later(distance[9:].any(), 11, "far")
+        none = later(Cat(~size[bit:].any() for bit in range(8)), 11, "none")
+        lowest_bits = later(distance[:9], 11, "lowest_bits")
+        even, upward = later(even, 11, "even"), later(upward, 11, "upward")
+        whole = later(whole, 11, "whole")
+        apart = far | (lowest_bits[1:] & none).any() | (none[0] & lowest_bits[0] & even)
+        near = later(~apart, 12, "near")
+        whole, upward = later(whole, 12, "whole"), later(upward, 12, "upward")
+        # 13: rounded; 14: as int8; 16: within the instruction's bounds.
+        carry = Mux(near, whole[0], upward)
+        twice = Cat(carry, whole).as_signed() + Cat(carry, zero).as_signed()
+        rounded = later((twice >> 1).as_signed(), 13, "rounded")
+        sign = rounded[-1]
+        clipped = Mux(
+            ~sign & rounded[7:-1].any(), 127, Mux(sign & ~rounded[7:-1].all(), -128, rounded[:8])
+        )
+        byte = later(clipped[:8].as_signed(), 14, "byte")
+        kept = later(byte, 15, "kept")
+        below = later(byte < bottom.as_signed(), 15, "below")
+        beyond = later(byte > top.as_signed(), 15, "beyond")
+        return later(Mux(below, lowest, Mux(beyond, highest, kept)), 16, "result")

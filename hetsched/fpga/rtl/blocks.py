@@ -6,7 +6,16 @@ Both forms take the same number of cycles, so what is simulated is what is place
 from dataclasses import dataclass
 from enum import Enum
 
-from amaranth.hdl import ClockSignal, Const, Elaboratable, Instance, Module, Signal, signed
+from amaranth.hdl import (
+    ClockSignal,
+    Const,
+    Elaboratable,
+    Instance,
+    Module,
+    Signal,
+    Value,
+    signed,
+)
 from amaranth.lib.memory import Memory
 
 
@@ -39,12 +48,27 @@ class Shape:
 SHAPES = (Shape(18, 4), Shape(9, 3), Shape(4, 2), Shape(2, 1), Shape(1, 0))
 
 
-class BlockRam(Elaboratable):
-    """`depth` words of `width` bits with a write port and a read port of two cycles.
+# Blocks that one copy of an address drives: block RAMs are spread over the whole device.
+TOGETHER = 8
 
-    The word at `read_address` in one cycle is `read_data` two cycles later: the block's own
-    output register is used, without which it is 5 ns slower. A word that is read while it is
-    written is undefined.
+
+def copied(module: Module, value: Value, name: str, copies: int) -> list[Signal]:
+    """`value` of a cycle before, in registers that synthesis keeps apart."""
+    later = [
+        Signal(len(value), name=f"{name}{copy}", reset_less=True, attrs={"keep": 1})
+        for copy in range(copies)
+    ]
+    module.d.sync += [register.eq(value) for register in later]
+    return later
+
+
+class BlockRam(Elaboratable):
+    """`depth` words of `width` bits with a write port and a read port of three cycles.
+
+    The word at `read_address` in one cycle is `read_data` three cycles later: one for registers
+    of the address, near to the blocks, one for the block, and one for its own output register,
+    without which it is 5 ns slower. What is written in one cycle is there for a `read_address`
+    of the next; a word that is read while it is written is undefined.
     """
 
     def __init__(self, width: int, depth: int, technology: Technology) -> None:
@@ -63,21 +87,30 @@ class BlockRam(Elaboratable):
             return module
         module.submodules.memory = memory = Memory(shape=self._width, depth=self._depth, init=[])
         write, read = memory.write_port(), memory.read_port()
-        module.d.comb += [
-            write.en.eq(self.write_enable),
+        enable = Signal()
+        module.d.sync += [
+            enable.eq(self.write_enable),
             write.addr.eq(self.write_address),
             write.data.eq(self.write_data),
             read.addr.eq(self.read_address),
-            read.en.eq(1),
+            self.read_data.eq(read.data),
         ]
-        module.d.sync += self.read_data.eq(read.data)
+        module.d.comb += [write.en.eq(enable), read.en.eq(1)]
         return module
 
     def _instances(self, module: Module) -> None:
         # The widest shape that is deep enough needs no multiplexer behind the blocks.
         shape = next((shape for shape in SHAPES if shape.depth >= self._depth), None)
         assert shape is not None, "a block RAM has at most 16384 words"
-        for start in range(0, self._width, shape.width):
+        starts = range(0, self._width, shape.width)
+        copies = -(-len(starts) // TOGETHER)
+        enables = copied(module, self.write_enable, "write", copies)
+        writes = copied(module, self.write_address, "write_place", copies)
+        reads = copied(module, self.read_address, "read_place", copies)
+        data = Signal(self._width, reset_less=True)
+        module.d.sync += data.eq(self.write_data)
+        for index, start in enumerate(starts):
+            copy = index * copies // len(starts)
             bits = range(start, min(start + shape.width, self._width))
             ports: dict[str, object] = {
                 "p_DATA_WIDTH_A": shape.width,
@@ -90,7 +123,7 @@ class BlockRam(Elaboratable):
                 "p_GSR": "DISABLED",
                 "i_CLKA": ClockSignal(),
                 "i_CLKB": ClockSignal(),
-                "i_WEA": self.write_enable,
+                "i_WEA": enables[copy],
                 "i_WEB": Const(0),
                 "i_CEA": Const(1),
                 "i_CEB": Const(1),
@@ -100,19 +133,19 @@ class BlockRam(Elaboratable):
                 "i_RSTB": Const(0),
             }
             for port in "AB":
-                address = self.write_address if port == "A" else self.read_address
+                address = writes[copy] if port == "A" else reads[copy]
                 for select in range(3):
                     ports[f"i_CS{port}{select}"] = Const(0)
                 for bit in range(14):
-                    index = bit - shape.lowest
-                    if 0 <= index < len(address):
-                        value: object = address[index]
+                    index_bit = bit - shape.lowest
+                    if 0 <= index_bit < len(address):
+                        value: object = address[index_bit]
                     else:
                         # The two lowest bits of the widest shape enable its bytes.
                         value = Const(int(shape.width == 18 and bit < 2))
                     ports[f"i_AD{port}{bit}"] = value
             for place, bit in enumerate(bits):
-                ports[f"i_DIA{place}"] = self.write_data[bit]
+                ports[f"i_DIA{place}"] = data[bit]
                 ports[f"o_DOB{place}"] = self.read_data[bit]
             module.submodules[f"block{start}"] = Instance("DP16KD", **ports)
 

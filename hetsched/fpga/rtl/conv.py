@@ -43,13 +43,16 @@ class Stages:
 
     def __init__(self, module: Module, begins: Signal) -> None:
         self._module = module
-        self._begins = [begins]
+        self._begins = {(0, 0): begins}
         self._held: dict[tuple[int, int, int], Value] = {}
 
-    def begins(self, stage: int) -> Signal:
-        while len(self._begins) <= stage:
-            self._begins.append(self.later(self._begins[-1], f"begins{len(self._begins)}"))
-        return self._begins[stage]
+    def begins(self, stage: int, copy: int = 0) -> Signal:
+        if (stage, copy) not in self._begins:
+            later = self.later(self.begins(stage - 1), f"begins{stage}")
+            if copy:
+                later.attrs["keep"] = 1
+            self._begins[stage, copy] = later
+        return self._begins[stage, copy]
 
     def later(self, value: Value, name: str, reset: bool = True) -> Signal:
         """`value` of a cycle before."""
@@ -60,7 +63,8 @@ class Stages:
     def held(self, value: Value, stage: int, since: int = 0, copy: int = 0) -> Signal:
         """`value`, which holds from stage `since` on for as long as a tile does, at `stage`.
 
-        Copies are kept apart in synthesis: each drives what is near to it.
+        Copies are kept apart in synthesis, with what tells them when to take it: each drives what
+        is near to it.
         """
         while stage - since > self.APART:
             value, since = self.held(value, since + self.APART, since), since + self.APART
@@ -69,7 +73,7 @@ class Stages:
             held = Signal.like(value, name=f"held{stage}", reset_less=True)
             if copy:
                 held.attrs["keep"] = 1
-            with self._module.If(self.begins(stage - 1)):
+            with self._module.If(self.begins(stage - 1, copy if stage > 1 else 0)):
                 self._module.d.sync += held.eq(value)
             # The value is kept alive with its id.
             self._held[key] = held
@@ -142,6 +146,13 @@ class ConvUnit(Elaboratable):
                 *(final[loop].eq(getattr(conv, loop) == 1) for loop in left),
             ]
         whole = final["inner"] & final["middle"] & final["outer"]
+        # Where the next tile may begin: added while this one is there, in time for the next.
+        next_of = {loop: Signal(CONV["input"].shape, name=f"next_{loop}") for loop in left}
+        module.d.sync += [
+            next_of["inner"].eq(tile.input + conv.inner_stride),
+            next_of["middle"].eq(bases[0] + conv.middle_stride),
+            next_of["outer"].eq(bases[1] + conv.outer_stride),
+        ]
         with module.If(present & taken):
             module.d.sync += [present.eq(0), running.eq(~whole)]
         with module.If(running & ~fresh & ~present):
@@ -152,7 +163,7 @@ class ConvUnit(Elaboratable):
                 tile.widen.eq(0),
                 left["inner"].eq(left["inner"] - 1),
                 final["inner"].eq(left["inner"] == 1),
-                tile.input.eq(tile.input + conv.inner_stride),
+                tile.input.eq(next_of["inner"]),
             ]
             with module.If(final["inner"]):
                 module.d.sync += [
@@ -161,19 +172,18 @@ class ConvUnit(Elaboratable):
                     left["middle"].eq(left["middle"] - 1),
                     final["middle"].eq(left["middle"] == 1),
                     tile.widen.eq(conv.widen & ~final["middle"]),
-                    tile.input.eq(bases[0] + conv.middle_stride),
-                    bases[0].eq(bases[0] + conv.middle_stride),
+                    tile.input.eq(next_of["middle"]),
+                    bases[0].eq(next_of["middle"]),
                 ]
                 with module.If(final["middle"]):
-                    outer = bases[1] + conv.outer_stride
                     module.d.sync += [
                         left["middle"].eq(conv.middle - 1),
                         final["middle"].eq(conv.middle == 1),
                         left["outer"].eq(left["outer"] - 1),
                         final["outer"].eq(left["outer"] == 1),
-                        tile.input.eq(outer),
-                        bases[0].eq(outer),
-                        bases[1].eq(outer),
+                        tile.input.eq(next_of["outer"]),
+                        bases[0].eq(next_of["outer"]),
+                        bases[1].eq(next_of["outer"]),
                     ]
         found = Signal(TILE)
         module.d.comb += [
@@ -196,9 +206,7 @@ class ConvUnit(Elaboratable):
         shape = Signal(2)
         module.d.comb += [
             taken.eq(present & (~here | start)),
-            ready.eq(
-                ~taken & (self.weight & (self.weight_row == self._rows - 2) | was_ready & ~start)
-            ),
+            ready.eq(self.weight & (self.weight_row == self._rows - 2) | was_ready & ~start),
         ]
         module.d.sync += was_ready.eq(ready)
         with module.If(start):
@@ -210,10 +218,16 @@ class ConvUnit(Elaboratable):
             ]
             with module.If(self.weight_row == self._rows - 1):
                 module.d.sync += self.weight.eq(0)
-        with module.If(taken):
+        # The tile that is taken stays for a cycle, and is not needed before its weights are there.
+        takes = Signal(attrs={"keep": 1})
+        module.d.sync += takes.eq(taken)
+        with module.If(takes):
             module.d.sync += [
                 following.eq(found),
                 shape.eq((found.last_position == 0) | (found.last_line == 0) << 1),
+            ]
+        with module.If(taken):
+            module.d.sync += [
                 here.eq(1),
                 self.weight.eq(1),
                 self.weight_address.eq(address),

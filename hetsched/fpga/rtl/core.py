@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from amaranth.hdl import Array as Choice
-from amaranth.hdl import Cat, Elaboratable, Module, Signal, Value
+from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Signal, Value
 
 from hetsched.fpga.isa import BEAT, WORDS, Buffer, Conv, Load, Overlay, Store, Sync
 from hetsched.fpga.rtl.array import PARAMETER_BITS, Array
@@ -33,9 +33,7 @@ class Banks:
         enable = Signal(name="write")
         address = Signal.like(place, name="write_place", reset_less=True)
         data = Signal.like(beat, name="write_beat", reset_less=True)
-        module.d.sync += enable.eq(write)
-        with module.If(write):
-            module.d.sync += [address.eq(place), data.eq(beat)]
+        module.d.sync += [enable.eq(write), address.eq(place), data.eq(beat)]
         for index, memory in enumerate(self.memories):
             module.d.comb += [
                 memory.write_enable.eq(enable & (address[: self._select] == index)),
@@ -56,14 +54,14 @@ class Banks:
         return [memory.read_data for memory in self.memories]
 
     def read_beats(self, module: Module, address: Value) -> Value:
-        """The beat at the `address` of two cycles before."""
+        """The beat at the `address` of three cycles before."""
         module.d.comb += [
             memory.read_address.eq(address[self._select :]) for memory in self.memories
         ]
         if not self._select:
             return self.memories[0].read_data
         bank = address[: self._select]
-        for _ in range(2):
+        for _ in range(3):
             later = Signal.like(bank, name="bank")
             module.d.sync += later.eq(bank)
             bank = later
@@ -77,10 +75,13 @@ class Core(Elaboratable):
     for by `r_valid`, `r_address` and taken where `r_ready` is 1; its data come in order with
     `d_valid`, and are always taken. A write is offered by `w_valid`, `w_address`, `w_data` and
     taken where `w_ready` is 1. `busy` is 0 when all that was given is done.
+
+    There is no reset: registers start with what the FPGA's configuration gives them.
     """
 
     def __init__(self, overlay: Overlay, technology: Technology = Technology.GENERIC) -> None:
         self._overlay, self._technology = overlay, technology
+        self.clock = ClockDomain("sync", reset_less=True)
         self.i_valid = Signal()
         self.i_ready = Signal()
         self.i_data = Signal(8 * BEAT)
@@ -115,10 +116,11 @@ class Core(Elaboratable):
 
     @property
     def ports(self) -> Iterable[Signal]:
-        return (*self.inputs, *self.outputs)
+        return (self.clock.clk, *self.inputs, *self.outputs)
 
     def elaborate(self, platform: object) -> Module:
         module = Module()
+        module.domains += self.clock
         overlay = self._overlay
         module.submodules.load = load = LoadUnit(overlay)
         module.submodules.conv = conv = ConvUnit(overlay)
@@ -144,30 +146,45 @@ class Core(Elaboratable):
         idle = Signal()
         module.d.comb += idle.eq(load.queue.idle & conv.queue.idle & store.queue.idle)
         self._dispatch(module, queues, idle)
+        stalls, missing = ~conv.streams, conv.queue.missing
+        counted = {
+            "macs": conv.streams,
+            "stall_load": stalls & missing[0],
+            "stall_store": stalls & ~missing[0] & missing[2],
+            "load_cycles": ~load.queue.idle,
+            "store_cycles": ~store.queue.idle,
+        }
+        # A cycle later, while the core is still busy.
+        counts: dict[str, Signal | int] = {"cycles": 1}
+        for name, value in counted.items():
+            counts[name] = Signal(name=f"counts_{name}")
+            module.d.sync += counts[name].eq(value)
         with module.If(self.busy):
-            counted = {
-                "cycles": 1,
-                "macs": conv.streams,
-                "stall_load": ~conv.streams & conv.queue.missing[0],
-                "stall_store": ~conv.streams & ~conv.queue.missing[0] & conv.queue.missing[2],
-                "load_cycles": ~load.queue.idle,
-                "store_cycles": ~store.queue.idle,
-            }
             for name, counter in self.counters.items():
-                module.d.sync += counter.eq(counter + counted[name])
+                module.d.sync += counter.eq(counter + counts[name])
         return module
 
     def _dispatch(self, module: Module, queues: tuple, idle: Signal) -> None:
         """Beats to instructions, instructions to the queues."""
         word = Signal(64 * WORDS)
         beats, full, passing = Signal(range(WORDS)), Signal(), Signal()
-        taken = Signal()
+        taken, shifts, whole = Signal(), Signal(), Signal()
+        beat = Signal(8 * BEAT, reset_less=True)
         module.d.comb += taken.eq(self.i_valid & self.i_ready)
+        # A beat waits in a register, so that the shift hangs on one alone.
+        module.d.sync += [
+            beat.eq(self.i_data),
+            shifts.eq(taken),
+            whole.eq(0),
+            full.eq(full | whole),
+        ]
+        with module.If(shifts):
+            module.d.sync += word.eq(Cat(word[8 * BEAT :], beat))
         with module.If(taken):
-            module.d.sync += [word.eq(Cat(word[8 * BEAT :], self.i_data)), beats.eq(beats + 1)]
+            module.d.sync += beats.eq(beats + 1)
             with module.If(beats == WORDS - 1):
-                module.d.sync += [full.eq(1), self.i_ready.eq(0)]
-        with module.Elif(~full):
+                module.d.sync += [whole.eq(1), self.i_ready.eq(0)]
+        with module.Elif(~full & ~whole):
             module.d.sync += self.i_ready.eq(1)
         code = word[:3]
         codes = (Load.code, Conv.code, Store.code)
@@ -183,7 +200,7 @@ class Core(Elaboratable):
         module.d.comb += passing.eq(syncs | Cat(queue.push for queue in queues).any())
         with module.If(passing):
             module.d.sync += [full.eq(0), self.i_ready.eq(1)]
-        module.d.sync += self.busy.eq(full | (beats != 0) | taken | ~idle)
+        module.d.sync += self.busy.eq(full | whole | (beats != 0) | taken | ~idle)
 
     def _buffers(self, module: Module, load: LoadUnit, array: Array, store: StoreUnit) -> None:
         overlay, technology = self._overlay, self._technology

@@ -1,24 +1,24 @@
 """LOAD: strided copies from DRAM to the buffers, with a halo, one beat in a cycle."""
 
-from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal
 from amaranth.lib.data import StructLayout
-from amaranth.lib.fifo import SyncFIFOBuffered
 
 from hetsched.fpga.isa import BEAT, Load, Overlay
-from hetsched.fpga.rtl.queues import Queue
+from hetsched.fpga.rtl.queues import Credit, Fifo, Queue, stored
 
-# What is known of a beat before its data arrive.
-TAG = StructLayout(
-    {"real": 1, "buffer": 2, "address": 16, "fill": 8, "ends": 1, "signal": 3},
-)
+# What is known of a beat before its data arrive, but for whether there are any.
+TAG = StructLayout({"real": 1, "buffer": 2, "address": 16, "fill": 8, "ends": 1, "signal": 3})
+CONSTANT = ("buffer", "fill", "signal")
+"""What all tags of a LOAD share."""
 
 
 class LoadUnit(Elaboratable):
     """Walks over a LOAD's beats, halo and all, and leaves a tag for each; asks for the real ones.
 
-    The second half takes the tags in order and writes the halo's byte, or what arrived. There are
-    as many places for data as for tags, so what was asked for always has a place. A read goes from
-    `request` (with `address`, taken where `accepted`) to `arrived` (with `data`), in order.
+    The second half takes the tags in order and writes the halo's byte, or what arrived. A step of
+    the walk takes a place for a tag, and there are as many places for reads and their data: so
+    nothing behind the walk's first stage ever stops. A read goes from `request` (with `address`,
+    taken where `accepted`) to `arrived` (with `data`), in order.
     """
 
     def __init__(self, overlay: Overlay) -> None:
@@ -37,143 +37,153 @@ class LoadUnit(Elaboratable):
     def elaborate(self, platform: object) -> Module:
         module = Module()
         module.submodules.queue = self.queue
-        module.submodules.tags = tags = SyncFIFOBuffered(
-            width=TAG.size, depth=self._overlay.outstanding
-        )
-        module.submodules.beats = beats = SyncFIFOBuffered(
-            width=8 * BEAT, depth=self._overlay.outstanding
-        )
-        # Whether DRAM takes a read is known late: only this queue's end depends on it.
-        module.submodules.asks = asks = SyncFIFOBuffered(width=32, depth=4)
+        module.submodules.room = room = Credit(self._overlay.outstanding)
+        module.submodules.asks = asks = Fifo(32, self._overlay.outstanding)
         module.d.comb += [
-            self.request.eq(asks.r_rdy),
-            self.address.eq(asks.r_data),
-            asks.r_en.eq(self.accepted),
+            self.request.eq(asks.ready),
+            self.address.eq(asks.head),
+            asks.take.eq(self.accepted),
         ]
-        self._walk(module, tags, asks)
-        self._write(module, tags, beats)
+        present, tag = self._walk(module, room, asks)
+        self._write(module, room, present, tag)
         return module
 
-    def _walk(self, module: Module, tags: SyncFIFOBuffered, asks: SyncFIFOBuffered) -> None:
-        head = self.queue.head
+    def _walk(self, module: Module, room: Credit, asks: Fifo) -> tuple[Signal, Signal]:
+        """The tag that is `present`, if one is."""
         load = Signal(self.queue.layout, reset_less=True)
         # Set up in three cycles: take, add, compare.
-        stage = Signal(2)
-        loaded, added, running = Signal(), Signal(), Signal()
-        present = Signal()
-        module.d.comb += self.queue.take.eq(self.queue.ready & (stage == 0) & ~running & ~present)
-        module.d.comb += [loaded.eq(stage == 1), added.eq(stage == 2)]
+        vacant, loaded, added, running = Signal(init=1), Signal(), Signal(), Signal()
+        module.d.comb += self.queue.take.eq(self.queue.ready & vacant)
+        # How many are left; the walk ends at 0.
         x, y, plane = Signal(17), Signal(13), Signal(12)
-        last_x, last_y, last_plane = Signal(17), Signal(13), Signal(12)
-        end_x, end_y = Signal(17), Signal(13)
-        row_base, plane_base = Signal(32), Signal(32)
-        target = Signal(16)
+        final_x, final_y, final_plane = Signal(), Signal(), Signal()
+        last_x, last_y = Signal(17), Signal(13)
+        narrow, flat = Signal(), Signal()
+        first_x, first_y = Signal(17), Signal(13)
+        row_base, plane_base, target = Signal(32), Signal(32), Signal(16)
+        # Where the beat is, and whether there is one.
+        step = Signal()
+        module.d.comb += [step.eq(running & room.free), room.take.eq(step)]
+        with module.If(step):
+            module.d.sync += [x.eq(x - 1), final_x.eq(x == 1)]
+            with module.If(final_x):
+                module.d.sync += [
+                    x.eq(last_x), final_x.eq(narrow), y.eq(y - 1), final_y.eq(y == 1)
+                ]  # fmt: skip
+                with module.If(final_y):
+                    module.d.sync += [
+                        y.eq(last_y),
+                        final_y.eq(flat),
+                        plane.eq(plane - 1),
+                        final_plane.eq(plane == 1),
+                    ]
+                    with module.If(final_plane):
+                        module.d.sync += [running.eq(0), vacant.eq(1)]
+        # How it lies to the halo, a cycle later, from copies near to the comparisons.
+        at_x, at_y = Signal(17, reset_less=True), Signal(13, reset_less=True)
+        stepped, ended = Signal(2), Signal(2)
+        module.d.sync += [
+            at_x.eq(x),
+            at_y.eq(y),
+            stepped.eq(Cat(step, stepped)),
+            ended.eq(Cat(final_x & final_y & final_plane, ended)),
+        ]
+        inside = Signal(4)
+        opens, closes, closes_plane = Signal(2), Signal(2), Signal(2)
+        constant = Signal(StructLayout({name: TAG[name].shape for name in CONSTANT}))
+        module.d.sync += [
+            inside.eq(
+                Cat(at_x >= load.right, at_x <= first_x, at_y >= load.bottom, at_y <= first_y)
+            ),
+            opens[0].eq(at_x == first_x),
+            closes[0].eq(at_x == load.right),
+            closes_plane[0].eq(at_y == load.bottom),
+            *(getattr(constant, name).eq(getattr(load, name)) for name in CONSTANT),
+        ]
+        # What it is; from here on, the next LOAD may be set up.
+        present, real = Signal(), Signal()
+        tag = Signal(TAG)
+        module.d.sync += [
+            present.eq(stepped[1]),
+            real.eq(stepped[1] & inside.all()),
+            opens[1].eq(opens[0]),
+            closes[1].eq(stepped[1] & inside.all() & closes[0]),
+            closes_plane[1].eq(closes_plane[0]),
+            tag.ends.eq(ended[1]),
+            *(getattr(tag, name).eq(getattr(constant, name)) for name in CONSTANT),
+        ]
+        module.d.comb += [tag.real.eq(real), tag.address.eq(target)]
+        with module.If(present):
+            module.d.sync += target.eq(target + 1)
+        # Its address.
+        address = Signal(32, reset_less=True)
+        module.d.sync += asks.write.eq(real)
+        module.d.comb += asks.data.eq(address)
+        with module.If(real):
+            module.d.sync += address.eq(Mux(opens[1], row_base, address + BEAT))
+        with module.If(closes[1]):
+            module.d.sync += row_base.eq(
+                Mux(closes_plane[1], plane_base, row_base + load.row_stride)
+            )
+        with module.If(added | closes[1] & closes_plane[1]):
+            before = Mux(added, load.dram, plane_base)
+            module.d.sync += plane_base.eq(before + load.plane_stride)
         # What the first instruction is need not wait for whether it may start.
-        with module.If((stage == 0) & ~running & ~present):
-            module.d.sync += load.eq(head)
-        with module.If(self.queue.take):
-            module.d.sync += stage.eq(1)
+        with module.If(vacant):
+            module.d.sync += [load.eq(self.queue.head), vacant.eq(~self.queue.take)]
+        module.d.sync += [loaded.eq(self.queue.take), added.eq(loaded)]
         with module.If(loaded):
             module.d.sync += [
-                stage.eq(2),
-                end_x.eq(load.left + load.beats),
-                end_y.eq(load.top + load.rows),
-                row_base.eq(load.dram),
-                plane_base.eq(load.dram + load.plane_stride),
-                last_plane.eq(load.planes - 1),
-                target.eq(load.start),
+                first_x.eq(load.right + load.beats - 1),
+                first_y.eq(load.bottom + load.rows - 1),
+                last_x.eq(load.left + load.beats),
+                last_y.eq(load.top + load.rows),
+                narrow.eq((load.beats == 1) & (Cat(load.left, load.right) == 0)),
+                flat.eq((load.rows == 1) & (Cat(load.top, load.bottom) == 0)),
+                plane.eq(load.planes - 1),
+                final_plane.eq(load.planes == 1),
             ]
         with module.If(added):
             module.d.sync += [
-                stage.eq(0),
                 running.eq(1),
-                last_x.eq(end_x + load.right - 1),
-                last_y.eq(end_y + load.bottom - 1),
+                target.eq(load.start),
+                row_base.eq(load.dram),
+                *(place.eq(last_x + load.right - 1) for place in (x, last_x)),
+                *(place.eq(last_y + load.bottom - 1) for place in (y, last_y)),
+                final_x.eq(narrow),
+                final_y.eq(flat),
             ]
-        # A register, as much hangs on it: whether both queues will have a place.
-        go = Signal(init=1)
-        module.d.sync += go.eq(_will_take(module, tags) & _will_take(module, asks))
-        # First stage: where the beat is.
-        with module.If(running & go):
-            module.d.sync += x.eq(x + 1)
-            with module.If(x == last_x):
-                module.d.sync += [x.eq(0), y.eq(y + 1)]
-                with module.If(y == last_y):
-                    module.d.sync += [y.eq(0), plane.eq(plane + 1)]
-                    with module.If(plane == last_plane):
-                        module.d.sync += [plane.eq(0), running.eq(0)]
-        # Second stage: what it is.
-        real = Signal()
-        opens, closes, closes_plane, ends = Signal(), Signal(), Signal(), Signal()
-        tag = Signal(TAG)
-        with module.If(go):
-            module.d.sync += [
-                present.eq(running),
-                real.eq(running & (x >= load.left) & (x < end_x) & (y >= load.top) & (y < end_y)),
-                opens.eq(x == load.left),
-                closes.eq(x + 1 == end_x),
-                closes_plane.eq(y + 1 == end_y),
-                ends.eq((x == last_x) & (y == last_y) & (plane == last_plane)),
-                tag.buffer.eq(load.buffer),
-                tag.fill.eq(load.fill),
-                tag.signal.eq(load.signal),
-            ]
-            with module.If(present):
-                module.d.sync += target.eq(target + 1)
-        module.d.comb += [
-            tags.w_en.eq(present & go),
-            tags.w_data.eq(Cat(real, tag.buffer, target, tag.fill, ends, Mux(ends, tag.signal, 0))),
-        ]
-        # Third stage: its address.
-        address, asked = Signal(32), Signal()
-        module.d.comb += [asks.w_en.eq(asked & go), asks.w_data.eq(address)]
-        with module.If(go):
-            module.d.sync += asked.eq(real)
-            with module.If(real):
-                module.d.sync += address.eq(Mux(opens, row_base, address + BEAT))
-                with module.If(closes):
-                    module.d.sync += row_base.eq(
-                        Mux(closes_plane, plane_base, row_base + load.row_stride)
-                    )
-                    with module.If(closes_plane):
-                        module.d.sync += plane_base.eq(plane_base + load.plane_stride)
+        return present, tag
 
-    def _write(self, module: Module, tags: SyncFIFOBuffered, beats: SyncFIFOBuffered) -> None:
-        tag = Signal(TAG)
-        here, go = Signal(), Signal()
+    def _write(self, module: Module, room: Credit, present: Signal, tag: Signal) -> None:
+        # Whether data are waited for is known by itself, so that little hangs on whether they
+        # are there: the tag and the data are read a cycle later, wanted or not.
+        module.submodules.reals = reals = Fifo(1, self._overlay.outstanding)
+        go, goes_on = Signal(), Signal()
+        _, first_tag = stored(module, self._overlay.outstanding, present, tag.as_value(), go)
+        half = 4 * BEAT
+        some, low = stored(
+            module, self._overlay.outstanding, self.arrived, self.data[:half], goes_on
+        )
+        _, high = stored(module, self._overlay.outstanding, self.arrived, self.data[half:], goes_on)
+        went, tag_now, data_now = Signal(), Signal(TAG), Signal(8 * BEAT)
         module.d.comb += [
-            beats.w_en.eq(self.arrived),
-            beats.w_data.eq(self.data),
-            tag.eq(tags.r_data),
-            here.eq(~tag.real | beats.r_rdy),
-            go.eq(tags.r_rdy & here),
-            tags.r_en.eq(here),
-            beats.r_en.eq(tags.r_rdy & tag.real),
+            reals.write.eq(present),
+            reals.data.eq(tag.real),
+            reals.take.eq(~reals.head | some),
+            go.eq(reals.ready & reals.take),
+            goes_on.eq(go & reals.head),
+            room.back.eq(went),
         ]
         done = Signal(3)
         module.d.sync += [
-            self.write.eq(Mux(go, 1 << tag.buffer, 0)),
-            done.eq(Mux(go, tag.signal, 0)),
+            went.eq(go),
+            tag_now.eq(first_tag),
+            data_now.eq(Cat(low, high)),
+            self.write.eq(Mux(went, 1 << tag_now.buffer, 0)),
+            self.write_address.eq(tag_now.address),
+            self.write_data.eq(Mux(tag_now.real, data_now, tag_now.fill.replicate(BEAT))),
+            done.eq(Mux(went, Mux(tag_now.ends, tag_now.signal, 0), 0)),
             self.signal.eq(done),
-            self.queue.finished.eq(go & tag.ends),
+            self.queue.finished.eq(went & tag_now.ends),
         ]
-        with module.If(go):
-            module.d.sync += [
-                self.write_address.eq(tag.address),
-                self.write_data.eq(Mux(tag.real, beats.r_data, tag.fill.replicate(BEAT))),
-            ]
-
-
-def _will_take(module: Module, queue: SyncFIFOBuffered) -> Value:
-    """Whether `queue` has a place in the next cycle, whatever is put and taken in this one."""
-    filled, put, taken = Signal(range(queue.depth + 1)), Signal(), Signal()
-    module.d.comb += [put.eq(queue.w_en & queue.w_rdy), taken.eq(queue.r_en & queue.r_rdy)]
-    with module.If(put & ~taken):
-        module.d.sync += filled.eq(filled + 1)
-    with module.Elif(taken & ~put):
-        module.d.sync += filled.eq(filled - 1)
-    will_take = Signal()
-    module.d.comb += will_take.eq(
-        (filled < queue.depth - 1) | (filled == queue.depth - 1) & ~(put & ~taken) | taken & ~put
-    )
-    return will_take

@@ -28,7 +28,7 @@ class Scan(Elaboratable):
         self.data_out = Signal()
         self.shift = Signal()
         self.take = Signal()
-        self.ports = (self.data_in, self.data_out, self.shift, self.take)
+        self.ports = (core.clock.clk, self.data_in, self.data_out, self.shift, self.take)
 
     def elaborate(self, platform: object) -> Module:
         module = Module()

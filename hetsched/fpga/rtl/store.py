@@ -2,13 +2,12 @@
 
 from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal
 from amaranth.lib.data import StructLayout
-from amaranth.lib.fifo import SyncFIFOBuffered
 
 from hetsched.fpga.isa import BEAT, Overlay, Store
-from hetsched.fpga.rtl.queues import Queue
+from hetsched.fpga.rtl.queues import Credit, Fifo, Queue
 
 # From the read's address to the beat behind the multiplexer of banks.
-LATENCY = 3
+LATENCY = 4
 DEPTH = 16
 WRITE = StructLayout({"address": 32, "data": 8 * BEAT, "ends": 1, "signal": 3})
 
@@ -34,31 +33,32 @@ class StoreUnit(Elaboratable):
     def elaborate(self, platform: object) -> Module:
         module = Module()
         module.submodules.queue = self.queue
-        module.submodules.beats = beats = SyncFIFOBuffered(width=WRITE.size, depth=DEPTH)
+        module.submodules.beats = beats = Fifo(WRITE.size, DEPTH)
+        module.submodules.room = room = Credit(DEPTH)
         store = Signal(self.queue.layout, reset_less=True)
-        running = Signal()
-        module.d.comb += self.queue.take.eq(self.queue.ready & ~running)
+        vacant, loaded, running = Signal(init=1), Signal(), Signal()
+        module.d.comb += self.queue.take.eq(self.queue.ready & vacant)
         x, y = Signal(16), Signal(12)
         place, row_base, source = Signal(32), Signal(32), Signal(16)
         last_x, last_y = Signal(), Signal()
-        room = Signal(range(DEPTH + 1), init=DEPTH)
-        free, popped = Signal(init=1), Signal()
         read = Signal()
-        module.d.comb += read.eq(running & free)
+        module.d.comb += [read.eq(running & room.free), room.take.eq(read)]
         # What the first instruction is need not wait for whether it may start.
-        with module.If(~running):
-            head = self.queue.head
+        with module.If(vacant):
+            module.d.sync += [store.eq(self.queue.head), vacant.eq(~self.queue.take)]
+        module.d.sync += loaded.eq(self.queue.take)
+        with module.If(loaded):
             module.d.sync += [
-                store.eq(head),
-                running.eq(self.queue.take),
-                place.eq(head.dram),
-                row_base.eq(head.dram + head.row_stride),
-                source.eq(head.start),
-                x.eq(head.beats - 1),
-                last_x.eq(head.beats == 1),
-                y.eq(head.rows - 1),
-                last_y.eq(head.rows == 1),
+                running.eq(1),
+                place.eq(store.dram),
+                source.eq(store.start),
+                x.eq(store.beats - 1),
+                last_x.eq(store.beats == 1),
+                y.eq(store.rows - 1),
+                last_y.eq(store.rows == 1),
             ]
+        with module.If(loaded | read & last_x):
+            module.d.sync += row_base.eq(Mux(loaded, store.dram, row_base) + store.row_stride)
         with module.If(read):
             module.d.sync += [
                 source.eq(source + 1),
@@ -71,48 +71,35 @@ class StoreUnit(Elaboratable):
                     x.eq(store.beats - 1),
                     last_x.eq(store.beats == 1),
                     place.eq(row_base),
-                    row_base.eq(row_base + store.row_stride),
                     y.eq(y - 1),
                     last_y.eq(y == 1),
                     running.eq(~last_y),
+                    vacant.eq(last_y),
                 ]
-        with module.If(read & ~popped):
-            module.d.sync += [room.eq(room - 1), free.eq(room != 1)]
-        with module.Elif(popped & ~read):
-            module.d.sync += [room.eq(room + 1), free.eq(1)]
         ends = last_x & last_y
-        beat = Cat(place, ends, Mux(ends, store.signal, 0), read)
+        beat = Cat(place, ends, store.signal, read)
         module.d.comb += self.read_address.eq(source)
         for _ in range(LATENCY):
             later = Signal.like(beat, name="later")
             module.d.sync += later.eq(beat)
             beat = later
         module.d.comb += [
-            beats.w_en.eq(beat[-1]),
-            beats.w_data.eq(Cat(beat[:32], self.read_data, beat[32:36])),
+            beats.write.eq(beat[-1]),
+            beats.data.eq(Cat(beat[:32], self.read_data, beat[32:36])),
         ]
-        self._offer(module, beats, popped)
-        return module
-
-    def _offer(self, module: Module, beats: SyncFIFOBuffered, popped: Signal) -> None:
         write = Signal(WRITE)
-        ends, signal = Signal(), Signal(3)
-        module.d.comb += [
-            write.eq(beats.r_data),
-            beats.r_en.eq(~self.offered | self.accepted),
-            popped.eq(beats.r_rdy & beats.r_en),
-        ]
-        with module.If(beats.r_en):
-            module.d.sync += [
-                self.offered.eq(beats.r_rdy),
-                self.address.eq(write.address),
-                self.data.eq(write.data),
-                ends.eq(write.ends & beats.r_rdy),
-                signal.eq(Mux(beats.r_rdy, write.signal, 0)),
-            ]
         done = Signal()
-        module.d.comb += done.eq(self.offered & self.accepted)
-        module.d.sync += [
-            self.signal.eq(Mux(done, signal, 0)),
-            self.queue.finished.eq(done & ends),
+        module.d.comb += [
+            write.eq(beats.head),
+            beats.take.eq(self.accepted),
+            done.eq(beats.ready & self.accepted),
+            self.offered.eq(beats.ready),
+            self.address.eq(write.address),
+            self.data.eq(write.data),
         ]
+        module.d.sync += [
+            room.back.eq(done),
+            self.signal.eq(Mux(done & write.ends, write.signal, 0)),
+            self.queue.finished.eq(done & write.ends),
+        ]
+        return module

@@ -115,9 +115,12 @@ class Repeated:
         return self.margin <= enough or len(self.bursts) >= MOST_BURSTS
 
 
-def measured_again(source: Device, sink: Device, store: Store) -> Repeated:
-    """The link with one burst more than the store has; the store has it then too."""
-    one = _undisturbed(source, sink)
+def measured_again(source: Device, sink: Device, store: Store, deadline: float = inf) -> Repeated:
+    """The link with one burst more than the store has; the store has it then too.
+
+    A burst that was disturbed is repeated, but not after `deadline`.
+    """
+    one = _undisturbed(source, sink, deadline)
     bursts = store.link_bursts(source, sink, runtime())
     bursts = (*bursts[1 - MOST_BURSTS :], (one.seconds, one.bytes_per_second))
     latencies, rates = zip(*bursts, strict=True)
@@ -127,7 +130,7 @@ def measured_again(source: Device, sink: Device, store: Store) -> Repeated:
     return found
 
 
-def _undisturbed(source: Device, sink: Device) -> Link:
+def _undisturbed(source: Device, sink: Device, deadline: float) -> Link:
     """A burst in which nothing else had a part of the machine, if one of a few is such."""
     # Both devices, as far as anything can be told of them.
     both = replace(source, cores=tuple(dict.fromkeys((*source.cores, *sink.cores))))
@@ -135,7 +138,7 @@ def _undisturbed(source: Device, sink: Device) -> Link:
     for _ in range(ATTEMPTS):
         witness.begin(both)
         link = measure_link(source, sink)
-        if not witness.end(both):
+        if not witness.end(both) or perf_counter() >= deadline:
             break
     return link
 
@@ -164,7 +167,7 @@ def measure_links(
             if progress:
                 done = len(pairs) - len(loose)
                 progress(f"{source.name} to {sink.name}", done, len(pairs))
-            found[source, sink] = measured_again(source, sink, store)
+            found[source, sink] = measured_again(source, sink, store, deadline)
     return list(found.values())
 
 

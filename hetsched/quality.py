@@ -119,7 +119,14 @@ def _predicted(device: Device, records: Sequence[Record]) -> Iterable[Point]:
 def _next(points: Sequence[Point]) -> tuple[Next, ...]:
     """Kernels that are known least, weighed by their time: loose margins, then large errors."""
     loose = [
-        Next(p.device, p.kinds, p.measured, f"known to {_percent(p.margin)} only: measure it again")
+        Next(
+            p.device,
+            p.kinds,
+            p.measured,
+            f"known to {_percent(p.margin)} only: measure it again"
+            if isfinite(p.margin)
+            else "measured once, or disturbed each time: measure it again",
+        )
         for p in sorted(points, key=lambda p: -p.measured * min(1.0, p.margin))
         if p.margin > TIGHT
     ]

@@ -91,7 +91,8 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
         if row["refusal"]:
             return f"cannot run: {row['refusal']}"
         if row["predicted_seconds"] is not None:
-            return f"predicted from others, to {row['predicted_deviation']:.0%}"
+            off = row["predicted_deviation"]
+            return f"predicted from others, to {off:.0%}" if off < 1 else "guessed from its work"
         if row["seconds"] is None:
             return "not measured"
         known = "in the store already" if row["already"] else "measured now"

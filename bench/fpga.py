@@ -55,7 +55,7 @@ SIZE = "8x8"
 # arXiv 1802.04799, with latency hidden, as remembered; the DPU: two B4096 at 300 MHz on a ZCU104,
 # frames per second times operations over the peak, from the tables of AMD's UG1354 2.5.
 ANCHORS = "TVM's VTA has about 88%, AMD's DPU (B4096, by its frames per second) 64%"
-NETWORKS = ("digits_cnn", "mobilenet_v2", "resnet18")
+NETWORKS = ("digits_cnn", "mobilenet_v2", "resnet18", "squeezenet1_1", "googlenet")
 DIGITS = ROOT / "tests" / "data"
 # Calibrated with the first images; so many of the others for one of a large network's inputs.
 CALIBRATED = 60
@@ -135,9 +135,9 @@ def cases(options: Options) -> Found:
             "predicted": sum(error == 0 for error in errors),
         }
     return Found(
-        "Convolutions, products, depthwise ones, sums and maxima with data at random, on memories "
-        "of five speeds. Exact: every byte is what numpy computes. Agreeing: CXXRTL has the same "
-        "results and the same counters, cycle for cycle.",
+        "Convolutions, products, depthwise ones, sums, maxima and concatenations with data at "
+        "random, on memories of five speeds. Exact: every byte is what numpy computes. Agreeing: "
+        "CXXRTL has the same results and the same counters, cycle for cycle.",
         ("programs", "cases", "exact", "on CXXRTL", "agreeing", "cycles as predicted", "error"),
         [
             [
@@ -371,9 +371,9 @@ def networks(options: Options) -> Found:
     return Found(
         "Quantised to int8, planned for examples/small_host.toml; the clock is that of the "
         f"{clock}. Top-1 is compared with ONNX Runtime's of the same quantised model; parts are "
-        "right by `verify`, within its units; units are steps of the last quantisation, at the "
-        "output over all inputs. Cycles are those of an input on the overlay; ms are these over "
-        "the clock, and modelled.",
+        "right by `verify`, each fed with ONNX Runtime's values, and equal where no byte of theirs "
+        "differs; units are steps of the last quantisation, at the output over all inputs. Cycles "
+        "are those of an input on the overlay; ms are these over the clock, and modelled.",
         (
             "network",
             "parts on FPGA",
@@ -382,6 +382,7 @@ def networks(options: Options) -> Found:
             "inputs",
             "same top-1",
             "parts right",
+            "equal",
             "units",
             "MMAC on FPGA",
             "cycles",
@@ -398,6 +399,7 @@ def networks(options: Options) -> Found:
                 str(row["inputs"]),
                 str(row["same"]),
                 "yes" if row["verified"] else "no",
+                str(row["equal"]),
                 f"{row['units']:.0f}",
                 f"{row['macs'] / 1e6:.1f}",
                 str(row["cycles"]),
@@ -422,7 +424,7 @@ def _network(name: str, options: Options, store: Store) -> dict[str, Any]:
     unit = _unit(graph)
     same, units, cpu = 0, 0.0, 0.0
     with hetsched.compile(plan) as executable:
-        verified = hetsched.verify(executable, inputs[0]).passed
+        verification = hetsched.verify(executable, inputs[0])
         for given in inputs:
             start = process_time()
             found = executable.run(given)
@@ -441,7 +443,8 @@ def _network(name: str, options: Options, store: Store) -> dict[str, Any]:
         "all_layers": len(graph.groups),
         "inputs": len(inputs),
         "same": same,
-        "verified": verified,
+        "verified": verification.passed,
+        "equal": sum(not one.deviation for one in verification.comparisons if one.device == DEVICE),
         "units": units,
         "macs": macs,
         "cycles": count,

@@ -11,6 +11,8 @@ from hetsched.scheduler import Scheduler
 
 SCHEDULERS = ("heft", "cpop", "peft", "ippts", "lookahead")
 SIZES = (10_000, 100_000, 1_000_000)
+# Small problems are repeated until so many tasks have been scheduled.
+WORTH = 500_000
 
 
 def scaling(
@@ -23,19 +25,19 @@ def scaling(
 ) -> list[dict[str, object]]:
     """Rows of scheduler, tasks, edges, seconds, and exponent of time since the first size.
 
-    The median of wall seconds from the arrays to the solution, ranks, order and placement; what is
+    The median of wall seconds, of `repeats` or more, from the arrays to the solution, ranks, order and placement; what is
     compiled is compiled before.
     """
     rows: list[dict[str, object]] = []
     for tasks in sizes:
         problem = layered(tasks, devices, ratio, seed)
         # Its indices belong to the problem, whoever schedules it.
-        edges = len(problem.arrays.outgoing)
+        edges = len(problem.arrays.reader)
         for name in schedulers:
             scheduler = load(Scheduler, name)
             scheduler.schedule(layered(10, devices, ratio, seed))
             found = []
-            for _ in range(repeats):
+            for _ in range(max(repeats, WORTH // tasks)):
                 begin = time.perf_counter()
                 scheduler.schedule(problem)
                 found.append(time.perf_counter() - begin)

@@ -280,7 +280,7 @@ def speed(options: Options) -> Result:
     sizes = list(dict.fromkeys(f"{row['tasks']:,} tasks, s" for row in rows))
     text = (
         f"Wall seconds of list scheduling on {DEVICES} devices, from the arrays to the schedule "
-        "(median of three), and the exponent of time between the first size and the last."
+        "(median of 3 to 50), and the exponent of time between the first size and the last."
     )
     return Result(text, ("scheduler", *sizes, "exponent"), cells, rows, {})
 

@@ -10,7 +10,9 @@ models   whole networks on two devices beside each alone, the same code with two
          Runtime with two threads; and the throughput of a pipeline
 
 Ways to run one thing take turns in one process, round after round; figures are ratios of medians.
-What two devices can bring at most is the sum of their rates over the better one.
+What two devices can bring at most is the sum of their rates over the better one. Beside it is what
+they reach while each runs the whole network by itself at the same time, and the rate at which they
+share data then: a host moves virtual cores, and caches are near each other or far apart.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Barrier, Thread
 from time import sleep
 from typing import Any
 
@@ -45,6 +48,7 @@ from hetsched.errors import HetschedError, InfeasiblePlan
 from hetsched.executable import Executable
 from hetsched.graph import Graph, to_onnx
 from hetsched.inputs import seeded_inputs
+from hetsched.links import measure_link
 from hetsched.liveness import peak_nbytes
 from hetsched.op import Op, Tensor
 from hetsched.operation import flops
@@ -112,6 +116,8 @@ MODELS = (
     "resnet50 batch_of_4"
 ).split()
 PIPELINE_SECONDS = 0.3
+# Runs of each device in a round while the other runs too.
+AT_ONCE = 4
 # Between two ways, so that no thread of the one before spins on.
 PAUSE_SECONDS = 0.002
 GOALS = {"share": 0.97, "least": 0.99, "memory": 0.75, "models": 0.85, "threads": 0.95}
@@ -309,6 +315,7 @@ def networks(options: Options) -> dict[str, Any]:
         "rows": rows,
         "mean_speedup": geometric_mean(row["speedup"] for row in rows),
         "mean_of_possible": geometric_mean(row["of_possible"] for row in rows),
+        "mean_of_together": geometric_mean(row["of_together"] for row in rows),
         "mean_of_threads": geometric_mean(row["over_threads"] for row in rows),
         "mean_pipeline": geometric_mean(
             row["pipeline"]["of_bottleneck"] for row in rows if row["pipeline"]
@@ -325,7 +332,7 @@ def network(
 ) -> dict[str, Any]:
     prices = priced(graph, system, "profiled", options.store)
     names = [device.name for device in system.devices]
-    plan = load(Partitioner, "hybrid").partition(graph, system, prices)
+    found = load(Partitioner, "hybrid").plans(graph, system, prices)
     threads = ",".join(str(core) for device in system.devices for core in device.cores)
     both = System.local(engines.device(len(threads.split(","))))
     together = load(Partitioner, "single").partition(graph, both, priced(graph, both, "roofline"))
@@ -334,7 +341,10 @@ def network(
             name: stack.enter_context(hetsched.compile(_alone(graph, system, prices, name)))
             for name in names
         }
-        shared = stack.enter_context(hetsched.compile(plan))
+        # As `hetsched compile --measure` ships it.
+        probe.settle()
+        shared = stack.enter_context(hetsched.compile(found, measure=True))
+        plan = shared.plan
         verify(shared, inputs, options.seed).check()
         ways |= {"shared": shared, "threads": stack.enter_context(hetsched.compile(together))}
         peer = engines.OnnxRuntime(to_onnx(graph), inputs, 2)
@@ -342,6 +352,8 @@ def network(
         calls = {name: partial(way.run, inputs) for name, way in ways.items()}
         calls["onnxruntime"] = peer.run
         times = _calls(calls, options.rounds, probe)
+        together = _at_once([calls[name] for name in names], options.rounds, probe)
+        link = measure_link(*system.devices[:2])
         overlaps = []
         for _ in range(options.rounds):
             shared.run(inputs)
@@ -354,12 +366,17 @@ def network(
         "parts": len(plan.parts),
         "splits": [item.to_dict() for item in plan.splits],
         "seconds": medians,
+        "notes": list(plan.notes),
         "predicted_seconds": simulate(plan).makespan,
         "predicted_alone_seconds": sum(prices.seconds[g.name][names[0]] for g in graph.groups),
         "overlap_seconds": statistics.median(overlaps),
         "speedup": speedup,
         "possible": _possible(alone),
         "of_possible": speedup / _possible(alone),
+        "together_seconds": together,
+        "of_together": speedup / (min(alone) * sum(1 / seconds for seconds in together)),
+        "link_seconds": link.seconds,
+        "link_bytes_per_second": link.bytes_per_second,
         "over_threads": medians["threads"] / medians["shared"],
         "over_onnxruntime": medians["onnxruntime"] / medians["shared"],
         "pipeline": piped,
@@ -437,6 +454,29 @@ def _calls(
             call()
             times[name].append(seconds_of(call))
     return times
+
+
+def _at_once(calls: Sequence[Callable[[], object]], rounds: int, probe: Probe) -> list[float]:
+    """The median seconds of each call while the others are called too, each by a thread."""
+    times: list[list[float]] = [[] for _ in calls]
+
+    def repeat(own: list[float], call: Callable[[], object], ready: Barrier, enough: int) -> None:
+        ready.wait()
+        while min(map(len, times)) < enough:
+            own.append(seconds_of(call))
+
+    for number in range(1, rounds + 1):
+        probe.settle()
+        ready = Barrier(len(calls))
+        threads = [
+            Thread(target=repeat, args=(own, call, ready, AT_ONCE * number))
+            for own, call in zip(times, calls, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return [statistics.median(own) for own in times]
 
 
 def _workspace(executable: Executable) -> int:
@@ -521,6 +561,8 @@ def _tables(content: Mapping[str, Any]) -> dict[str, Shown]:
             "ort ms",
             "speed-up",
             "of possible",
+            "of both at once",
+            "link GB/s",
             "of threads",
             "pipeline",
         )
@@ -534,6 +576,8 @@ def _tables(content: Mapping[str, Any]) -> dict[str, Shown]:
                 _ms(row["seconds"]["onnxruntime"]),
                 f"{row['speedup']:.2f}",
                 f"{row['of_possible']:.2f}",
+                f"{row['of_together']:.2f}" if "of_together" in row else "",
+                f"{row['link_bytes_per_second'] / 1e9:.0f}" if "of_together" in row else "",
                 f"{row['over_threads']:.2f}",
                 f"{row['pipeline']['of_bottleneck']:.2f}" if row["pipeline"] else "",
             ]

@@ -15,8 +15,8 @@ from hetsched.tasks import TaskGraph
 class Arrays(NamedTuple):
     """A problem for compiled loops: its arrays, float64 or int64, each as `Problem` has it.
 
-    The edges into task i are `incoming[i]` to `incoming[i + 1]`; those out of it are the numbers
-    `outgoing[begins[i]]` to `outgoing[begins[i + 1]]`.
+    The edges into task i are `incoming[i]` to `incoming[i + 1]`. What reads from it, and the bytes
+    of the edge there, are `begins[i]` to `begins[i + 1]` of `reader` and `read_nbytes`.
     """
 
     seconds: np.ndarray
@@ -26,7 +26,8 @@ class Arrays(NamedTuple):
     tensor: np.ndarray
     incoming: np.ndarray
     begins: np.ndarray
-    outgoing: np.ndarray
+    reader: np.ndarray
+    read_nbytes: np.ndarray
     latency: np.ndarray
     per_byte: np.ndarray
     entry: np.ndarray
@@ -133,9 +134,10 @@ class Problem:
 
     @cached_property
     def arrays(self) -> Arrays:
-        begins, outgoing = self.outgoing
+        begins, edges = self.outgoing
         fields = {name: getattr(self, name) for name in Arrays._fields if hasattr(self, name)}
-        return Arrays(**{**fields, "begins": begins, "outgoing": outgoing})
+        reads = {"reader": self.sink[edges], "read_nbytes": self.nbytes[edges]}
+        return Arrays(**fields, begins=begins, **reads)
 
     @classmethod
     def of(cls, tasks: TaskGraph, contention: bool = False) -> "Problem":

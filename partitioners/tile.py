@@ -44,10 +44,10 @@ class Tile(Shares):
     def menus(self) -> tuple[tuple[Way, ...], ...]:
         return (TILES,)
 
-    def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
+    def plans(self, graph: Graph, system: System, costs: CostModel) -> tuple[Plan, ...]:
         if self.tiles:
-            return self._tiled(graph, system, price(graph, system, costs))
-        return super().partition(graph, system, costs)
+            return (self._tiled(graph, system, price(graph, system, costs)),)
+        return super().plans(graph, system, costs)
 
     def _tiled(self, graph: Graph, system: System, prices: Prices) -> Plan:
         """The graph in tiles on the device that is fastest so."""

@@ -31,7 +31,8 @@ def test_cases_count_what_is_right(tmp_path: Path, capsys: pytest.CaptureFixture
     (row,) = sets["networks"]["figures"]["rows"]
     assert row["verified"]
     assert row["same"] == row["inputs"] == 20
-    assert row["units"] <= 4
+    assert row["equal"] == row["parts"] == 1
+    assert row["units"] == 0
     assert row["cycles"] > row["macs"] / 64
     assert "| digits_cnn |" in figures(json.loads(path.read_text()))
     assert "FPGA" in fpga_summary(json.loads(path.read_text()))

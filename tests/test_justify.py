@@ -67,5 +67,5 @@ def test_justifying_ends_at_the_bound() -> None:
 def test_backwards_twice_is_the_problem_itself() -> None:
     made = replace(instance("lu", 60, 3, 1.0, 3, room=1.1), unit=np.array([0, 1, 1]))
     again = backwards(backwards(made))
-    for mine, back in zip(made.arrays, again.arrays, strict=True):
-        assert np.array_equal(mine, back)
+    for name, value in made.arrays._asdict().items():
+        assert np.array_equal(value, getattr(again.arrays, name)), name

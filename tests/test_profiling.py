@@ -16,6 +16,7 @@ from hetsched.cost_models.profiled import Profiled
 from hetsched.device import Device
 from hetsched.fusion import Group
 from hetsched.graph import Graph
+from hetsched.learning.work import Work
 from hetsched.profiling import QUICK, Course, Effort, Measured, combined, measure
 from hetsched.store import Rejected, Sample, Store
 
@@ -244,17 +245,26 @@ def test_nothing_begins_behind_the_deadline_and_the_next_call_goes_on(
 
 
 def test_a_budget_goes_to_what_tells_most_and_the_rest_is_predicted(
-    machine: Machine, store: Store
+    machine: Machine, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of two alike is enough to know both, so that the unlike comes before the second."""
-    graph = product(300, 300, 301, 7)
-    large, alike, small = (group.name for group in graph.groups)
+    graph = product(300, 310, 320, 7)
+    large, _, small = (group.name for group in graph.groups)
+    given: list[int] = []
+
+    def chosen(
+        pool: Sequence[Work], regression: object, count: int, shares: Sequence[float]
+    ) -> list[int]:
+        given.extend((len(pool), len(shares)))
+        return [2, 0, 1] if len(pool) == 3 else list(range(len(pool)))
+
+    monkeypatch.setattr("hetsched.profiling.next_to_measure", chosen)
     machine.compiling_seconds = 10.0
     told: list[str] = []
-    found = measure(
-        [course(graph)], store, EFFORT, machine.now + 19, lambda what, done, of: told.append(what)
-    )
-    assert machine.compiled[:2] == [large, small] or machine.compiled[:2] == [alike, small]
+    until = machine.now + 19
+    found = measure([course(graph)], store, EFFORT, until, lambda what, _, __: told.append(what))
+    # Not the largest, which comes first where nothing limits the time.
+    assert machine.compiled[:2] == [small, large]
+    assert given == [3, 3]
     keys = course(graph).keys
     assert found.estimates.keys() == keys.values() - found.samples.keys()
     assert len(found.estimates) == 1

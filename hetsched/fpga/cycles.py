@@ -16,7 +16,7 @@ from numba import njit
 from hetsched.fpga.isa import WORDS, Conv, Instruction, Load, Overlay, Store, Sync
 
 # Cycles from the last word of a CONV to its end: what is behind the sum of products, without it.
-BEHIND_SUM = 26
+BEHIND_SUM = 28
 # Of an instruction in the table: code, wait, signal, then what its kind has.
 COLUMNS = 10
 
@@ -133,7 +133,7 @@ def _count(
     ending = np.zeros((64, 2), np.int64)
     ending_first, ending_count = 0, 0
     # STORE.
-    storing, store_left, store_signal, room, back = 0, 0, 0, 16, 0
+    storing, store_loaded, store_left, store_signal, room, back = 0, 0, 0, 0, 16, 0
     later = np.zeros((4, 3), np.int64)
     writes_fifo = np.zeros((16, 2), np.int64)
     writes_first, writes_inner, offered = 0, 0, 0
@@ -182,7 +182,7 @@ def _count(
                 missing[unit, other] = held[unit] * wants * (tokens[unit, other] == 0)
         take[0] = ready[0] * (stage == 0) * (1 - walking)
         take[1] = ready[1] * (1 - tiling)
-        take[2] = ready[2] * (1 - storing)
+        take[2] = ready[2] * (1 - storing) * (1 - store_loaded)
         # Dispatch.
         taken_beat = 1 if gives else 0
         instruction = (given_beats - 1) // WORDS
@@ -215,7 +215,7 @@ def _count(
         read_beat = storing == 1 and room > 0
         if (
             start or taken_tile or tag_go or step or read_beat
-            or passing + whole_word + weight + offered + walking + stage + back > 0
+            or passing + whole_word + weight + offered + walking + stage + back + store_loaded > 0
             or steps[:, 0].sum() + tags_inner + tags_ready + data_inner > 0
             or asks_inner + asks_ready + load_done + went[0] + writes_inner > 0
             or later[:, 0].sum() + take.sum() + pushed.sum() + given.sum() + taken.sum() > 0
@@ -367,9 +367,12 @@ def _count(
             store_left -= 1
             if last:
                 storing = 0
+        if store_loaded:
+            storing = 1
+        store_loaded = take[2]
         if take[2]:
             one = taken_index[2]
-            storing, store_left, store_signal = 1, table[one, 3], table[one, 2]
+            store_left, store_signal = table[one, 3], table[one, 2]
         # Dispatch.
         was_whole = whole_word
         whole_word = 0

@@ -83,7 +83,7 @@ def shake(
             if e < degree:
                 i = a.source[a.incoming[i] + e]
             else:
-                i = a.sink[a.outgoing[a.begins[i] + e - degree]]
+                i = a.reader[a.begins[i] + e - degree]
             if not _goes(a, i, d, device, used):
                 break
         start, sent = decode(a, order, device, True)
@@ -118,7 +118,7 @@ def _shift(a: Arrays, i: int, order: np.ndarray, position: np.ndarray, share: fl
     for e in range(a.incoming[i], a.incoming[i + 1]):
         first = max(first, position[a.source[e]] + 1)
     for e in range(a.begins[i], a.begins[i + 1]):
-        last = min(last, position[a.sink[a.outgoing[e]]] - 1)
+        last = min(last, position[a.reader[e]] - 1)
     new = first + int(share * (last + 1 - first))
     step = 1 if new > position[i] else -1
     for k in range(position[i], new, step):

@@ -20,18 +20,18 @@ inner = njit(cache=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=T
 
 
 class Gaps(NamedTuple):
-    """By block: its gaps, how many, and bounds on the finish of its last and the longest of them.
+    """By block: its gaps, how many, and a bound on the longest of them.
 
-    `row` has the blocks of each lane in order, `blocks` how many, and as its last element how many
-    blocks are in use at all. No gap is kept that is shorter than `least` of its lane.
+    `row` has the blocks of each lane in order, `last` a bound on the finish of the last gap of
+    each, `blocks` how many, and as its last element how many are in use at all. No gap is kept that is shorter than `least` of its lane.
     """
 
     start: np.ndarray
     finish: np.ndarray
     size: np.ndarray
-    last: np.ndarray
     longest: np.ndarray
     row: np.ndarray
+    last: np.ndarray
     blocks: np.ndarray
     least: np.ndarray
 
@@ -46,8 +46,8 @@ def new_gaps(least: np.ndarray, taken: int) -> Gaps:
         np.empty((blocks, BLOCK)),
         np.zeros(blocks, np.int64),
         np.empty(blocks),
-        np.empty(blocks),
         np.empty((lanes, blocks), np.int64),
+        np.empty((lanes, blocks)),
         np.ones(lanes + 1, np.int64),
         least,
     )
@@ -55,9 +55,9 @@ def new_gaps(least: np.ndarray, taken: int) -> Gaps:
         gaps.start[lane, 0] = 0.0
         gaps.finish[lane, 0] = np.inf
         gaps.size[lane] = 1
-        gaps.last[lane] = np.inf
         gaps.longest[lane] = np.inf
         gaps.row[lane, 0] = lane
+        gaps.last[lane, 0] = np.inf
     gaps.blocks[lanes] = lanes
     return gaps
 
@@ -68,11 +68,11 @@ def find(gaps: Gaps, lane: int, ready: float, seconds: float) -> tuple[float, in
     end = ready + seconds
     low, high = 0, gaps.blocks[lane] - 1
     # Most often it is the last block.
-    if high > 0 and gaps.last[gaps.row[lane, high - 1]] < end:
+    if high > 0 and gaps.last[lane, high - 1] < end:
         low = high
     while low < high:
         middle = (low + high) // 2
-        if gaps.last[gaps.row[lane, middle]] < end:
+        if gaps.last[lane, middle] < end:
             low = middle + 1
         else:
             high = middle
@@ -80,7 +80,7 @@ def find(gaps: Gaps, lane: int, ready: float, seconds: float) -> tuple[float, in
     while True:
         block = gaps.row[lane, place]
         # The sum that decides below may round otherwise than the difference.
-        if gaps.longest[block] + ROUNDING * gaps.last[block] >= seconds:
+        if gaps.longest[block] + ROUNDING * gaps.last[lane, place] >= seconds:
             low, high = 0, gaps.size[block]
             while low < high:
                 middle = (low + high) // 2
@@ -160,11 +160,12 @@ def _split(gaps: Gaps, lane: int, place: int) -> None:
         gaps.finish[new, i] = gaps.finish[block, half + i]
     gaps.size[block] = half
     gaps.size[new] = half
-    gaps.last[new] = gaps.last[block]
-    gaps.last[block] = gaps.finish[block, half - 1]
     _measure(gaps, block)
     _measure(gaps, new)
     for i in range(gaps.blocks[lane], place + 1, -1):
         gaps.row[lane, i] = gaps.row[lane, i - 1]
+        gaps.last[lane, i] = gaps.last[lane, i - 1]
     gaps.row[lane, place + 1] = new
+    gaps.last[lane, place + 1] = gaps.last[lane, place]
+    gaps.last[lane, place] = gaps.finish[block, half - 1]
     gaps.blocks[lane] += 1

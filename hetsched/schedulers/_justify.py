@@ -76,7 +76,7 @@ def justify(
         seconds[i] = a.seconds[i, device[i]]
     back_device = device[::-1].copy()
     start, _ = decode(a, order, device, False)
-    end = makespan(a, device, start)
+    end: float = makespan(a, device, start)
     key, trial, back_trial = np.empty(n), np.empty(n, np.int64), np.empty(n, np.int64)
     for _ in range(rounds):
         if end <= bound:

@@ -29,6 +29,8 @@ from hetsched.schedulers._rank import remaining
 
 # How many tasks are asked to leave a full device for one that wants to go there.
 ASKED = 64
+# More than any task has inputs.
+PASSED = 1 << 40
 # Children of each node of the heap of what is ready: the more, the fewer levels.
 WAYS = 4
 # How many times a task is given a home before the search for homes is given up, beside once each.
@@ -40,33 +42,40 @@ def order_by(a: Arrays, priority: np.ndarray) -> np.ndarray:
 
     A tie goes to the first in position. O(n log n + m).
     """
+    ranked = np.argsort(-priority, kind="stable").astype(np.int64)
     if (priority[a.source] >= priority[a.sink]).all():
-        # No task has a higher priority than what it reads from: sorting gives the same, faster.
-        return np.argsort(-priority, kind="stable").astype(np.int64)
-    found: np.ndarray = _ready_first(a, priority)
+        # No task has a higher priority than what it reads from: sorting is all.
+        return ranked
+    found: np.ndarray = _ready_first(a, priority, ranked)
     return found
 
 
 @njit(cache=True, nogil=True)
-def _ready_first(a: Arrays, priority: np.ndarray) -> np.ndarray:
+def _ready_first(a: Arrays, priority: np.ndarray, ranked: np.ndarray) -> np.ndarray:
+    """`ranked` has the tasks by priority: most are ready when it is their turn."""
     tasks = len(priority)
+    # The inputs that each waits for, less `PASSED` once it has had its turn.
     waits = a.incoming[1:] - a.incoming[:-1]
-    # A heap of what is ready, with its priorities beside it.
+    # A heap of what became ready behind its turn, which comes first, with its priorities beside it.
     heap = np.empty(tasks, np.int64)
     keys = np.empty(tasks)
-    size = 0
+    size = turn = 0
     order = np.empty(tasks, np.int64)
-    for task in range(tasks):
-        if waits[task] == 0:
-            size = _push(heap, keys, size, task, priority[task])
     for position in range(tasks):
-        task = heap[0]
-        size = _pop(heap, keys, size)
+        if size:
+            task = heap[0]
+            size = _pop(heap, keys, size)
+        else:
+            while waits[ranked[turn]] != 0:
+                waits[ranked[turn]] -= PASSED
+                turn += 1
+            task = ranked[turn]
+            turn += 1
         order[position] = task
-        for edge in a.outgoing[a.begins[task] : a.begins[task + 1]]:
-            sink = a.sink[edge]
+        for edge in range(a.begins[task], a.begins[task + 1]):
+            sink = a.reader[edge]
             waits[sink] -= 1
-            if waits[sink] == 0:
+            if waits[sink] == -PASSED:
                 size = _push(heap, keys, size, sink, priority[sink])
     return order
 
@@ -126,11 +135,11 @@ def _free(a: Arrays) -> tuple[Gaps, np.ndarray]:
 
 
 @inner
-def _way(a: Arrays, edge: int, source: int, sink: int) -> float:
-    """Seconds that the data of an edge need from device to device."""
+def _way(a: Arrays, nbytes: float, source: int, sink: int) -> float:
+    """Seconds that data need from device to device."""
     if source == sink:
         return 0.0
-    seconds: float = a.latency[source, sink] + a.nbytes[edge] * a.per_byte[source, sink]
+    seconds: float = a.latency[source, sink] + nbytes * a.per_byte[source, sink]
     return seconds
 
 
@@ -171,7 +180,7 @@ def _ready_over_links(
         if place == on:
             ready = max(ready, finish[source])
             continue
-        seconds = _way(a, edge, place, on)
+        seconds = _way(a, a.nbytes[edge], place, on)
         if seconds == np.inf:
             return np.inf
         start = left[a.tensor[edge], on]
@@ -217,7 +226,8 @@ def decode(
             ready = a.entry[task, on]
             for edge in range(a.incoming[task], a.incoming[task + 1]):
                 source = a.source[edge]
-                ready = max(ready, finish[source] + _way(a, edge, device[source], on))
+                way = _way(a, a.nbytes[edge], device[source], on)
+                ready = max(ready, finish[source] + way)
         seconds = a.seconds[task, on]
         if ready + seconds == np.inf:
             start[task] = np.inf
@@ -309,10 +319,11 @@ def place(
         device[task] = on
         start[task] = begins[on]
         finish[task] = begins[on] + seconds
-        for edge in a.outgoing[a.begins[task] : a.begins[task + 1]]:
-            row = arrived[a.sink[edge]]
+        for edge in range(a.begins[task], a.begins[task + 1]):
+            row = arrived[a.reader[edge]]
             for other in range(devices):
-                row[other] = max(row[other], finish[task] + _way(a, edge, on, other))
+                way = _way(a, a.read_nbytes[edge], on, other)
+                row[other] = max(row[other], finish[task] + way)
     return device, start, sent, -1
 
 
@@ -332,20 +343,21 @@ def _last_child(
     behind it. The links to them are counted as if they were free.
     """
     last = 0.0
-    edges = a.outgoing[a.begins[task] : a.begins[task + 1]]
+    readers = a.reader[a.begins[task] : a.begins[task + 1]]
+    read_nbytes = a.read_nbytes[a.begins[task] : a.begins[task + 1]]
     index = 0
-    while index < len(edges):
-        child = a.sink[edges[index]]
+    while index < len(readers):
+        child = readers[index]
         # Several edges to one task stand together.
         until = index + 1
-        while until < len(edges) and a.sink[edges[until]] == child:
+        while until < len(readers) and readers[until] == child:
             until += 1
         first = np.inf
         for other in range(len(a.limit)):
             seconds = a.seconds[child, other]
             ready = arrived[child, other]
-            for edge in edges[index:until]:
-                ready = max(ready, end + _way(a, edge, on, other))
+            for nbytes in read_nbytes[index:until]:
+                ready = max(ready, end + _way(a, nbytes, on, other))
             # What cannot be ready before a better end needs no search.
             if ready + seconds == np.inf or ready + seconds + a.exit[child, other] >= first:
                 continue

@@ -45,8 +45,9 @@ def upward_rank(a: Arrays) -> np.ndarray:
     rank = np.empty(tasks)
     for task in range(tasks - 1, -1, -1):
         longest = mean(a, task, a.exit[task])
-        for edge in a.outgoing[a.begins[task] : a.begins[task + 1]]:
-            longest = max(longest, latency + a.nbytes[edge] * per_byte + rank[a.sink[edge]])
+        for edge in range(a.begins[task], a.begins[task + 1]):
+            way = latency + a.read_nbytes[edge] * per_byte
+            longest = max(longest, way + rank[a.reader[edge]])
         rank[task] = mean(a, task, a.seconds[task]) + longest
     return rank
 
@@ -89,18 +90,29 @@ def remaining(a: Arrays, own: float) -> np.ndarray:
                 table[task, device] = np.inf
                 continue
             longest = a.exit[task, device]
-            for edge in a.outgoing[a.begins[task] : a.begins[task + 1]]:
-                sink = a.sink[edge]
+            for edge in range(a.begins[task], a.begins[task + 1]):
+                sink = a.reader[edge]
                 nearest = np.inf
                 for other in range(devices):
                     way = table[sink, other] + a.seconds[sink, other]
                     if other != device:
                         way += a.latency[device, other]
-                        way += a.nbytes[edge] * a.per_byte[device, other]
+                        way += a.read_nbytes[edge] * a.per_byte[device, other]
                     nearest = min(nearest, way)
                 longest = max(longest, nearest)
             table[task, device] = longest + own * seconds
     return table
+
+
+@njit(cache=True, nogil=True)
+def ahead(a: Arrays, table: np.ndarray) -> np.ndarray:
+    """(n, p) the table without the tasks' own seconds; infinite where a task cannot run."""
+    found = np.empty_like(table)
+    for task in range(len(table)):
+        for device in range(table.shape[1]):
+            seconds = a.seconds[task, device]
+            found[task, device] = table[task, device] - seconds if seconds < np.inf else np.inf
+    return found
 
 
 @njit(cache=True, nogil=True)

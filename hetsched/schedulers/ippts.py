@@ -7,7 +7,7 @@ import numpy as np
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
 from hetsched.schedulers._list import list_schedule
-from hetsched.schedulers._rank import mean_rows, remaining
+from hetsched.schedulers._rank import ahead, mean_rows, remaining
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,5 @@ class Ippts(Scheduler):
         a = problem.arrays
         table = remaining(a, 1.0)
         priority = mean_rows(a, table) * np.diff(a.begins)
-        runs = np.isfinite(problem.seconds)
-        ahead = np.subtract(table, problem.seconds, out=np.full_like(table, np.inf), where=runs)
-        return list_schedule(problem, self.name, priority, ahead, insertion=self.insertion)
+        bias = ahead(a, table)
+        return list_schedule(problem, self.name, priority, bias, insertion=self.insertion)

@@ -51,8 +51,12 @@ class Search:
     gain: float = 0.02
     least_seconds: float = 0.0
 
-    def plan(self) -> Plan:
-        """
+    def plans(self) -> tuple[Plan, ...]:
+        """The best, and behind it the best of each kind of way by itself, where that is another.
+
+        What data take from core to core may change from one minute to the next, and kinds differ in
+        how much they hand over.
+
         Raises
         ------
         InfeasiblePlan
@@ -60,14 +64,18 @@ class Search:
         """
         best = unsplit(self.graph, self.system, self.prices, self.spec)
         goal = simulate(best).makespan * (1 - self.gain)
-        for plan in self.plans():
+        kinds = []
+        for plan, ways in self._candidates():
             seconds = simulate(plan).makespan
+            if len(self.menus) > 1 and ways in self.menus:
+                kinds.append((seconds, plan))
             if seconds < goal:
                 best, goal = plan, seconds
-        return best
+        kinds.sort(key=lambda found: found[0])
+        return best, *(plan for _, plan in kinds if plan.splits != best.splits)
 
-    def plans(self) -> Iterator[Plan]:
-        """Plans with different splits, each priced as it is."""
+    def _candidates(self) -> Iterator[tuple[Plan, tuple[Way, ...]]]:
+        """Plans with different splits, each priced as it is, and the ways that were looked at."""
         devices = one_of_each_unit(self.graph, self.system, self.prices)
         if len(devices) < 2 or self.prices.source is None:
             return
@@ -102,13 +110,14 @@ class Search:
             if found is None:
                 continue
             plan, rewritten = found
-            yield plan
+            yield plan, ways
             seconds = simulate(plan).makespan
             if best is None or seconds < best[0]:
                 best = seconds, plan, runs
             known |= _factors(runs, rewritten, plan.prices, devices)
         if best is not None:
-            yield from self._moved(best[0], best[1], best[2], devices, seen)
+            for plan in self._moved(best[0], best[1], best[2], devices, seen):
+                yield plan, ()
 
     def _moved(
         self,
@@ -167,6 +176,9 @@ class Shares(Partitioner):
         """How runs may be cut: the ways of each kind."""
 
     def partition(self, graph: Graph, system: System, costs: CostModel) -> Plan:
+        return self.plans(graph, system, costs)[0]
+
+    def plans(self, graph: Graph, system: System, costs: CostModel) -> tuple[Plan, ...]:
         return Search(
             graph,
             system,
@@ -176,7 +188,7 @@ class Shares(Partitioner):
             self.candidates,
             self.gain,
             self.least_seconds,
-        ).plan()
+        ).plans()
 
 
 def placed(

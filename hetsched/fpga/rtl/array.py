@@ -15,10 +15,10 @@ a column's products is; `total` where it is accumulated):
 sum - 4 .. sum        accumulators read, or the bias
 sum + 1 .. sum + 3    compared, one of them dropped where it is a maximum, added: `total`
 total                 written to the accumulators where the tile is not the last
-total + 1 .. + 5      times the multiplier
-total + 6 .. + 7      shifted by fours, by ones
-total + 8 .. + 11     rounded
-total + 12 .. + 14    saturated to int8, and to the instruction's bounds; written
+total + 1 .. + 6      times the multiplier
+total + 7 .. + 9      shifted by eights, by twos, by ones
+total + 10 .. + 13    rounded
+total + 14 .. + 16    saturated to int8, and to the instruction's bounds; written
 ====================  ==========================================================================
 """
 
@@ -57,7 +57,7 @@ LEAST_SHIFT = SHIFTS.start
 KEPT = FRACTION + 9
 """Bits of the shifted product that matter if it is not clipped; the whole part's are signed."""
 
-REQUANTISED = 14
+REQUANTISED = 16
 """Cycles from the total to its int8."""
 
 
@@ -320,13 +320,15 @@ class Array(Elaboratable):
         multiplier = stages.held(parameter[bits], at, since=since, copy=copy)
         bits = slice(BIAS_BITS + MULTIPLIER_BITS, PARAMETER_BITS)
         # Held here: within a condition they would be held by it.
-        shift = stages.held(parameter[bits], at + 5, since=since, copy=copy)
-        shift_later = stages.held(shift, at + 6, since=at + 5)
-        zero = stages.held(tile.zero, at + 10, copy=copy)
-        bottom = stages.held(tile.low, at + 12, copy=copy)
-        top = stages.held(tile.high, at + 12, copy=copy)
-        lowest = stages.held(bottom, at + 13, since=at + 12)
-        highest = stages.held(top, at + 13, since=at + 12)
+        eights = stages.held(parameter[bits], at + 6, since=since, copy=copy)
+        twos = stages.held(eights, at + 7, since=at + 6)
+        ones = stages.held(twos[0], at + 8, since=at + 7)
+        zero = stages.held(tile.zero, at + 12, copy=copy)
+        bottom = stages.held(tile.low, at + 14, copy=copy)
+        top = stages.held(tile.high, at + 14, copy=copy)
+        lowest = stages.held(bottom, at + 15, since=at + 14)
+        highest = stages.held(top, at + 15, since=at + 14)
+        others = stages.held(multiplier[LOW_BITS:], at + 1, since=at)
 
         def later(value: Value, stage: int, name: str) -> Signal:
             signal = Signal.like(value, name=name, reset_less=True)
@@ -334,7 +336,7 @@ class Array(Elaboratable):
                 module.d.sync += signal.eq(value)
             return signal
 
-        # 3: times the multiplier's low bits in two halves, times its others by adders.
+        # 4: times the multiplier's low bits in two halves, times its others by adders.
         low, high = Multiplier(18, 18, self._technology), Multiplier(18, 18, self._technology)
         module.submodules += [low, high]
         module.d.comb += [
@@ -345,58 +347,61 @@ class Array(Elaboratable):
             high.b.eq(multiplier[:LOW_BITS]),
             high.wanted.eq(Cat(done[:3])),
         ]
-        terms: list[Value] = [Mux(bit, total, 0) for bit in multiplier[LOW_BITS:]]
-        for stage in range(1, 4):
-            step = 1 << stage - 1
+        near_total = later(total, 1, "near_total")
+        terms: list[Value] = [Mux(bit, near_total, 0) for bit in others]
+        for stage in range(2, 5):
+            step = 1 << stage - 2
             pairs = [
                 first + (second[0] << step) if second else first
                 for first, *second in (terms[i : i + 2] for i in range(0, len(terms), 2))
             ]
             terms = [later(pair, stage, "term") for pair in pairs]
-        # 5: the product; 7: shifted, with more bits above than are kept.
-        upper = later(high.product[:BIAS_BITS].as_signed() + terms[0], 4, "upper")
+        high_product = later(high.product[:BIAS_BITS].as_signed(), 4, "high_product")
         lower = later(low.product[: 2 * LOW_BITS], 4, "lower")
+        # 6: the product; 9: shifted, with more bits above than are kept.
+        upper = later(high_product + terms[0], 5, "upper")
+        lower = later(lower, 5, "lower")
         product = Signal(signed(PRODUCT_BITS), name="product", reset_less=True)
-        with module.If(done[4]):
+        with module.If(done[5]):
             module.d.sync += product.eq((upper << LOW_BITS) + lower)
         wide = Cat(Const(0, FRACTION - LEAST_SHIFT), product).as_signed()
-        fours = later((wide >> (shift & 0x1C))[: KEPT + 3].as_signed(), 6, "fours")
-        ones = later((fours >> shift_later[:2]), 7, "ones")
-        # Whether what is above is more than the sign: by groups of a shift of four.
-        sign = later(later(product[-1], 6, "sign"), 7, "sign")
-        above = [bit ^ wide[-1] for bit in wide[KEPT + 2 : -1]]
-        groups = later(
-            Cat(Cat(above[i : i + 4]).any() for i in range(0, len(above), 4)), 6, "above"
-        )
-        cut = later((groups >> shift_later[2:]).any(), 7, "cut")
-        # 8: the whole part of nine bits, the fraction's side of the half and distance from it.
-        outside = cut | (ones[KEPT - 1 :] != sign.replicate(4))
+        shifted = later((wide >> (eights & 0x18))[: KEPT + 7].as_signed(), 7, "shifted")
+        shifted = later(shifted >> (twos & 6)[:3], 8, "shifted")
+        shifted = later(shifted >> ones, 9, "shifted")
+        # Whether what is above is more than the sign: by groups of a shift of eight.
+        above = [bit ^ wide[-1] for bit in wide[KEPT + 6 : -1]]
+        by_eights = (Cat(above[i : i + 8]).any() for i in range(0, len(above), 8))
+        groups = later(Cat(*by_eights), 7, "above")
+        cut = later(later((groups >> twos[3:]).any(), 8, "cut"), 9, "cut")
+        sign = later(later(later(product[-1], 7, "sign"), 8, "sign"), 9, "sign")
+        # 10: the whole part of nine bits, the fraction's side of the half and distance from it.
+        outside = cut | (shifted[KEPT - 1 :] != sign.replicate(8))
         extreme = Cat((~sign).replicate(8), sign)
-        whole = later(Mux(outside, extreme, ones[FRACTION:KEPT]).as_signed(), 8, "whole")
-        size = later(ones[FRACTION : KEPT - 1] ^ ones[KEPT - 1].replicate(8), 8, "size")
-        half = ones[FRACTION - 1]
-        distance = later(ones[: FRACTION - 1] ^ (~half).replicate(FRACTION - 1), 8, "distance")
-        upward = later(half, 8, "upward")
-        even = later(half == ones[KEPT - 1], 8, "even")
-        # 9, 10: whether it is so near to the half that float32 has it there.
-        far = later(distance[9:].any(), 9, "far")
-        none = later(Cat(~size[bit:].any() for bit in range(8)), 9, "none")
-        lowest_bits = later(distance[:9], 9, "lowest_bits")
-        even, upward = later(even, 9, "even"), later(upward, 9, "upward")
-        whole = later(whole, 9, "whole")
+        whole = later(Mux(outside, extreme, shifted[FRACTION:KEPT]).as_signed(), 10, "whole")
+        size = later(shifted[FRACTION : KEPT - 1] ^ shifted[KEPT - 1].replicate(8), 10, "size")
+        half = shifted[FRACTION - 1]
+        distance = later(shifted[: FRACTION - 1] ^ (~half).replicate(FRACTION - 1), 10, "distance")
+        upward = later(half, 10, "upward")
+        even = later(half == shifted[KEPT - 1], 10, "even")
+        # 11, 12: whether it is so near to the half that float32 has it there.
+        far = later(distance[9:].any(), 11, "far")
+        none = later(Cat(~size[bit:].any() for bit in range(8)), 11, "none")
+        lowest_bits = later(distance[:9], 11, "lowest_bits")
+        even, upward = later(even, 11, "even"), later(upward, 11, "upward")
+        whole = later(whole, 11, "whole")
         apart = far | (lowest_bits[1:] & none).any() | (none[0] & lowest_bits[0] & even)
-        near = later(~apart, 10, "near")
-        whole, upward = later(whole, 10, "whole"), later(upward, 10, "upward")
-        # 11: rounded; 12: as int8; 14: within the instruction's bounds.
+        near = later(~apart, 12, "near")
+        whole, upward = later(whole, 12, "whole"), later(upward, 12, "upward")
+        # 13: rounded; 14: as int8; 16: within the instruction's bounds.
         carry = Mux(near, whole[0], upward)
         twice = Cat(carry, whole).as_signed() + Cat(carry, zero).as_signed()
-        rounded = later((twice >> 1).as_signed(), 11, "rounded")
+        rounded = later((twice >> 1).as_signed(), 13, "rounded")
         sign = rounded[-1]
         clipped = Mux(
             ~sign & rounded[7:-1].any(), 127, Mux(sign & ~rounded[7:-1].all(), -128, rounded[:8])
         )
-        byte = later(clipped[:8].as_signed(), 12, "byte")
-        kept = later(byte, 13, "kept")
-        below = later(byte < bottom.as_signed(), 13, "below")
-        beyond = later(byte > top.as_signed(), 13, "beyond")
-        return later(Mux(below, lowest, Mux(beyond, highest, kept)), 14, "result")
+        byte = later(clipped[:8].as_signed(), 14, "byte")
+        kept = later(byte, 15, "kept")
+        below = later(byte < bottom.as_signed(), 15, "below")
+        beyond = later(byte > top.as_signed(), 15, "beyond")
+        return later(Mux(below, lowest, Mux(beyond, highest, kept)), 16, "result")

@@ -146,6 +146,13 @@ class ConvUnit(Elaboratable):
                 *(final[loop].eq(getattr(conv, loop) == 1) for loop in left),
             ]
         whole = final["inner"] & final["middle"] & final["outer"]
+        # Where the next tile may begin: added while this one is there, in time for the next.
+        next_of = {loop: Signal(CONV["input"].shape, name=f"next_{loop}") for loop in left}
+        module.d.sync += [
+            next_of["inner"].eq(tile.input + conv.inner_stride),
+            next_of["middle"].eq(bases[0] + conv.middle_stride),
+            next_of["outer"].eq(bases[1] + conv.outer_stride),
+        ]
         with module.If(present & taken):
             module.d.sync += [present.eq(0), running.eq(~whole)]
         with module.If(running & ~fresh & ~present):
@@ -156,7 +163,7 @@ class ConvUnit(Elaboratable):
                 tile.widen.eq(0),
                 left["inner"].eq(left["inner"] - 1),
                 final["inner"].eq(left["inner"] == 1),
-                tile.input.eq(tile.input + conv.inner_stride),
+                tile.input.eq(next_of["inner"]),
             ]
             with module.If(final["inner"]):
                 module.d.sync += [
@@ -165,19 +172,18 @@ class ConvUnit(Elaboratable):
                     left["middle"].eq(left["middle"] - 1),
                     final["middle"].eq(left["middle"] == 1),
                     tile.widen.eq(conv.widen & ~final["middle"]),
-                    tile.input.eq(bases[0] + conv.middle_stride),
-                    bases[0].eq(bases[0] + conv.middle_stride),
+                    tile.input.eq(next_of["middle"]),
+                    bases[0].eq(next_of["middle"]),
                 ]
                 with module.If(final["middle"]):
-                    outer = bases[1] + conv.outer_stride
                     module.d.sync += [
                         left["middle"].eq(conv.middle - 1),
                         final["middle"].eq(conv.middle == 1),
                         left["outer"].eq(left["outer"] - 1),
                         final["outer"].eq(left["outer"] == 1),
-                        tile.input.eq(outer),
-                        bases[0].eq(outer),
-                        bases[1].eq(outer),
+                        tile.input.eq(next_of["outer"]),
+                        bases[0].eq(next_of["outer"]),
+                        bases[1].eq(next_of["outer"]),
                     ]
         found = Signal(TILE)
         module.d.comb += [

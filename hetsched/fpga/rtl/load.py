@@ -125,8 +125,9 @@ class LoadUnit(Elaboratable):
             module.d.sync += row_base.eq(
                 Mux(closes_plane[1], plane_base, row_base + load.row_stride)
             )
-            with module.If(closes_plane[1]):
-                module.d.sync += plane_base.eq(plane_base + load.plane_stride)
+        with module.If(added | closes[1] & closes_plane[1]):
+            before = Mux(added, load.dram, plane_base)
+            module.d.sync += plane_base.eq(before + load.plane_stride)
         # What the first instruction is need not wait for whether it may start.
         with module.If(vacant):
             module.d.sync += [load.eq(self.queue.head), vacant.eq(~self.queue.take)]
@@ -147,7 +148,6 @@ class LoadUnit(Elaboratable):
                 running.eq(1),
                 target.eq(load.start),
                 row_base.eq(load.dram),
-                plane_base.eq(load.dram + load.plane_stride),
                 *(place.eq(last_x + load.right - 1) for place in (x, last_x)),
                 *(place.eq(last_y + load.bottom - 1) for place in (y, last_y)),
                 final_x.eq(narrow),

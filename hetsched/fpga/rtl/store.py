@@ -36,27 +36,29 @@ class StoreUnit(Elaboratable):
         module.submodules.beats = beats = Fifo(WRITE.size, DEPTH)
         module.submodules.room = room = Credit(DEPTH)
         store = Signal(self.queue.layout, reset_less=True)
-        running = Signal()
-        module.d.comb += self.queue.take.eq(self.queue.ready & ~running)
+        vacant, loaded, running = Signal(init=1), Signal(), Signal()
+        module.d.comb += self.queue.take.eq(self.queue.ready & vacant)
         x, y = Signal(16), Signal(12)
         place, row_base, source = Signal(32), Signal(32), Signal(16)
         last_x, last_y = Signal(), Signal()
         read = Signal()
         module.d.comb += [read.eq(running & room.free), room.take.eq(read)]
         # What the first instruction is need not wait for whether it may start.
-        with module.If(~running):
-            head = self.queue.head
+        with module.If(vacant):
+            module.d.sync += [store.eq(self.queue.head), vacant.eq(~self.queue.take)]
+        module.d.sync += loaded.eq(self.queue.take)
+        with module.If(loaded):
             module.d.sync += [
-                store.eq(head),
-                running.eq(self.queue.take),
-                place.eq(head.dram),
-                row_base.eq(head.dram + head.row_stride),
-                source.eq(head.start),
-                x.eq(head.beats - 1),
-                last_x.eq(head.beats == 1),
-                y.eq(head.rows - 1),
-                last_y.eq(head.rows == 1),
+                running.eq(1),
+                place.eq(store.dram),
+                source.eq(store.start),
+                x.eq(store.beats - 1),
+                last_x.eq(store.beats == 1),
+                y.eq(store.rows - 1),
+                last_y.eq(store.rows == 1),
             ]
+        with module.If(loaded | read & last_x):
+            module.d.sync += row_base.eq(Mux(loaded, store.dram, row_base) + store.row_stride)
         with module.If(read):
             module.d.sync += [
                 source.eq(source + 1),
@@ -69,10 +71,10 @@ class StoreUnit(Elaboratable):
                     x.eq(store.beats - 1),
                     last_x.eq(store.beats == 1),
                     place.eq(row_base),
-                    row_base.eq(row_base + store.row_stride),
                     y.eq(y - 1),
                     last_y.eq(y == 1),
                     running.eq(~last_y),
+                    vacant.eq(last_y),
                 ]
         ends = last_x & last_y
         beat = Cat(place, ends, store.signal, read)

@@ -522,28 +522,32 @@ def _row_wise(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> 
 def _reduction(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> bool:
     found.family = "reduction"
     source, result = op.input(0), op.output()
-    if _is_packed(part, source) or (not integer and _is_in_vectors(part, op, rules)):
-        found.add(loads=_vectors(source, rules), tiles=result.size / rules.vectors.lanes)
-    else:
+    across = 0 if _is_packed(part, source) else _across(part, op, rules)
+    if integer or across is None:
         found.add(serial=float(source.size))
+    else:
+        # The lanes of a vector are reduced one behind another.
+        found.add(loads=_vectors(source, rules), serial=float(across * rules.vectors.lanes))
     found.sizes.update(rows=result.size, depth=source.size / max(1, result.size))
     return True
 
 
-def _is_in_vectors(part: Graph, op: Op, rules: Rules) -> bool:
-    """Whether a reduction is computed in vectors: along its last axes, or beside each other."""
+def _across(part: Graph, op: Op, rules: Rules) -> int | None:
+    """Of a reduction in vectors, how many of them are reduced to one element; None: of none."""
     shape, lanes = op.input(0).shape, rules.vectors.lanes
     axes: Any = op.attributes.get("axes")
     if len(op.inputs) > 1 and op.inputs[1] is not None:
         axes = part.constants.get(op.input(1).name)
     every = range(len(shape))
     reduced = sorted(int(axis) % len(shape) for axis in (every if axes is None else axes))
-    if len(reduced) == len(shape):
-        return False
+    if not reduced or len(reduced) == len(shape):
+        return None
     if reduced == list(every)[-len(reduced) :]:
         depth = prod(shape[axis] for axis in reduced)
-        return depth % lanes == 0 or depth <= UNROLLED
-    return reduced[-1] != len(shape) - 1 and shape[-1] % lanes == 0
+        if depth <= UNROLLED:
+            return 0
+        return op.output().size if depth % lanes == 0 else None
+    return 0 if reduced[-1] != len(shape) - 1 and shape[-1] % lanes == 0 else None
 
 
 def _local(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> bool:

@@ -404,4 +404,4 @@ class Array(Elaboratable):
         kept = later(byte, 15, "kept")
         below = later(byte < bottom.as_signed(), 15, "below")
         beyond = later(byte > top.as_signed(), 15, "beyond")
-        return later(Mux(below, lowest, Mux(beyond, highest, kept)), 16, "result")
+        return later(Mux(below, lowest, Mux(beyond, highest, kept))[:8], 16, "result")

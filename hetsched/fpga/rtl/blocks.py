@@ -107,8 +107,7 @@ class BlockRam(Elaboratable):
         enables = copied(module, self.write_enable, "write", copies)
         writes = copied(module, self.write_address, "write_place", copies)
         reads = copied(module, self.read_address, "read_place", copies)
-        data = Signal(self._width, reset_less=True)
-        module.d.sync += data.eq(self.write_data)
+        (data,) = copied(module, self.write_data, "write_data", 1)
         for index, start in enumerate(starts):
             copy = index * copies // len(starts)
             bits = range(start, min(start + shape.width, self._width))

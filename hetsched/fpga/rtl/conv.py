@@ -153,9 +153,14 @@ class ConvUnit(Elaboratable):
             next_of["middle"].eq(bases[0] + conv.middle_stride),
             next_of["outer"].eq(bases[1] + conv.outer_stride),
         ]
+        turn, both = Signal(attrs={"keep": 1}), Signal()
+        module.d.sync += [
+            turn.eq(present & taken & ~whole),
+            both.eq(final["inner"] & final["middle"]),
+        ]
         with module.If(present & taken):
             module.d.sync += [present.eq(0), running.eq(~whole)]
-        with module.If(running & ~fresh & ~present):
+        with module.If(turn):
             module.d.sync += [
                 present.eq(1),
                 address.eq(address + self._rows),
@@ -175,16 +180,16 @@ class ConvUnit(Elaboratable):
                     tile.input.eq(next_of["middle"]),
                     bases[0].eq(next_of["middle"]),
                 ]
-                with module.If(final["middle"]):
-                    module.d.sync += [
-                        left["middle"].eq(conv.middle - 1),
-                        final["middle"].eq(conv.middle == 1),
-                        left["outer"].eq(left["outer"] - 1),
-                        final["outer"].eq(left["outer"] == 1),
-                        tile.input.eq(next_of["outer"]),
-                        bases[0].eq(next_of["outer"]),
-                        bases[1].eq(next_of["outer"]),
-                    ]
+            with module.If(both):
+                module.d.sync += [
+                    left["middle"].eq(conv.middle - 1),
+                    final["middle"].eq(conv.middle == 1),
+                    left["outer"].eq(left["outer"] - 1),
+                    final["outer"].eq(left["outer"] == 1),
+                    tile.input.eq(next_of["outer"]),
+                    bases[0].eq(next_of["outer"]),
+                    bases[1].eq(next_of["outer"]),
+                ]
         found = Signal(TILE)
         module.d.comb += [
             found.eq(tile),

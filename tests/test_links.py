@@ -109,7 +109,7 @@ class Stamped:
         slots: list[Slot] = []
         time = 0.0
         owner: dict[int, str] = {}
-        for index, step in enumerate(self.steps):
+        for step in self.steps:
             device = step.device.name
             time += WAITING if slots and slots[-1].device != device else STARTING
             others = sum(owner.get(piece) != device for piece in (0, 1))

@@ -59,9 +59,9 @@ def surroundings(graph: Graph) -> int:
 
     Between two runs of a kernel all others run, so that in a large graph its code and weights are
     in no near cache: a kernel of 0.5 us in one of 4 MB takes 3 us in one of 30 MB. Weights count,
-    and every tensor once, and code.
+    and every tensor between kernels once, and code.
     """
-    tensors = (*graph.inputs, *(tensor for op in graph.ops for tensor in op.writes))
+    tensors = (*graph.inputs, *(tensor for group in graph.groups for tensor in group.outputs))
     nbytes = graph.weight_nbytes + sum(tensor.nbytes for tensor in tensors)
     nbytes += CODE_NBYTES * len(graph.groups)
     return int(4 ** max(0, ceil(log2(nbytes / 2**20) / 2)))

@@ -129,3 +129,13 @@ def test_samples_belong_to_surroundings_of_one_size() -> None:
     product = build.op("MatMul", build.input("x", 4, 1024), weights, shape=(4, 1025))
     assert surroundings_of(method(build.graph(product))) == 16
     assert surroundings_of("alone") is None
+
+
+def test_what_stays_in_a_kernel_is_no_part_of_the_surroundings() -> None:
+    build = Builder()
+    weights = build.constant(np.zeros((4, 1024), np.float32))
+    product = build.op("MatMul", build.input("x", 512, 4), weights, shape=(512, 1024))
+    graph = build.graph(build.op("Relu", product, shape=(512, 1024)))
+    assert len(graph.groups) == 1
+    # One tensor of 2 MB, and little else.
+    assert surroundings_of(method(graph)) == 4

@@ -27,7 +27,7 @@ from functools import reduce
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
 
 from hetsched.fpga.isa import FRACTION, SHIFTS, Overlay
-from hetsched.fpga.rtl.blocks import BlockRam, Multiplier, Technology
+from hetsched.fpga.rtl.blocks import BlockRam, Multiplier, Technology, copied
 from hetsched.fpga.rtl.conv import ConvUnit, Stages
 
 WORD = 4
@@ -136,11 +136,14 @@ class Array(Elaboratable):
                 weight = Signal(bits, name=f"weight{r}_{c}", reset_less=True)
                 table[-1].append((shadow, weight))
         for r in range(rows):
-            fills = self._register(valid & (row == r), f"fills{r}")
-            with module.If(fills):
-                module.d.sync += [
-                    table[c][r][0].eq(word[8 * c : 8 * c + 8].as_signed()) for c in range(columns)
-                ]
+            copies = 1 if self._late else 2
+            for copy, fills in enumerate(copied(module, valid & (row == r), f"fills{r}_", copies)):
+                with module.If(fills):
+                    module.d.sync += [
+                        table[c][r][0].eq(word[8 * c : 8 * c + 8].as_signed())
+                        for c in range(columns)
+                        if c * copies // columns == copy
+                    ]
         for c in range(columns):
             swap = self._register(self._stages.begins(COLUMN - 2 + late), f"swap{c}")
             swap.attrs["keep"] = 1
@@ -243,7 +246,7 @@ class Array(Elaboratable):
         columns = overlay.columns
         memory = BlockRam(32 * columns, overlay.accumulator_words, self._technology)
         module.submodules.accumulators = memory
-        # The block RAM's three cycles, and one to choose. Eight cycles, which tiles are apart at
+        # The block RAM's three cycles, and one more. Eight cycles, which tiles are apart at
         # least, later what is written is read.
         read, write = self._sum - 4, self._total
         last = held(tile.last, write)
@@ -260,8 +263,8 @@ class Array(Elaboratable):
         first, widen, maximum = tile.first, tile.widen, tile.maximum & ~tile.first
         flags = [
             (
-                held(first, self._sum - 1, copy=c),
-                held(widen, self._sum - 1, copy=c),
+                held(first, self._sum, copy=c),
+                held(widen, self._sum, copy=c),
                 held(maximum, self._sum + 1, copy=c),
             )
             for c in copies
@@ -291,14 +294,16 @@ class Array(Elaboratable):
         """The accumulator with `addend`, at stage `total`."""
         module = self._module
         first, widen, maximum = flags
-        bias = self._stages.held(
-            parameter[:BIAS_BITS], self._sum - 1, since=self._sum - 2, copy=copy
-        )
+        bias = self._stages.held(parameter[:BIAS_BITS], self._sum, since=self._sum - 2, copy=copy)
+        old = self._register(old, "old")
         base = Signal(signed(32), name="base", reset_less=True)
-        module.d.sync += base.eq(Mux(first, bias, Mux(widen, old << 7, old)))
         greater = Signal(name="greater", reset_less=True)
-        module.d.sync += greater.eq(base[:9].as_signed() > addend[:9].as_signed())
-        base, addend = self._register(base, "base"), self._register(addend, "addend")
+        module.d.sync += [
+            base.eq(Mux(first, bias, Mux(widen, old << 7, old))),
+            # Only where the base is what was there before.
+            greater.eq(old[:9].as_signed() > addend[:9].as_signed()),
+        ]
+        addend = self._register(addend, "addend")
         left = Signal(signed(32), name="left", reset_less=True)
         right = Signal.like(addend, name="right", reset_less=True)
         total = Signal(signed(32), name="total", reset_less=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hetsched.fpga.engine import Counts, Engine, Memory
 from hetsched.fpga.isa import (
+    SHIFTS,
     Buffer,
     Conv,
     Instruction,
@@ -226,7 +227,7 @@ def _case(
     weights = dram.put(plan.tiles)
     count, columns = len(plan.tiles), overlay.columns
     requant = [np.pad(v, (0, -len(v) % columns)) for v in (plan.bias, plan.multiplier)]
-    shift = np.pad(plan.shift, (0, -len(plan.shift) % columns), constant_values=16)
+    shift = np.pad(plan.shift, (0, -len(plan.shift) % columns), constant_values=SHIFTS.start)
     words = parameters(*requant, shift)
     requantisation = dram.put(words)
     height, width = layer.shape

@@ -263,7 +263,7 @@ def _count(
         signals[0] = load_done
         finished[0] = 1 if went[0] == 1 and went[1] == 1 else 0
         load_done = went[2] if went[0] == 1 and went[1] == 1 else 0
-        tag_places += went[0] - (1 if step else 0)
+        tag_places += (1 if tag_go else 0) - (1 if step else 0)
         went[0], went[1], went[2] = 1 if tag_go else 0, tag[1], tag[2]
         data_inner += (1 if arrives else 0) - (1 if tag_go and tag[0] == 1 else 0)
         if tags_ready == 0 or tag_take:

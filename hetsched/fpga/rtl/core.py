@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from amaranth.hdl import Array as Choice
-from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Signal, Value
+from amaranth.hdl import Cat, ClockDomain, Const, Elaboratable, Module, Signal, Value
 
 from hetsched.fpga.isa import BEAT, WORDS, Buffer, Conv, Load, Overlay, Store, Sync
 from hetsched.fpga.rtl.array import PARAMETER_BITS, Array
@@ -155,10 +155,10 @@ class Core(Elaboratable):
             "store_cycles": ~store.queue.idle,
         }
         # A cycle later, while the core is still busy.
-        counts: dict[str, Signal | int] = {"cycles": 1}
+        counts: dict[str, Value] = {"cycles": Const(1)}
         for name, value in counted.items():
-            counts[name] = Signal(name=f"counts_{name}")
-            module.d.sync += counts[name].eq(value)
+            counts[name] = later = Signal(name=f"counts_{name}")
+            module.d.sync += later.eq(value)
         with module.If(self.busy):
             for name, counter in self.counters.items():
                 module.d.sync += counter.eq(counter + counts[name])

@@ -89,26 +89,31 @@ class LoadUnit(Elaboratable):
             ended.eq(Cat(final_x & final_y & final_plane, ended)),
         ]
         inside = Signal(4)
-        opens, closes, closes_plane = Signal(2), Signal(2), Signal(2)
+        opens, closes, closes_plane = Signal(), Signal(), Signal()
         constant = Signal(StructLayout({name: TAG[name].shape for name in CONSTANT}))
+        row_stride, plane_stride = Signal(32), Signal(32)
         module.d.sync += [
             inside.eq(
                 Cat(at_x >= load.right, at_x <= first_x, at_y >= load.bottom, at_y <= first_y)
             ),
-            opens[0].eq(at_x == first_x),
-            closes[0].eq(at_x == load.right),
-            closes_plane[0].eq(at_y == load.bottom),
+            opens.eq(at_x == first_x),
+            closes.eq(at_x == load.right),
+            closes_plane.eq(at_y == load.bottom),
             *(getattr(constant, name).eq(getattr(load, name)) for name in CONSTANT),
+            row_stride.eq(load.row_stride),
+            plane_stride.eq(load.plane_stride),
         ]
         # What it is; from here on, the next LOAD may be set up.
-        present, real = Signal(), Signal()
+        present, real, opens_row = Signal(), Signal(), Signal()
+        row_moves, plane_moves, from_plane = Signal(), Signal(), Signal()
         tag = Signal(TAG)
         module.d.sync += [
             present.eq(stepped[1]),
             real.eq(stepped[1] & inside.all()),
-            opens[1].eq(opens[0]),
-            closes[1].eq(stepped[1] & inside.all() & closes[0]),
-            closes_plane[1].eq(closes_plane[0]),
+            opens_row.eq(opens),
+            row_moves.eq(stepped[1] & inside.all() & closes | loaded),
+            plane_moves.eq(stepped[1] & inside.all() & closes & closes_plane | loaded),
+            from_plane.eq(closes_plane | loaded),
             tag.ends.eq(ended[1]),
             *(getattr(tag, name).eq(getattr(constant, name)) for name in CONSTANT),
         ]
@@ -120,14 +125,14 @@ class LoadUnit(Elaboratable):
         module.d.sync += asks.write.eq(real)
         module.d.comb += asks.data.eq(address)
         with module.If(real):
-            module.d.sync += address.eq(Mux(opens[1], row_base, address + BEAT))
-        with module.If(closes[1]):
-            module.d.sync += row_base.eq(
-                Mux(closes_plane[1], plane_base, row_base + load.row_stride)
-            )
-        with module.If(added | closes[1] & closes_plane[1]):
-            before = Mux(added, load.dram, plane_base)
-            module.d.sync += plane_base.eq(before + load.plane_stride)
+            module.d.sync += address.eq(Mux(opens_row, row_base, address + BEAT))
+        # Of a LOAD that is set up, too: its first row begins where its first plane does.
+        with module.If(row_moves):
+            module.d.sync += row_base.eq(Mux(from_plane, plane_base, row_base + row_stride))
+        with module.If(plane_moves):
+            module.d.sync += plane_base.eq(plane_base + plane_stride)
+        with module.If(loaded):
+            module.d.sync += plane_base.eq(load.dram)
         # What the first instruction is need not wait for whether it may start.
         with module.If(vacant):
             module.d.sync += [load.eq(self.queue.head), vacant.eq(~self.queue.take)]
@@ -147,7 +152,6 @@ class LoadUnit(Elaboratable):
             module.d.sync += [
                 running.eq(1),
                 target.eq(load.start),
-                row_base.eq(load.dram),
                 *(place.eq(last_x + load.right - 1) for place in (x, last_x)),
                 *(place.eq(last_y + load.bottom - 1) for place in (y, last_y)),
                 final_x.eq(narrow),
@@ -173,7 +177,7 @@ class LoadUnit(Elaboratable):
             reals.take.eq(~reals.head | some),
             go.eq(reals.ready & reals.take),
             goes_on.eq(go & reals.head),
-            room.back.eq(went),
+            room.back.eq(go),
         ]
         done = Signal(3)
         module.d.sync += [

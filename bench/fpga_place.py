@@ -162,7 +162,7 @@ def slowest(paths: Sequence[dict[str, Any]]) -> str:
 
 
 def estimate(overlay: Overlay, family: str) -> dict[str, int]:
-    """Cells that Yosys maps the core to for a Xilinx family; neither placed nor timed."""
+    """Cells that Yosys maps the core to for a Xilinx family; no pads, neither placed nor timed."""
     folder = cache_folder() / "placed"
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / f"{overlay.name}-{family}-{os.getpid()}.il"
@@ -171,7 +171,7 @@ def estimate(overlay: Overlay, family: str) -> dict[str, int]:
     yosys(
         [
             f"read_rtlil {source.name}",
-            f"synth_xilinx -family {family} -top top -flatten",
+            f"synth_xilinx -family {family} -top top -flatten -noiopad",
             f"tee -q -o {counted.name} stat -json",
         ],
         folder,
@@ -180,7 +180,8 @@ def estimate(overlay: Overlay, family: str) -> dict[str, int]:
     source.unlink()
     counted.unlink()
     cells = json.loads(text[text.index("{") :])["design"]["num_cells_by_type"]
-    return dict(sorted((name, int(count)) for name, count in cells.items()))
+    # What begins with a dollar sign is a note of Yosys's own, and no cell.
+    return {name: int(count) for name, count in sorted(cells.items()) if name[0] != "$"}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from bench import fpga_place
 from bench.fpga_cases import RESNET18, Layer, case, layer, run
-from bench.fpga_place import OUTPUT, digest
+from bench.fpga_place import OUTPUT, digest, estimate
 from hetsched.errors import DeviceError
 from hetsched.fpga.engine import Engine, Memory, why_not
 from hetsched.fpga.isa import (
@@ -218,3 +219,39 @@ def test_the_clock_was_reached_by_this_rtl() -> None:
     for size in {part["overlay"] for part in parts}:
         rtl = digest(Overlay.parse(size))
         assert {part["rtl"] for part in parts if part["overlay"] == size} == {rtl}
+
+
+def test_an_estimate_counts_the_cells_of_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = why_not("cxxrtl")
+    if reason:
+        pytest.skip(reason)
+    multiplies = """
+module \\top
+  wire width 8 input 1 \\a
+  wire width 8 input 2 \\b
+  wire width 1 input 3 \\clk
+  wire width 16 output 4 \\q
+  wire width 16 \\product
+  cell $mul $1
+    parameter \\A_SIGNED 1
+    parameter \\A_WIDTH 8
+    parameter \\B_SIGNED 1
+    parameter \\B_WIDTH 8
+    parameter \\Y_WIDTH 16
+    connect \\A \\a
+    connect \\B \\b
+    connect \\Y \\product
+  end
+  cell $dff $2
+    parameter \\CLK_POLARITY 1
+    parameter \\WIDTH 16
+    connect \\CLK \\clk
+    connect \\D \\product
+    connect \\Q \\q
+  end
+end
+"""
+    monkeypatch.setattr(fpga_place, "rtlil", lambda overlay, technology: multiplies)
+    cells = estimate(OVERLAY, "xc7")
+    assert cells.pop("DSP48E1") == 1
+    assert not {name for name in cells if name.startswith(("$", "IBUF", "OBUF"))}

@@ -28,7 +28,7 @@ test-gpu: $(INSTALLED)
 fpga-test: $(FPGA)
 	$(BIN)/python -m pytest $(wildcard tests/test_fpga*.py)
 
-# Takes about three quarters of an hour; what was interrupted goes on where it was.
+# Takes more than an hour of one core; what was interrupted goes on where it was.
 fpga-pnr: $(FPGA)
 	$(BIN)/python -m bench.fpga_place
 

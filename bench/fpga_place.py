@@ -1,7 +1,7 @@
 """Places and routes the FPGA's overlays for an ECP5, and estimates them for two Xilinx families.
 
 `python -m bench.fpga_place` writes `hetsched/fpga/place_and_route.json`, which the device's clock
-and area come from. A run takes one to four minutes of one core. Each is kept as soon as it is
+and area come from. A run takes four to seven minutes of one core. Each is kept as soon as it is
 done, so what was interrupted goes on where it was, and only RTL that has changed is placed anew.
 
 The clock of a part is the median over the seeds of what nextpnr says after routing; the core

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 TABLES = ROOT / "docs" / "figures.md"
 RESULTS = ROOT / "bench" / "results"
+# A result that the package needs is there.
+PACKAGED = {"place_and_route": ROOT / "hetsched" / "fpga" / "place_and_route.json"}
 TITLE = (
     "# Figures\n\n"
     "Tables of the benches, made from `bench/results` by `python -m bench.figures`.\n\n"
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare")
     given = parser.parse_args(arguments)
-    there = [name for name in PARTS if (RESULTS / f"{name}.json").exists()]
+    there = [name for name in PARTS if _path(name).exists()]
     parts = [(PARTS[name], _result(name)) for name in there]
     summary = "\n".join(part.summary(result) for part, result in parts)
     tables = "\n".join(part.tables(result) for part, result in parts if part.tables)
@@ -423,6 +425,50 @@ def fpga(result: Mapping[str, Any]) -> str:
     return _sets("FPGA", result)
 
 
+def placed_summary(result: Mapping[str, Any]) -> str:
+    clocks = ", ".join(
+        f"{part['overlay']} at grade {part['grade']} {part['clock_hz'] / 1e6:.1f} MHz "
+        f"({len(part['seeds'])})"
+        for part in result["parts"]
+    )
+    (device,) = {part["device"] for part in result["parts"]}
+    return (
+        "## The overlay, placed and routed\n\n"
+        f"On {device}, the median clock of so many seeds: {clocks}. "
+        f"{_where({**result['record'], 'command': 'make fpga-pnr'})}\n"
+    )
+
+
+def placed(result: Mapping[str, Any]) -> str:
+    """A row for each overlay and grade, and what synthesis says of other families."""
+    heads = ["overlay", "grade", "seeds", "MHz", "least", "most", "LUT", "FF", "DSP", "EBR"]
+    rows = []
+    for part in result["parts"]:
+        key = {name: part[name] for name in ("overlay", "grade")}
+        clocks = [run["clock_hz"] for run in result["runs"] if key.items() <= run.items()]
+        rows.append(
+            [
+                *(part["overlay"], str(part["grade"]), ", ".join(map(str, part["seeds"]))),
+                *(f"{clock / 1e6:.1f}" for clock in (part["clock_hz"], min(clocks), max(clocks))),
+                *(str(part[name]) for name in ("lut", "ff", "dsp", "ebr")),
+                part["slowest_path"],
+            ]
+        )
+    estimates = [
+        [run["overlay"], run["family"], ", ".join(f"{n} {kind}" for kind, n in _cells(run))]
+        for run in result["estimates"]
+    ]
+    others = _table(["overlay", "family", "cells"], estimates) if estimates else ""
+    return f"{placed_summary(result)}\n{_table([*heads, 'slowest path'], rows)}\n" + (
+        f"Synthesis only, neither placed nor timed:\n\n{others}\n" if others else ""
+    )
+
+
+def _cells(run: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The kinds of cells of an estimate, those of which there are most first."""
+    return sorted(run["cells"].items(), key=lambda item: (-item[1], item[0]))
+
+
 @dataclass(frozen=True)
 class Part:
     """What the documents say of a result."""
@@ -449,6 +495,7 @@ PARTS = {
     "costs": Part(costs_summary, costs),
     "cuda": Part(cuda_summary, cuda),
     "fpga": Part(fpga_summary, fpga),
+    "place_and_route": Part(placed_summary, placed),
 }
 
 
@@ -464,8 +511,12 @@ def _ratio(figure: float | None) -> str:
 
 
 def _result(name: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    found: Mapping[str, Any] = json.loads(_path(name).read_text(encoding="utf-8"))
     return found
+
+
+def _path(name: str) -> Path:
+    return PACKAGED.get(name, RESULTS / f"{name}.json")
 
 
 def _where(result: Mapping[str, Any]) -> str:

@@ -68,7 +68,8 @@ def test_several_plans_are_measured(hybrid: Executable, monkeypatch: pytest.Monk
     with hybrid, hetsched.compile(plans, measure=True) as chosen:
         assert measured == [1 + api.MOST_MEASURED]
         assert chosen.plan.partitioner == "way 1"
-        assert "way 0 3000.000 ms, way 1 1000.000 ms" in chosen.plan.notes[-1]
+        # A note on drift may follow.
+        assert any("way 0 3000.000 ms, way 1 1000.000 ms" in note for note in chosen.plan.notes)
 
 
 def test_the_contest_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,7 @@ def _program(overlay: Overlay) -> tuple[Program, dict[str, np.ndarray]]:
         return rng.integers(-128, 128, (outputs, inputs, 3, 3)).astype(np.int8)
 
     spread = 5000.0 * 3
-    scale, shift = multiplier_and_shift(np.full(outputs, 50 / (8000 * 70.0)))
+    scale, shift = multiplier_and_shift(np.full(outputs, 50 / (1_200_000 * 70.0)))
     layers: tuple[Layer, ...] = (
         Convolution(
             "conv", "x", "conv", window, weights(channels), 1, rescale(spread * channels**0.5)
@@ -267,7 +267,7 @@ def _program(overlay: Overlay) -> tuple[Program, dict[str, np.ndarray]]:
             "sum",
             ("conv", "depthwise"),
             "sum",
-            (8111, -5003),
+            (1_211_111, 603_777),
             Rescale(np.zeros(outputs, np.int64), scale, shift),
         ),
         Maximum("maximum", "sum", "maximum", Window((2, 2), strides=(2, 2))),

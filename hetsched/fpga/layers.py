@@ -153,7 +153,10 @@ class Maximum:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """The sources, each times its factor, plus `BIAS_UNIT * bias`, rescaled: one for all."""
+    """The sources, each times its factor, plus `BIAS_UNIT * bias`, rescaled: one for all.
+
+    A factor is from 0 to `LARGEST_FACTOR`, as scales are never negative.
+    """
 
     name: str
     sources: tuple[str, str]

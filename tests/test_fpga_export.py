@@ -96,7 +96,7 @@ def test_the_test_bench_tells_right_from_wrong(folder: Path, tmp_path: Path) -> 
     done = subprocess.run([program], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     counted = cycles(Overlay.parse("8x8"), tuple(decode(beats(folder, "instructions.hex"))), 24)
-    assert f"PASS: 1552 beats are as expected, after {counted.cycles} cycles" in done.stdout
+    assert f"PASS: 1584 beats are as expected, after {counted.cycles} cycles" in done.stdout
     for name in ("instructions.hex", "memory.hex", "expected.hex"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     lines = (folder / "expected.hex").read_text().splitlines()
@@ -104,7 +104,7 @@ def test_the_test_bench_tells_right_from_wrong(folder: Path, tmp_path: Path) -> 
     (tmp_path / "expected.hex").write_text("\n".join(lines))
     done = subprocess.run([program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "FAIL: 1 of 1552 beats differ" in done.stdout
+    assert "FAIL: 1 of 1584 beats differ" in done.stdout
 
 
 def built(folder: Path) -> Path:

@@ -313,7 +313,8 @@ def schedulers_summary(result: Mapping[str, Any]) -> str:
     for name, found in result["sets"].items():
         told = found["figures"].get("schedulers", {}).get(found["figures"].get("first"))
         if told and told["count"]:
-            rows.append([name, str(told["count"]), *(f"{told[key]:.4f}" for key in SPREAD)])
+            spread = (f"{told[key]:.4f}" for key in SPREAD)
+            rows.append([name, str(told["count"]), *spread, found["commit"][:7]])
     if not rows:
         return ""
     return (
@@ -322,7 +323,7 @@ def schedulers_summary(result: Mapping[str, Any]) -> str:
         "that CP-SAT proves (proved, memory), optima that instances were made around (planted)"
         + (", what CP-SAT finds in a minute on two cores (medium)" * ("medium" in result["sets"]))
         + f". {_where(result)}\n\n"
-        + _table(["set", "instances", "geometric mean", "95th percentile", "worst"], rows)
+        + _table(["set", "instances", "geometric mean", "95th percentile", "worst", "commit"], rows)
     )
 
 
@@ -529,10 +530,17 @@ def _where(result: Mapping[str, Any]) -> str:
 
 def _sets(title: str, result: Mapping[str, Any]) -> str:
     sets = "".join(
-        f"### {name}\n\n{found['text']}\n\n{_table(found['heads'], found['cells'])}\n"
+        f"### {name}{_other_commit(found, result)}\n\n"
+        f"{found['text']}\n\n{_table(found['heads'], found['cells'])}\n"
         for name, found in result["sets"].items()
     )
     return f"## {title}\n\n{_where(result)}\n\n{sets}"
+
+
+def _other_commit(found: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Of a set that was kept from an earlier run than the whole."""
+    same = found["commit"] == result["commit"]
+    return "" if same else f", commit {found['commit'][:7]}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

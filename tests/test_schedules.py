@@ -214,6 +214,8 @@ def models() -> Iterator[Model]:
     yield one("ReduceLogSumExp", [normal(3, 7, 32)], [], axes=[1])
     yield one("ReduceL2", [normal(3, 32, 9)], [], axes=[2])
     yield one("GlobalAveragePool", [normal(2, 5, 4, 12)], [])
+    # Axes of one element, among those that stay and among those that go.
+    yield one("GlobalAveragePool", [normal(1, 5, 1, 48)], [])
     for divisor in (np.float32(3), np.float32(1e-38), normal(16)):
         yield one("Div", [np.abs(normal(3, 16))], [np.asarray(divisor)])
     yield heads()

@@ -82,7 +82,9 @@ def _across(
     schedule.vectorize(lane)
     across = schedule.get_loops(main)[-1]
     loops.parallel(schedule, schedule.get_loops(main)[: len(lead)], work)
-    start = schedule.decompose_reduction(lanes, others[-1])
+    # An axis of one element is still one of its own.
+    first = others[-loops.reductions(schedule, lanes)]
+    start = schedule.decompose_reduction(lanes, first)
     schedule.vectorize(schedule.get_loops(start)[-1])
     schedule.decompose_reduction(main, across)
 

@@ -1,9 +1,9 @@
 """What the sets of `bench.costs` share: options, what they find, and how networks are halved."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from bench.sets import Found
 
 # Networks of one family are in one half, so that neither has seen what the other is asked.
 # The split was chosen by kind before any error was looked at: each half has plain, separable,
@@ -36,11 +36,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a set found: words, a table, and the figures that they are made of."""
+class Result(Found):
+    """What a set found, and whether that is what is wanted; None where nothing is."""
 
-    text: str
-    heads: Sequence[str]
-    cells: Sequence[Sequence[str]]
-    figures: Mapping[str, Any] = field(default_factory=dict)
     passed: bool | None = None

@@ -17,7 +17,7 @@ The file is written after each set. With `--add` the sets that it has stay.
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,7 @@ from bench import models, sets
 from bench.fpga_cases import MEMORIES, Case, Layer, case, layer, run
 from bench.fpga_parts import between_bytes, drawn, drawn_part, runtime, square
 from bench.record import record
+from bench.sets import Found
 from hetsched import oracle
 from hetsched.errors import HetschedError, InputError
 from hetsched.fpga import reference
@@ -74,16 +75,6 @@ class Options:
     inputs: int = 4
     models: Sequence[str] = NETWORKS
     seconds: float = SECONDS
-
-
-@dataclass(frozen=True)
-class Found:
-    """A set's result: words, a table, and its figures by name."""
-
-    text: str
-    heads: Sequence[str]
-    cells: Sequence[Sequence[str]]
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -20,6 +21,16 @@ class Result(Protocol):
     text: str
     heads: Sequence[str]
     cells: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result with the figures that its words and its table are made of, by name."""
+
+    text: str
+    heads: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(

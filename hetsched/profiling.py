@@ -333,7 +333,8 @@ class _Work:
         kernels = self._loaded(state)
         course = state.course
         begin = perf_counter()
-        self._witness.begin(course.device)
+        if self._effort.watching:
+            self._witness.begin(course.device)
         times = kernels.burst(_burst_seconds(state))
         why = self._witness.end(course.device) if self._effort.watching else ""
         state.bursts += 1
@@ -345,8 +346,8 @@ class _Work:
         for key, found in taken.items():
             # What was measured without its neighbours gives way.
             known = self._before if key in self._partial else self._samples
-            add = rejecting if why else combined
-            self._samples[key] = add(known.get(key), found, why)
+            before = known.get(key)
+            self._samples[key] = rejecting(before, found, why) if why else combined(before, found)
         parts = {course.keys[name]: course.parts[name] for name in times}
         kept = [(self._kernel(parts[key], key[-1]), self._samples[key]) for key in taken]
         self._store.add(course.device, course.compiler, course.method, kept)
@@ -490,7 +491,7 @@ def _of_burst(found: Sequence[Sequence[float]]) -> float:
     return statistics.fmean(statistics.median(seconds) for seconds in found)
 
 
-def combined(before: Sample | None, found: Sequence[Sequence[float]], _: str = "") -> Sample:
+def combined(before: Sample | None, found: Sequence[Sequence[float]]) -> Sample:
     """The sample with one burst more: the times of each occurrence of the kernel."""
     burst = _of_burst(found)
     every = sum(map(len, found))

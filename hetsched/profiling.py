@@ -60,7 +60,8 @@ class Effort:
     """How well a time has to be known: a margin of at most `tolerance`, relative to it.
 
     At least and at most so many bursts are made of a graph. With `trusting`, what the store has is
-    taken as it is. Unless it is `watching`, bursts count whatever else goes on.
+    taken as it is, unless each of its bursts was disturbed. Unless it is `watching`, bursts count
+    whatever else goes on.
     """
 
     tolerance: float

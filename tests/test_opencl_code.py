@@ -136,7 +136,11 @@ def test_work_is_shared_by_several_units(device: Device) -> None:
 
 @pytest.mark.parametrize(
     ("index", "dot", "features"),
-    [(1, "madd", {}), (10, "vnni", {}), (10, "vnni", {"avx512_vnni": "-DHAS_QUADS"})],
+    [
+        (1, "madd", {}),
+        (10, "vnni", {}),
+        (10, "vnni", {"avx512_vnni": "-DHAS_QUADS"}),
+    ],
 )
 def test_bytes_are_multiplied_exactly(
     index: int,
@@ -157,6 +161,21 @@ def test_bytes_are_multiplied_exactly(
     monkeypatch.setattr(test_quantized, "computed", here)
     types = test_quantized.TYPES[index % 3]
     test_quantized.check_convolution("", test_quantized.CASES[index], types, seed=index)
+
+
+def test_bytes_are_multiplied_on_several_units(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PoCL puts such a convolution's loops into a function of its own."""
+    vectors = replace(RULES.vectors, dot="vnni", lanes=16)
+    monkeypatch.setattr(f"{__name__}.RULES", replace(RULES, vectors=vectors))
+    monkeypatch.setattr(
+        test_quantized,
+        "computed",
+        lambda isa, graph, *inputs: computed(graph, inputs, device, 2),
+    )
+    case = test_quantized.Case((1, 32, 27, 27), (128, 32, 3, 3), pads=(1, 1, 1, 1))
+    test_quantized.check_convolution("", case, ("uint8", "int8", "uint8"), seed=0)
 
 
 @pytest.mark.parametrize(("kind", "direction"), [("LSTM", "bidirectional"), ("GRU", "reverse")])

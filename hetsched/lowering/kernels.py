@@ -99,24 +99,15 @@ static inline int{lanes} {name}(int{lanes} a, int{lanes} b) {{
 """
 PAIRS_FEATURES = {4: "__SSE2__", 8: "__AVX2__", 16: "__AVX512BW__"}
 # A total and four products of bytes in each lane: an instruction that PoCL takes for no processor
-# by itself, only in functions that ask for it, as have all that call this one.
-WITH_QUADS, QUADS_LANES = "WITH_QUADS ", 16
+# by itself. As text it needs no permission, which a function would lose where PoCL puts it into one
+# of its own.
+QUADS_LANES = 16
 MULTIPLY_QUADS = """#if defined(__clang__) && defined(HAS_QUADS)
-#define WITH_QUADS __attribute__((target("avx512vnni")))
-typedef union {
-  int16 given;
-  int sums __attribute__((__vector_size__(64)));
-} quads16;
-static inline WITH_QUADS int16 multiply_quads(int16 total, int16 a, int16 b) {
-  quads16 x, y, z;
-  x.given = a;
-  y.given = b;
-  z.given = total;
-  z.sums = __builtin_ia32_vpdpbusd512(z.sums, x.sums, y.sums);
-  return z.given;
+static inline int16 multiply_quads(int16 total, int16 a, int16 b) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(a), "v"(b));
+  return total;
 }
 #else
-#define WITH_QUADS
 static inline int16 multiply_quads(int16 total, int16 a, int16 b) {
   total += (a & 255) * ((b << 24) >> 24) + ((a >> 8) & 255) * ((b << 16) >> 24);
   return total + ((a >> 16) & 255) * ((b << 8) >> 24) + ((a >> 24) & 255) * (b >> 24);

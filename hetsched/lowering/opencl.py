@@ -25,9 +25,7 @@ from hetsched.launches import APART, MOST_LETTERS, Launch, Place, Program
 from hetsched.lowering.entry import PREFIX, Calls, calls_of
 from hetsched.lowering.kernels import (
     MOST_PARAMETERS,
-    MULTIPLY_QUADS,
     QUADS_LANES,
-    WITH_QUADS,
     Kernels,
     Nest,
     kernels,
@@ -145,7 +143,7 @@ def _joined(program: Program, sources: "_Sources") -> Program | None:
     names = dict.fromkeys(launch.kernel for launch in program.launches)
     source = (
         f"{sources.helpers}{''.join(map(sources.function, names))}"
-        f"\n{sources.head}{JOINED}({parameters}) {{\n{''.join(calls)}}}\n"
+        f"\n{HEAD}{JOINED}({parameters}) {{\n{''.join(calls)}}}\n"
     )
     places = tuple(
         Place(*region, 0, program.region_nbytes(*region), region in written) for region in regions
@@ -185,7 +183,7 @@ def _gathered(program: Program, sources: "_Sources") -> Program:
         parameters = ", ".join([*(f"__global void* {name}" for name in names), "int which"])
         kernels.append(
             f"{''.join(map(sources.function, group))}\n"
-            f"{sources.head}{whole}({parameters}) {{\n"
+            f"{HEAD}{whole}({parameters}) {{\n"
             f"  switch (which) {{\n{''.join(cases)}  }}\n}}\n"
         )
 
@@ -223,21 +221,12 @@ class _Sources:
         """The functions that all of them may call."""
         return "".join(self._helpers)
 
-    @property
-    def head(self) -> str:
-        """What stands before a kernel's name."""
-        return f"{self._attribute}{HEAD}"
-
-    @property
-    def _attribute(self) -> str:
-        return WITH_QUADS if MULTIPLY_QUADS in self._helpers else ""
-
     def kernel(self, name: str) -> str:
-        return f"{self.head}{name}{self._texts[name]}"
+        return f"{HEAD}{name}{self._texts[name]}"
 
     def function(self, name: str) -> str:
         """The same for kernels to call."""
-        return f"{self._attribute}{FUNCTION}{name}{self._texts[name]}"
+        return f"{FUNCTION}{name}{self._texts[name]}"
 
     def text(self) -> str:
         """All of them, each as a kernel."""

@@ -93,3 +93,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -memory.__array_interface__["data"][0] % ALIGNMENT
     return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def empty_nbytes(nbytes: int) -> int:
+    """What `empty` asks for, for an array of so many bytes."""
+    return nbytes if nbytes < LEAST_ALIGNED_NBYTES else nbytes + ALIGNMENT

@@ -34,7 +34,7 @@ LARGEST = 4000
 HEAT, CONTENTION_HEATS = 0.4, (0.1, 1.0)
 # Into how many slices it is divided at least, and how many steps a start is worth for each task.
 SLICES = 8
-START_STEPS = 500
+START_STEPS = 300
 # Tasks in a window, in turns, its temperature, and steps for each of its tasks.
 WINDOWS = (100, 200, 400)
 WINDOW_HEAT = 0.1

@@ -262,8 +262,9 @@ class _Solver:
         small = traffic.seconds.size <= LARGEST_PROGRAM and not self.machine.least
         if best.seconds > bound * NEAR and small:
             stages, bound = improved(traffic, most, best.stages, best.seconds, bound, PROGRAM_WORK)
-            self.offer(Pipeline(tuple(stages), self.seconds_of(stages), 0.0))
-        return replace(self.best, bound=min(self.best.seconds, bound))
+            found = Pipeline(tuple(stages), self.seconds_of(stages), 0.0)
+            best = min(best, found, key=lambda pipeline: pipeline.seconds)
+        return replace(best, bound=min(best.seconds, bound))
 
     @property
     def seconds(self) -> float:

@@ -108,7 +108,7 @@ class Row:
     `noise` is how far ONNX Runtime is from itself without its own rewrites of the graph: what
     rounding alone does to the model. `import_deviation` is between what ONNX Runtime makes of the
     file and of the imported graph. `notes` say what was done for this model only, `refusals` what
-    a device cannot run, and why. `hardware` says what the devices are.
+    a device cannot run, and why. `hardware` says what the devices are, `commit` what was run.
     """
 
     model: str
@@ -128,6 +128,7 @@ class Row:
     notes: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
     hardware: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -468,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [row for row in rows if row.model not in named]
         for index, model in enumerate(selected):
             print(f"[{index + 1}/{len(selected)}] {model.name}", file=sys.stderr, flush=True)
-            rows.append(apart(model, options))
+            rows.append(replace(apart(model, options), commit=about["commit"]))
             # After each model, so that a run that is stopped leaves what it found.
             write(given.json, _content(rows, options, about))
     except HetschedError as error:
@@ -508,6 +509,7 @@ def _earlier(path: Path, options: Options) -> list[Row]:
                 "attempts": tuple(Attempt(**attempt) for attempt in row["attempts"]),
                 "notes": tuple(row["notes"]),
                 "refusals": tuple(row.get("refusals", ())),
+                "commit": row.get("commit", content["commit"]),
             }
         )
         for row in content["rows"]

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,15 @@ def coverage_summary(result: Mapping[str, Any]) -> str:
         f"`{result['options']['devices']}` by each partitioner ({names}), compiled, run, and every "
         f"part and the whole compared with ONNX Runtime.{what} The largest deviation of all is "
         f"{max(deviations):.0e} of the output's peak; 1e-4 is allowed in float32. "
-        f"{_where(result)}\n"
+        f"{_where(result)}{_commits(result)}\n"
     )
+
+
+def _commits(result: Mapping[str, Any]) -> str:
+    """How many rows are of which commit, if they are of several."""
+    counts = Counter(row.get("commit", result["commit"]) for row in result["rows"])
+    told = ", ".join(f"{count} of {commit[:7]}" for commit, count in counts.items())
+    return f" Models by commit: {told}." if len(counts) > 1 else ""
 
 
 def coverage(result: Mapping[str, Any]) -> str:

@@ -82,7 +82,7 @@ class Executable:
         """
         checked = self._checked(inputs)
         while True:
-            executor = self.start()
+            executor = self._executor or self.start()
             try:
                 outputs, self._last = executor.run(checked)
             except HetschedError as error:
@@ -257,14 +257,17 @@ class Executable:
     ) -> None:
         self.close()
 
-    def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if len(inputs) == len(self._expected) and all(
-            (array := inputs.get(name)).__class__ is np.ndarray
-            and array.shape == shape
-            and array.dtype == dtype
-            for name, shape, dtype in self._expected
-        ):
-            return dict(inputs)
+    def _checked(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if len(inputs) == len(self._expected):
+            for name, shape, dtype in self._expected:
+                array = inputs.get(name)
+                if array.__class__ is not np.ndarray or (array.shape, array.dtype) != (
+                    shape,
+                    dtype,
+                ):
+                    break
+            else:
+                return inputs
         unknown = sorted(set(inputs) - {tensor.name for tensor in self.inputs})
         if unknown:
             there = ", ".join(map(str, self.inputs)) or "none"

@@ -47,7 +47,7 @@ MOST_PASSES = 2000
 LEAST_SECONDS = 1e-9
 # The step that does nothing, by whose time the timer's own is known.
 EMPTY = "(nothing)"
-# Of the largest cache: who has read so much has pushed out what was there before.
+# Of the largest cache: so much has pushed out what was there before.
 DISPLACING_CACHES = 2
 
 
@@ -123,9 +123,9 @@ class KernelSequence:
 
     They run in the graph's order, and need not be all of its groups. What none of them makes has
     seeded values, the same in each pass, and is written to its place right before it is first
-    read, so that it is in the caches as if it had been made. Where others are left out, as much is
-    read in their place, on the host's memory, as they touch: few kernels would else find all that
-    they need in the nearest cache, pass after pass. `refused` has the reasons of the
+    read, so that it is in the caches as if it had been made. Where others are left out, as much of
+    the host's memory is read and written in their place as they touch: few kernels would else find
+    all that they need in the nearest cache, pass after pass. `refused` has the reasons of the
     groups that the device's target does not compile, by their names. Groups of one signature are
     compiled once, and the values of one's weights stand for all. They are compiled in the order in
     which `groups` come; those whose turn comes after `deadline`, by `perf_counter`, are left out.
@@ -298,7 +298,8 @@ class _InCode:
         nothing = copying(library, ((0,), np.dtype(np.int64)))
         chosen = [replace(nothing, inputs=(), outputs=(), results=())]
         for member, code in zip(members, codes, strict=True):
-            if words := others[member.group] // WORD_NBYTES:
+            # Half of it is read, and half is written.
+            if words := others[member.group] // (2 * WORD_NBYTES):
                 source = f"others before {member.group}"
                 self._given[source] = np.ones(words, np.int64)
                 steps.append(Step(source, device, (source,), (f"{source} (read)",)))

@@ -298,8 +298,8 @@ class _InCode:
         nothing = copying(library, ((0,), np.dtype(np.int64)))
         chosen = [replace(nothing, inputs=(), outputs=(), results=())]
         for member, code in zip(members, codes, strict=True):
-            # Half of it is read, and half is written.
-            if words := others[member.group] // (2 * WORD_NBYTES):
+            # Read as weights and inputs are, and as much written as outputs are.
+            if words := others[member.group] // WORD_NBYTES:
                 source = f"others before {member.group}"
                 self._given[source] = np.ones(words, np.int64)
                 steps.append(Step(source, device, (source,), (f"{source} (read)",)))

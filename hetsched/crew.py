@@ -79,6 +79,8 @@ NUMBERS = 64
 MOST_IN_FLIGHT = 32
 MOST_ROUTES = 16
 CORE_WORDS = 16
+# The least that an array takes of the heap.
+LEAST_BLOCK_NBYTES = 24
 # What `crew_copy` counts in.
 WORD_NBYTES = 8
 TELL = CFUNCTYPE(None, c_uint32, c_int32)
@@ -447,16 +449,27 @@ class Between:
             pieces.append((piece[0], piece[1], used))
 
 
-def tables_nbytes(units: int, arguments: Sequence[int]) -> int:
-    """About what a crew of so many units has to tell C, for one request at a time.
+def tables_nbytes(routes: Sequence[Sequence[Step]], addresses: Mapping[Step, int]) -> int:
+    """What a crew has to tell C on these routes, for one request at a time.
 
-    `arguments` are how many addresses each step takes.
+    `addresses` are how many the code of each step takes.
     """
-    whole = NUMBERS * 8 + CORE_WORDS * 64 + CREW.itemsize + SLOT.itemsize
-    unit = UNIT.itemsize + SHARE.itemsize + NUMBERS * PROGRESS.itemsize
-    step = STEP.itemsize + STATE.itemsize
-    # An address has a row of two words, in the kernel, its code and the request.
-    return whole + units * unit + sum(step + 3 * 16 * count for count in arguments)
+    units = {step.device.unit for route in routes for step in route}
+    count = len(routes) * len(routes[0])
+    # Of the crew, of each unit, and of each route with the memory of a request.
+    blocks = [NUMBERS * 8, count * STEP.itemsize, len(units) * UNIT.itemsize + ALIGNMENT]
+    blocks += [CREW.itemsize]
+    blocks += [NUMBERS * PROGRESS.itemsize, len(routes) * SHARE.itemsize] * len(units)
+    for route in routes:
+        blocks += [CORE_WORDS * 64, CORE_WORDS * 8, SLOT.itemsize, ALIGNMENT]
+        blocks += [len(route) * STATE.itemsize + ALIGNMENT]
+        # The numbers of its steps on each unit, and for each step its sources and readers.
+        blocks += [len(route) * 4 // len(units)] * len(units) + [0, 0] * len(route)
+        # A row of two words for each address, of the request.
+        blocks += [16 * addresses[step] for step in route]
+    # The same of the kernel, and of its code.
+    blocks += [16 * count for count in addresses.values()] * 2
+    return sum(max(LEAST_BLOCK_NBYTES, nbytes) for nbytes in blocks)
 
 
 class _Course:

@@ -100,3 +100,8 @@ def new(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
     """What makes such arrays as `empty` does, again and again."""
     small = prod(shape) * dtype.itemsize < LEAST_ALIGNED_NBYTES
     return partial(np.empty if small else empty, shape, dtype)
+
+
+def empty_nbytes(nbytes: int) -> int:
+    """What `empty` asks for, for an array of so many bytes."""
+    return nbytes if nbytes < LEAST_ALIGNED_NBYTES else nbytes + ALIGNMENT

@@ -215,7 +215,7 @@ class Executable:
         parts = [compiled(item.part.step, item.graph, item.artifact) for item in self.parts]
         outputs = [tensor.name for tensor in self.outputs]
         # What hands over without Python was compiled into the parts.
-        return memory(parts, outputs, self._views, True, len(self.plan.parts))
+        return memory(parts, outputs, self._views, True, self.plan.routes)
 
     @property
     def schedule(self) -> Schedule:
@@ -276,17 +276,10 @@ class Executable:
 
     def _start(self) -> Executor:
         steps = [replace(item.part.step, load=partial(_load_kernel, item)) for item in self.parts]
-        number = {
-            (item.part.name, item.part.device.name): index for index, item in enumerate(self.parts)
-        }
-        routes = [
-            tuple(number[name, device] for name, device, _ in recipe.parts)
-            for recipe in self.plan.recipe.turns
-        ]
         names = [tensor.name for tensor in self.outputs]
         constants = self.plan.original.constants
         given = {name: constants[name] for name in names if name in constants}
-        return Executor(steps, names, given, self._views, routes, self.most_in_flight)
+        return Executor(steps, names, given, self._views, self.plan.routes, self.most_in_flight)
 
     @property
     def _views(self) -> Mapping[str, View]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hetsched.cache import footprint
 from hetsched.crew import Between, nbytes_of, tables_nbytes
 from hetsched.device import Device
-from hetsched.dtype import numpy_dtype
+from hetsched.dtype import empty_nbytes, numpy_dtype
 from hetsched.errors import CompileError
 from hetsched.graph import Graph
 from hetsched.liveness import peak_nbytes
@@ -94,14 +94,17 @@ def memory(
     outputs: Sequence[str],
     views: Mapping[str, View],
     crew: bool,
-    first: int,
+    routes: Sequence[tuple[int, ...]],
 ) -> Memory:
-    """What the devices of `parts`, in the order of the plan, hold in a run that returns `outputs`.
+    """What the devices of `parts` hold in a run that returns `outputs`.
 
     `views` are joined of what several parts make. `crew` says that parts on several units hand over
-    without Python, as far as they are all functions of addresses. The `first` so many are one
-    request's; behind them are their replicas, of which nothing is exact.
+    without Python, as far as they are all functions of addresses. Requests take `routes` in turn,
+    each the numbers of its parts in the order of the plan, and what one needed stays there.
     """
+    routes = list(dict.fromkeys(routes))
+    courses = [[parts[number] for number in route] for route in routes]
+    crew = crew and _is_crew(parts)
     weights: dict[str, dict[str, int]] = defaultdict(dict)
     workspace: dict[str, int] = defaultdict(int)
     exact = dict.fromkeys((part.step.device.name for part in parts), True)
@@ -118,18 +121,18 @@ def memory(
         weights[device.name] |= found.weights
         workspace[device.name] += found.own_nbytes
         pools[device.unit] += found.temporaries
-    served = _served(parts[:first], crew)
     for unit, calls in pools.items():
-        # A pool for the thread of the unit, and one for a caller that does its work.
-        workspace[device_of[unit]] += pool_nbytes(calls) * (2 if unit == served else 1)
-    if _is_crew(parts[:first], crew):
-        last = parts[:first][-1].step.device
-        workspace[last.name] += tables_nbytes(len(device_of), list(map(_arguments, parts)))
-    tensors, known = _tensors(parts[:first], outputs, views, crew)
-    known = known and len(parts) == first
-    for part in parts[first:]:
-        made = (part.graph.handed(tensor).nbytes for tensor in part.graph.outputs)
-        tensors[part.step.device.name] = tensors.get(part.step.device.name, 0) + sum(made)
+        workspace[device_of[unit]] += pool_nbytes(calls)
+    if crew:
+        # Who waits for a run does the last unit's work, in a thread that has a pool of its own.
+        last = [course[-1].step.device for course in courses]
+        served = dict.fromkeys(device.unit for device in last if device.threads == 1)
+        calls = [sizes for unit in served for sizes in pools[unit]]
+        workspace[last[0].name] += pool_nbytes(calls)
+        steps = [[part.step for part in course] for course in courses]
+        addresses = {part.step: _addresses(part) for part in parts}
+        workspace[last[0].name] += tables_nbytes(steps, addresses)
+    tensors, known = _tensors(courses, outputs, views, crew)
     held = tuple(
         Holding(
             name,
@@ -146,39 +149,44 @@ def memory(
 
 
 def _tensors(
-    parts: Sequence[Loaded], outputs: Sequence[str], views: Mapping[str, View], crew: bool
+    courses: Sequence[Sequence[Loaded]],
+    outputs: Sequence[str],
+    views: Mapping[str, View],
+    crew: bool,
 ) -> tuple[dict[str, int], bool]:
     """The bytes of what parts hand over and return, by device, and whether they are exact."""
-    steps = [part.step for part in parts]
+    found: dict[str, int] = defaultdict(int)
     kinds = {
         tensor.name: (part.graph.handed(tensor).shape, numpy_dtype(tensor.dtype))
-        for part in parts
+        for part in courses[0]
         for tensor in part.graph.outputs
     }
-    if _is_crew(parts, crew):
+    if not crew:
+        nbytes = {name: nbytes_of(kind) for name, kind in kinds.items()}
+        steps = [part.step for part in courses[0]]
+        tensors, known = _by_python(steps, nbytes, outputs, views)
+        for course in courses[1:]:
+            for step in (part.step for part in course if part not in courses[0]):
+                tensors[step.device.name] += sum(nbytes[name] for name in step.outputs)
+        return tensors, known and len(courses) == 1
+    for number, course in enumerate(courses):
+        steps = [part.step for part in course]
         between = Between(steps, kinds, outputs, views)
-        found = dict(between.charged)
-        for name, kind in between.results.items():
-            maker = steps[min(between.made[name])].device.name
-            found[maker] = found.get(maker, 0) + nbytes_of(kind)
-        return found, True
-    return _by_python(steps, {n: nbytes_of(kind) for n, kind in kinds.items()}, outputs, views)
+        for device, charged in between.charged.items():
+            found[device] += charged
+        # The results are of one request, whichever way it took.
+        for name, kind in between.results.items() if not number else ():
+            found[steps[min(between.made[name])].device.name] += empty_nbytes(nbytes_of(kind))
+    return found, True
 
 
-def _is_crew(parts: Sequence[Loaded], crew: bool) -> bool:
-    """Whether the parts hand over without Python."""
-    units = {part.step.device.unit for part in parts}
-    return len(units) > 1 and crew and all(map(_is_code, parts))
+def _is_crew(parts: Sequence[Loaded]) -> bool:
+    """Whether the parts hand over without Python, where their devices can."""
+    return len({part.step.device.unit for part in parts}) > 1 and all(map(_is_code, parts))
 
 
-def _served(parts: Sequence[Loaded], crew: bool) -> str | None:
-    """The unit whose work is done by its own thread in some runs, and by who waits in others."""
-    last = parts[-1].step.device
-    return last.unit if _is_crew(parts, crew) and last.threads == 1 else None
-
-
-def _arguments(part: Loaded) -> int:
-    """Addresses that the code of a part takes: tensors, weights, small ones and the workspace."""
+def _addresses(part: Loaded) -> int:
+    """What the code of a part takes: tensors, weights, small ones and the workspace."""
     weights = part.footprint.weights if part.footprint is not None else {}
     return len(part.step.inputs) + len(part.step.outputs) + len(weights) + 2
 

@@ -227,6 +227,15 @@ class Plan:
         return (*self.parts, *others)
 
     @property
+    def routes(self) -> tuple[tuple[int, ...], ...]:
+        """By request, the numbers of the `copies` that run it, until the first are due again."""
+        numbers = {(part.name, part.device.name): n for n, part in enumerate(self.copies)}
+        return tuple(
+            tuple(numbers[name, device] for name, device, _ in recipe.parts)
+            for recipe in self.recipe.turns
+        )
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """The devices that run a part, in the system's order."""
         used = {part.device.name for part in self.copies}
@@ -280,7 +289,7 @@ class Plan:
         outputs = [tensor.name for tensor in self.original.outputs]
         crew = crew_is_here([part.device for part in self.copies])
         views = views_between(self.graph, self.graphs)
-        return memory(parts, outputs, views, crew, len(self.parts))
+        return memory(parts, outputs, views, crew, self.routes)
 
     def without(self, device: str, reason: str) -> "Plan":
         """The plan with all that `device` runs moved to others, which its notes tell.

@@ -304,7 +304,9 @@ class _Work:
         return [key for key in dict.fromkeys(state.course.keys.values()) if key not in known]
 
     def _settled(self, state: _State) -> bool:
-        if max(len(state.totals), state.disturbed) >= self._effort.most_bursts:
+        # Without a deadline, what is disturbed again and again has to end too.
+        disturbed = state.disturbed if self._deadline == inf else 0
+        if max(len(state.totals), disturbed) >= self._effort.most_bursts:
             return True
         return not self._missing(state) and self._loose_share(state) <= IGNORED_SHARE
 
@@ -445,7 +447,8 @@ class _Work:
             )
             left = min(self._deadline - perf_counter(), self._seconds_left())
             disturbed = sum(other.disturbed for other in self._states)
-            told = f", {disturbed} disturbed bursts repeated" if disturbed else ""
+            bursts = sum(other.bursts for other in self._states)
+            told = f", {disturbed} of {bursts} bursts disturbed" if disturbed else ""
             unknown = len(keys - self._samples.keys() - self._refused.keys())
             if self._deadline < inf and unknown:
                 told += f", {len(keys) - unknown} measured, {unknown} predicted so far"
@@ -470,7 +473,9 @@ class _Work:
             times = 4.0 if relative >= 4.0 * tolerance else relative / tolerance
             wanted = count * times**2
             more = min(max(wanted, self._effort.least_bursts), self._effort.most_bursts) - count
-            found += max(1.0, more) * (state.wall_seconds or SHORTEST_SECONDS)
+            # As many are disturbed as before.
+            tries = max(1, state.bursts) / max(1, state.bursts - state.disturbed)
+            found += max(1.0, more) * tries * (state.wall_seconds or SHORTEST_SECONDS)
             if not state.totals:
                 loads = [s.loading_seconds for s in self._states if s.attempts]
                 found += statistics.fmean(loads) if loads else COMPILING_SECONDS

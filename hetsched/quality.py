@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from math import ceil, floor, isfinite, log10
-from statistics import median
+from statistics import fmean, median
 
 from hetsched.cost import graph_of
 from hetsched.device import Device
@@ -24,6 +24,8 @@ LEAST_SAMPLES = 10
 # A margin above this share asks for another measurement.
 TIGHT = 0.02
 MOST_ROWS = 15
+# A prediction that is off by no more than this is near.
+NEAR = 0.1
 # Of a chart, in its own units.
 WIDTH, HEIGHT, EDGE = 640, 400, 56
 
@@ -42,6 +44,11 @@ class Point:
     @property
     def error(self) -> float:
         return abs(self.predicted / self.measured - 1)
+
+    @property
+    def first(self) -> str:
+        """The kind of its first operation."""
+        return self.kinds.partition("+")[0]
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,14 @@ def page(found: Quality) -> str:
         _section(
             "Error by kind of operation",
             "The median of what predictions are off, of the kinds that take the most time.",
-            bars(_errors(found.points, lambda point: point.kinds.partition("+")[0])),
+            bars(_errors(found.points, lambda point: point.first)),
+        ),
+        _section(
+            "Residuals by kind of operation and device",
+            "Of kernels that begin with the operation: its share of the time of all, the mean of "
+            "what predictions are off, their median with its sign, and how many are within 10 %. "
+            "What takes the most time comes first.",
+            _residuals(found.points),
         ),
         _section(
             "Error by device",
@@ -306,7 +320,7 @@ def _summary(points: Sequence[Point]) -> str:
         (str(len(points)), "kernels predicted by others"),
         (_percent(sum(errors) / len(errors)), "mean error"),
         (_percent(median(errors)), "median error"),
-        (_percent(sum(error <= 0.1 for error in errors) / len(errors)), "within 10 %"),
+        (_percent(sum(error <= NEAR for error in errors) / len(errors)), "within 10 %"),
         (_percent(median(margins)) if margins else "unknown", "median margin of a measurement"),
     )
     return (
@@ -327,6 +341,31 @@ def _errors(points: Sequence[Point], key: Callable[[Point], str]) -> list[tuple[
     ]
 
 
+def _residuals(points: Sequence[Point]) -> str:
+    """A table of kinds on devices."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        found.setdefault((point.first, point.device), []).append(point)
+    if not found:
+        return EMPTY
+    total = sum(point.measured for point in points)
+    times = {key: sum(point.measured for point in own) for key, own in found.items()}
+    rows = [
+        (
+            kind,
+            device,
+            str(len(own := found[kind, device])),
+            _percent(times[kind, device] / total),
+            _percent(fmean(p.error for p in own)),
+            _percent(median(p.predicted / p.measured - 1 for p in own), sign=True),
+            _percent(fmean(p.error <= NEAR for p in own)),
+        )
+        for kind, device in sorted(found, key=lambda key: -times[key])
+    ]
+    heads = ("operation", "device", "kernels", "of the time", "mean error", "median", "within 10 %")
+    return _cells(heads, rows)
+
+
 def _shares(margins: Sequence[float]) -> list[tuple[str, float, str]]:
     bounds = (0.005, 0.01, 0.02, 0.05, 0.1, float("inf"))
     rows, before = [], 0.0
@@ -343,14 +382,19 @@ def _shares(margins: Sequence[float]) -> list[tuple[str, float, str]]:
 def _table(rows: Sequence[Next]) -> str:
     if not rows:
         return "<p>Nothing stands out.</p>"
+    return _cells(
+        ("kernel", "device", "time", "why"),
+        [(row.kinds, row.device, seconds_text(row.seconds), row.why) for row in rows],
+    )
+
+
+def _cells(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     lines = "".join(
-        f"<tr><td>{escape(row.kinds)}</td><td>{escape(row.device)}</td>"
-        f"<td>{seconds_text(row.seconds)}</td><td>{escape(row.why)}</td></tr>"
-        for row in rows
+        f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows
     )
     return (
-        '<div class="wide"><table><thead><tr><th scope="col">kernel</th><th scope="col">device</th>'
-        f'<th scope="col">time</th><th scope="col">why</th></tr></thead>'
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div>"
     )
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hetsched.device import Device
-from hetsched.dtype import empty, numpy_dtype
+from hetsched.dtype import ALIGNMENT, empty, empty_nbytes, numpy_dtype
 from hetsched.errors import CompileError, PackageError, PartError, PluginError
 from hetsched.graph import Graph
 from hetsched.host import cpu_device, cpu_devices
@@ -219,7 +219,7 @@ class Cpu(Target):
         threads = device.threads if device.threads > 1 and part.is_parallel else 1
         return Footprint(
             weights | {name: array.nbytes for name, array in part.weights.items()},
-            len(part.constants) + part.workspace_nbytes,
+            _own_nbytes(len(part.constants), part.workspace_nbytes),
             part_temporaries(part, llvm(_isa(device)), threads),
         )
 
@@ -229,7 +229,7 @@ class Cpu(Target):
             return None
         return Footprint(
             {name: array.nbytes for name, array in artifact.weights.items()},
-            len(artifact.files.get(CONSTANTS, b"")) + (layout.workspace_nbytes or 0),
+            _own_nbytes(len(artifact.files.get(CONSTANTS, b"")), layout.workspace_nbytes or 0),
             layout.temporaries,
         )
 
@@ -241,6 +241,11 @@ class Cpu(Target):
                 f"part '{graph.name}' needs {', '.join(lacking)}, which this processor lacks"
             )
         return CpuKernel(artifact, graph, device.threads)
+
+
+def _own_nbytes(constants: int, workspace: int) -> int:
+    """What a part holds for itself: small weights as an aligned copy, and its workspace."""
+    return constants + ALIGNMENT + empty_nbytes(workspace)
 
 
 class CpuKernel(Kernel):

@@ -190,6 +190,20 @@ def test_what_is_always_disturbed_has_its_least_time_and_is_not_trusted(
     assert len(machine.bursts) == count
 
 
+def test_a_budget_is_used_to_wait_for_a_quiet_moment(machine: Machine, store: Store) -> None:
+    """Without one, what is always disturbed ends after as many bursts as would do."""
+    quick = Effort(0.03, 3, 8)
+    machine.disturbed = lambda burst: "30% of the processor stolen" if burst <= 20 else ""
+    told: list[str] = []
+    graph = product(4, 5)
+    found = measure(
+        [course(graph)], store, quick, machine.now + 1e3, lambda what, _, __: told.append(what)
+    )
+    assert found.disturbed == 20
+    assert all(quick.settles(sample) for sample in found.samples.values())
+    assert any("20 of 20 bursts disturbed" in what for what in told)
+
+
 def test_outliers_change_neither_time_nor_margin() -> None:
     sample = None
     for burst in range(12):

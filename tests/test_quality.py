@@ -74,6 +74,22 @@ def test_each_chart_says_what_it_is() -> None:
     assert read(bars([("one", 1.0, "1"), ("two", 2.0, "2")])).seen.count("rect") == 2
 
 
+def test_residuals_are_told_by_kind_and_device() -> None:
+    points = [
+        Point("cpu:0", kinds, 1e-3, 1e-3 * off, 0.1, 0.01)
+        for kinds, off in (("Conv+Relu", 1.5), ("Conv", 0.9), ("Conv", 1.02), ("Pad", 0.95))
+    ]
+    points.append(Point("<gpu>", "Pad", 4e-3, 8e-3, 0.1, 0.01))
+    text = page(Quality("store", tuple(points), (), (), ()))
+    rows = text.partition("Residuals by kind")[2].partition("</table>")[0].split("<tr>")[2:]
+    cells = [row.replace("</td>", "").replace("</tr>", "").split("<td>")[1:] for row in rows]
+    assert [[cell.partition("<")[0] for cell in row] for row in cells] == [
+        ["Pad", "&lt;gpu&gt;", "1", "50 %", "100 %", "+100 %", "0 %"],
+        ["Conv", "cpu:0", "3", "37.5 %", "20.7 %", "+2 %", "66.7 %"],
+        ["Pad", "cpu:0", "1", "12.5 %", "5 %", "-5 %", "100 %"],
+    ]
+
+
 def test_names_are_text() -> None:
     text = page(FOUND)
     assert "<gpu>" not in text

@@ -145,7 +145,8 @@ def _measure(
         system = with_winograd(System.local(devices or "cpu", kept), winograd)
         limit = budget if budget is not None else float("inf")
         profiling = api.profile(graphs, system, kept.path, limit, steps.begin("profiling"))
-    document = profile_document(profiling, str(kept.path)) | hardware(system.devices)
+    document = profile_document(profiling, str(kept.path), budget)
+    document |= hardware(system.devices)
     show(document, json_, profile_view(document))
     if document["missing"]:
         raise LimitExceeded(

@@ -10,17 +10,19 @@ from rich.console import RenderableType
 
 from hetsched.api import Profiled, Profiling
 from hetsched.links import Repeated, runtime
-from hetsched.profiling import MOST_DRIFT
+from hetsched.profiling import IGNORED_SHARE, MOST_DRIFT, THOROUGH
 from hetsched.report.tables import MOST_ROWS, Document, hardware_view, scaled, table, values_of
 from hetsched.store import Record, Store
 
 
-def profile_document(profiling: Profiling, store: str) -> Document:
+def profile_document(profiling: Profiling, store: str, budget: float | None = None) -> Document:
+    """`budget` are the seconds that were given, if there is a limit."""
     rows = profiling.rows
     kinds = dict.fromkeys(row.devices for row in rows)
     return {
         "store": store,
         "seconds": profiling.seconds,
+        "budget_seconds": budget,
         "already": sum(row.already for row in rows),
         "measured": sum(row.sample is not None and not row.already for row in rows),
         "missing": sum(row.missing for row in rows),
@@ -144,10 +146,18 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
         ),
     )
     yield ""
+    budget = document["budget_seconds"]
     yield (
         f"{document['measured']} measured now, {document['already']} in the store already, "
-        f"{document['missing']} missing; {document['seconds']:.1f} s; store {document['store']}"
+        f"{document['missing']} missing; {document['seconds']:.1f} s"
+        f"{f' of {budget:g} s' if budget else ''}; store {document['store']}"
     )
+    loose = sum(weight(row) for row in kernels if row["seconds"] and not row["tight"])
+    if loose > IGNORED_SHARE * sum(map(weight, kernels)):
+        yield (
+            f"{document['loose']} are not yet tight, that is known to {THOROUGH.tolerance:.0%}; "
+            "the same command goes on with them"
+        )
     if document["disturbed_bursts"]:
         yield (
             f"{document['disturbed_bursts']} of {document['bursts']} bursts were disturbed and do "

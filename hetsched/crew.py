@@ -162,11 +162,11 @@ class Crew:
         """
         with self._lock:
             route = self._turns[self._count % len(self._turns)]
-            alone = not self._in_flight
-            memory = route.free.pop() if alone and route.free else self._memory(route)
+            ready = route.free and not self._in_flight
+            memory = route.free.pop() if ready else self._memory(route)
             self._count += 1
             request = CrewRequest(self, route, memory, {**inputs, **self._constants})
-            if attended and alone:
+            if attended and not self._in_flight:
                 request.host = route.host
             number = self._submit(self._crew, memory.slot_address, request.host)
             request.number = number
@@ -608,7 +608,7 @@ def address(array: np.ndarray) -> int:
     """Where the values of a contiguous array begin."""
     try:
         # What numpy tells of an array takes three times as long, which counts for small networks.
-        return addressof(c_char.from_buffer(array))
+        return addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         # It is read-only, empty, or of a type that buffers do not have.
         return int(array.__array_interface__["data"][0])

@@ -101,7 +101,7 @@ class Executable:
         InputError
             An input is missing, unknown, or has another shape or dtype, or is not contiguous.
         """
-        checked = self._checked(inputs)
+        checked = dict(self._checked(inputs))
         for name, array in checked.items():
             if array is not inputs[name] or not array.flags.c_contiguous:
                 raise InputError(
@@ -160,7 +160,7 @@ class Executable:
 
         Several may be in flight; where there are `most_in_flight` or more, it may wait.
         """
-        checked = self._checked(inputs)
+        checked = dict(self._checked(inputs))
         request = (
             self.start().submit(checked) if self.fallback is None else _Repeated(self, checked)
         )
@@ -258,6 +258,7 @@ class Executable:
         self.close()
 
     def _checked(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """`inputs` themselves if they are what is expected; a caller may change them later."""
         if len(inputs) == len(self._expected):
             for name, shape, dtype in self._expected:
                 array = inputs.get(name)

@@ -1,14 +1,28 @@
 """Memory, predicted before anything is compiled against what a run takes: see `bench.footprint`."""
 
+import json
+
 from bench import footprint, models
 from bench.costing import Options, Result
+from bench.record import record
+from hetsched.files import write_text
 
 
 def measured(options: Options) -> Result:
-    """Plans on one and on two devices; all that differ of the partitioners of `footprint`."""
+    """Plans on one and on two devices; all that differ of the partitioners of `footprint`.
+
+    What an earlier run at the same commit measured of a model is kept in the folder.
+    """
     names = options.names or tuple(footprint.MODELS)
     chosen = models.chosen(options.models, names, float("inf"))
-    found = footprint.rows(chosen, seed=options.seed)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    found: list[footprint.Row] = []
+    for model in chosen:
+        path = options.folder / f"memory-{model.name}-{record(options.seed)['commit']}.json"
+        if not path.exists():
+            rows = footprint.rows([model], seed=options.seed)
+            write_text(path, json.dumps(rows, indent=1))
+        found += json.loads(path.read_text(encoding="utf-8"))
     heads, cells = footprint.cells(found)
     figures = footprint.summary(found)
     text = (

@@ -69,7 +69,8 @@ LOADERS = (
         for name in "array blocks conv core load netlist queues store".split()
     }
     | {f"hetsched.schedules.gpu.{name}" for name in "loops threads tiles".split()}
-    | {"hetsched.stages.borders", "hetsched.stages.pipeline", "hetsched.partitioners.layerwise"}
+    | {f"hetsched.stages.{name}" for name in "annealing borders pipeline".split()}
+    | {"hetsched.partitioners.layerwise"}
     | {
         # Named by whoever wants them, loaded by name.
         f"hetsched.schedulers.{name}"

@@ -123,6 +123,35 @@ def test_what_is_copied_in_short_rows_is_counted_by_rows() -> None:
     assert (cycles["rows"], cycles["chosen"]) == (63, 126)
 
 
+def test_what_is_padded_in_long_rows_is_asked_for_once() -> None:
+    build = Builder()
+    x, pads = build.input("x", 4, 128, 128, 1), build.constant(np.array([0, 0, 0, 0, 0, 0, 63, 0]))
+    part = build.graph(build.op("Pad", x, pads, shape=(4, 128, 191, 1)))
+    cycles = work_of(part, RULES, 4).cycles
+    assert "chosen" not in cycles
+    assert (cycles["rows"], cycles["scalar"]) == (4 * 128, 4 * 128 * 191)
+
+
+@pytest.mark.parametrize(
+    ("perm", "term"), [((1, 0, 2), "shifted"), ((0, 2, 1), "turned"), ((2, 0, 1), "turned")]
+)
+def test_a_transposition_that_keeps_the_last_axis_moves_rows(
+    perm: tuple[int, ...], term: str
+) -> None:
+    shape = (12, 20, 64)
+    part = one("Transpose", shape, tuple(shape[axis] for axis in perm), perm=perm)
+    assert work_of(part, RULES, 4).cycles[term] == 12 * 20 * 64
+
+
+def test_channels_in_blocks_are_beside_each_other_when_they_become_the_last_axis() -> None:
+    build = Builder()
+    weights = build.constant(np.zeros((32, 64, 1, 1), np.float32))
+    y = build.op("Conv", build.input("x", 1, 64, 14, 14), weights, shape=(1, 32, 14, 14),
+                 kernel_shape=(1, 1))  # fmt: skip
+    last = build.op("Transpose", y, shape=(1, 14, 14, 32), perm=(0, 2, 3, 1))
+    assert "turned" not in work_of(build.graph(last), RULES, 4).cycles
+
+
 def test_bytes_are_put_in_blocks_and_back() -> None:
     build = Builder()
     one, nothing = (build.constant(np.array(v)) for v in (np.float32(1), np.uint8(0)))
@@ -192,6 +221,14 @@ def test_what_samples_tell_of_is_more_certain() -> None:
     # A family that was not seen stays the least certain.
     (strange,) = after.estimates([Work("strange", {"launch": 1.0, "turned": 1e5})])
     assert strange.deviation > max(deviations[1])
+
+
+def test_kernels_that_are_not_understood_do_not_spoil_the_rest() -> None:
+    """One in eight takes five times as long as all that is counted of it says."""
+    parts = drawn(64, seed=0)
+    works = [work_of(part, RULES, 4) for part in parts]
+    seconds = [truth(part) * (5 if index % 8 == 0 else 1) for index, part in enumerate(parts)]
+    assert error(Regression(CLOCK_HZ).fitted(works, seconds), drawn(100, seed=1)) < 0.03
 
 
 def test_a_wrong_sample_does_not_spoil_the_rest() -> None:

@@ -283,3 +283,22 @@ def test_the_attack_changes_instances_and_finds_where_heft_is_bad() -> None:
     assert bad > 1.1
     assert so_far[-1] == bad == over_members("heft")(worst)
     assert over_optimum("portfolio:seconds=0,iterations=300")(worst) == pytest.approx(1)
+
+
+def test_a_search_never_passes_its_limit_at_the_pace_that_it_has_seen() -> None:
+    class Told:
+        seconds = 0.0
+
+    clock = Told()
+    search = portfolio.Search(layered(4, 3, 1.0, 0), clock, 2.0, np.inf, 0)  # type: ignore[arg-type]
+    turns = 0
+    while room := search.room(1.0, 400):
+        steps = min(room, 8000)
+        # A step takes ever longer, up to a fifth more than the one before.
+        clock.seconds += steps * 5e-5 * 1.2 ** (turns % 3)
+        search.take(steps, 400)
+        turns += 1
+    assert 1.9 < clock.seconds <= 2.0
+    # Of iterations, each step of 470 tasks is half a one.
+    search = portfolio.Search(layered(4, 3, 1.0, 0), clock, np.inf, 100, 0)  # type: ignore[arg-type]
+    assert search.room(0.5, 470) == round(portfolio.SOME * 100)

@@ -16,8 +16,9 @@ from hetsched.errors import InfeasiblePlan
 from hetsched.objective import seconds_a_request
 from hetsched.partitioners.layerwise import fastest_pipeline, named, shortest_run
 from hetsched.plan import Recipe
-from hetsched.stages import pipeline
+from hetsched.stages import annealing, pipeline
 from hetsched.stages.pipeline import fastest
+from hetsched.stages.relaxation import NEAR, Relaxation
 from hetsched.stages.serial import cheapest, fits, in_runs, minimum_cut, serial_seconds
 from hetsched.stages.traffic import Traffic
 from hetsched.stream import stream
@@ -188,6 +189,80 @@ def test_with_too_many_borders_the_bound_holds_and_is_near(
         assert exact.seconds <= rough.seconds * (1 + 1e-9)
         assert rough.seconds <= 1.1 * exact.seconds
         assert rough.bound >= 0.8 * exact.seconds
+
+
+def work_of_busiest(
+    traffic: Traffic, found: list[float], devices: tuple[int, ...], stage: np.ndarray
+) -> float:
+    """The least of all that are found, this one among them."""
+    for source, sinks in enumerate(traffic.successors):
+        assert all(stage[source] <= stage[sink] for sink in sinks)
+    seconds = traffic.seconds[np.arange(traffic.count), np.array(devices)[stage]]
+    found.append(float(np.bincount(stage, seconds).max()))
+    return min(found)
+
+
+def test_branch_and_bound_comes_to_the_best_of_all() -> None:
+    for seed in range(12):
+        tasks = grid(random.Random(seed), 9, 3)
+        # Without transfers, which the relaxation leaves out.
+        tasks = TaskGraph(
+            tasks.system, tasks.tasks, tuple(replace(e, nbytes=0) for e in tasks.edges)
+        )
+        traffic = Traffic.of(tasks)
+        best = min(bottleneck(tasks, each) for each in all_pipelines(tasks))
+        found: list[float] = []
+        relaxation = Relaxation(traffic, 0, partial(work_of_busiest, traffic, found))
+        relaxation.go_on(inf, 1e6, branching=False)
+        assert relaxation.bound <= best * (1 + 1e-9)
+        relaxation.go_on(min(found), 1e7, branching=True)
+        assert relaxation.bound <= best * (1 + 1e-9)
+        assert best <= min(found) * (1 + 1e-9)
+        assert min(found) <= relaxation.bound * NEAR**2
+
+
+def taken(traffic: Traffic, devices: tuple[int, ...], stage: np.ndarray) -> float:
+    """Seconds of the pipeline of (n) stages on devices; infinite if it cannot be."""
+    if np.isinf(traffic.seconds[np.arange(traffic.count), np.array(devices)[stage]]).any():
+        return inf
+    parts = [(device, np.flatnonzero(stage == index)) for index, device in enumerate(devices)]
+    stages = [(device, tuple(map(int, part))) for device, part in parts if len(part)]
+    return bottleneck(traffic.tasks, placed(traffic.tasks, stages))
+
+
+def test_annealing_counts_what_a_pipeline_takes_and_never_ends_with_more() -> None:
+    better, seen = 0, 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        tasks = drawn(rng, 8, 3)
+        traffic = Traffic.of(tasks)
+        solver = pipeline._Solver(traffic, 0, 0.0)
+        devices = tuple(rng.sample(range(3), 3))
+        stage = np.array([rng.randint(0, 2) for _ in range(traffic.count)])
+        for source, sinks in enumerate(traffic.successors):
+            stage[list(sinks)] = np.maximum(stage[list(sinks)], stage[source])
+        if len(set(traffic.unit)) < 3 or taken(traffic, devices, stage) == inf:
+            continue
+        seen += 1
+        found = annealing.annealed(
+            traffic, solver.flow, devices, stage, np.full(3, 1 / 3), 3000, seed
+        )
+        assert taken(traffic, devices, found) <= taken(traffic, devices, stage) * (1 + 1e-9)
+        better += taken(traffic, devices, found) < taken(traffic, devices, stage)
+        # Moved to there one by one, or put there at once.
+        flow = solver.flow
+        board = annealing._board(traffic, flow, devices)
+        launch = traffic.launch[list(devices)]
+        moved = annealing._placed(board, launch, stage)
+        for task in range(traffic.count):
+            annealing._shift(board, moved, task, int(stage[task]), int(found[task]))
+        at_once = annealing._placed(board, launch, found)
+        for one, other in zip(moved, at_once, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-9)
+        if set(found) == {0, 1, 2}:
+            assert annealing._bottleneck(at_once) == pytest.approx(taken(traffic, devices, found))
+    assert seen >= 10
+    assert better >= 5
 
 
 # One stage after the other.

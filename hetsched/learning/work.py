@@ -38,6 +38,8 @@ ENDS = frozenset(["QuantizeLinear", "DequantizeLinear"])
 # They ask of each element which input it comes from.
 CHOOSING = frozenset(["Concat", "Pad"])
 COPIES = frozenset("Concat Slice Pad Split Gather Expand Tile Resize".split())
+# Their results have channels in blocks.
+IN_BLOCKS = frozenset(["Conv", "ConvTranspose", "MaxPool", "AveragePool", "LRN"])
 VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout"])
 # Bytes of an integer kernel that a lane takes together.
 TOGETHER = 4
@@ -111,14 +113,18 @@ def _passes(found: Work, part: Graph, rules: Rules) -> None:
     op, tensor = max(
         ((op, tensor) for op in part.ops for tensor in op.writes), key=lambda pair: pair[1].size
     )
-    even = _run(found, part, op, tensor) % rules.vectors.lanes == 0
-    if even:
+    run = _run(found, part, op, tensor)
+    if any(op.kind in ENDS for op in part.ops) and found.family == "copy":
+        # Bytes, of which each is scaled on its way.
+        found.add(scalar=float(tensor.size))
+    elif run % rules.vectors.lanes == 0:
         found.add(plain=_vectors(tensor, rules))
     else:
         # Short loops cost more to begin than to run.
         longer = [size for size in tensor.shape if size > 1]
         found.add(rows=tensor.size / longer[-1] if longer else 1.0)
-        chosen = any(op.kind in CHOOSING for op in part.ops)
+        # In long runs it is asked for once, not for each element.
+        chosen = run < rules.vectors.lanes and any(op.kind in CHOOSING for op in part.ops)
         found.add(**{"chosen" if chosen else "scalar": float(tensor.size)})
 
 
@@ -130,7 +136,7 @@ def _run(found: Work, part: Graph, op: Op, tensor: Tensor) -> int:
     if op.kind == "Concat":
         axis = int(op.attributes["axis"]) % len(tensor.shape)
         return prod(tensor.shape[axis + 1 :])
-    return tensor.shape[-1] if tensor.shape else 1
+    return next((size for size in reversed(tensor.shape) if size > 1), 1)
 
 
 def _vectors(tensor: Tensor, rules: Rules) -> float:
@@ -157,7 +163,7 @@ def _borders(found: Work, part: Graph, anchor: Op, rules: Rules) -> None:
     for op in part.ops:
         if op is anchor:
             behind = True
-            if op.kind not in DEAR:
+            if op.kind not in DEAR and op.kind != "Transpose":
                 continue
         if op.kind in VIEWS or op.kind in ENDS:
             continue
@@ -165,12 +171,32 @@ def _borders(found: Work, part: Graph, anchor: Op, rules: Rules) -> None:
         if op.kind in DEAR:
             found.add(dear=size * DEAR[op.kind])
         elif op.kind == "Transpose":
-            found.add(turned=size * rules.vectors.lanes)
+            kept = _keeps_nearest(op, anchor)
+            found.add(**{"shifted" if kept else "turned": size * rules.vectors.lanes})
         elif behind:
             found.add(cheap=size * CHEAP.get(op.kind, 1))
     found.sizes["outputs"] = float(sum(t.size for t in part.outputs))
     found.sizes["inputs"] = float(sum(t.size for t in part.inputs))
     found.sizes["ops"] = float(len(part.ops))
+
+
+def _keeps_nearest(op: Op, anchor: Op) -> bool:
+    """Whether elements that lie beside each other still do so behind a transposition.
+
+    What a kernel in blocks of channels hands to it has channels beside each other.
+    """
+    shape = op.input(0).shape
+    in_blocks = anchor.kind in IN_BLOCKS and shape == anchor.output().shape
+    longer = [axis for axis in range(len(shape)) if shape[axis] > 1]
+    return _is_last(op, 1 if in_blocks else (longer or [0])[-1])
+
+
+def _is_last(op: Op, axis: int) -> bool:
+    """Whether a transposition makes this axis the last one of several elements."""
+    shape = op.input(0).shape
+    order: Any = op.attributes.get("perm", range(len(shape))[::-1])
+    longer = [int(one) for one in order if shape[int(one)] > 1]
+    return not longer or longer[-1] == axis
 
 
 def _window(op: Op, kernel: tuple[int, ...], *, spatial: int) -> Window:

@@ -32,8 +32,9 @@ LARGEST = 4000
 # How hot annealing begins, in mean seconds of a task and half a transfer; and where links contend,
 # by rounds.
 HEAT, CONTENTION_HEATS = 0.4, (0.1, 1.0)
-# Into how many slices it is divided at least.
+# Into how many slices it is divided at least, and how many steps a start is worth for each task.
 SLICES = 8
+START_STEPS = 300
 # Tasks in a window, in turns, its temperature, and steps for each of its tasks.
 WINDOWS = (100, 200, 400)
 WINDOW_HEAT = 0.1
@@ -46,6 +47,9 @@ SLACKS = (0.1, 0.3)
 SLICE = 200
 # What an iteration is: a step of annealing looks at all tasks, and costs as much as these besides.
 VISITS, FIXED = 1000, 30
+# The share of the seconds that is left for what follows the search, and how much of what is left
+# for the search is used before it is asked again how long that took.
+RESERVE, SOME = 0.01, 0.8
 # What two sums that mean the same makespan can differ by, as a share.
 ROUNDING = 1e-12
 # CP-SAT's own units of work, about seconds, for each iteration.
@@ -58,12 +62,12 @@ class Portfolio(Scheduler):
 
     The best schedule of the list schedulers, and of one that goes by the prices of the devices, is
     annealed: critical tasks are taken out, alone or with others, and put back one by one where the
-    longest path through each is shortest. Small problems then go to CP-SAT. Large ones are first
-    justified, pushed late and then early after some of the order was shuffled, and then annealed in
-    windows. Where links contend, tasks change places and all is run again. An iteration is about
-    0.1 ms of any size of problem; with `seconds=0` iterations are the only limit, and the result is
-    the same on any machine. With `prove`, problems of up to 100 tasks get a bound that takes longer
-    to find.
+    longest path through each is shortest. Small problems are annealed from several of the list
+    schedules and go to CP-SAT. Large ones are first justified, pushed late and then early after
+    some of the order was shuffled, and then annealed in windows. Where links contend, tasks change
+    places and all is run again. An iteration is about 0.1 ms of any size of problem; with
+    `seconds=0` iterations are the only limit, and the result is the same on any machine. With
+    `prove`, problems of up to 100 tasks get a bound that takes longer to find.
 
     References
     ----------
@@ -89,6 +93,7 @@ class Portfolio(Scheduler):
         with Clock() as clock:
             search = Search(problem, clock, self.seconds or inf, self.iterations or inf, self.seed)
             for solution in started(search):
+                search.starts.append(solution)
                 search.offer(solution)
             search.prove(lower_bound(problem, search.best.makespan).seconds)
             for step, until in next(steps for most, steps in PLANS if problem.tasks <= most):
@@ -126,12 +131,18 @@ class Search:
     ) -> None:
         self.problem = problem
         self.seed = seed
+        # Goes on from one local search to the next, so that none repeats another.
+        self.random = seeded(seed)
         self.best = Solution(np.empty(0, np.int64), np.empty(0), inf)
         self.moments: list[Moment] = []
+        # What the search begins with.
+        self.starts: list[Solution] = []
         self._clock = clock
-        self._seconds = seconds
+        self._seconds = seconds * (1 - RESERVE)
         self._iterations = iterations
         self._taken = 0.0
+        # Seconds of an iteration, as the last ones took them, and when they began.
+        self._pace, self._looked = WORK, 0.0
 
     def offer(self, solution: Solution) -> None:
         """Takes over what is shorter, and the higher of the bounds."""
@@ -161,7 +172,17 @@ class Search:
         return max(self._clock.seconds / self._seconds, self._taken / self._iterations)
 
     def take(self, steps: int, tasks: int) -> None:
-        self._taken += steps * (tasks + FIXED) / VISITS
+        """Notes that so many steps were taken since there was seen to be room."""
+        iterations = steps * (tasks + FIXED) / VISITS
+        self._pace = max(1e-9, (self._clock.seconds - self._looked) / iterations)
+        self._taken += iterations
+
+    def room(self, until: float, tasks: int) -> int:
+        """How many steps there surely can be, at the pace of the last, until a share is spent."""
+        self._looked = self._clock.seconds
+        seconds = (self._seconds * until - self._looked) / self._pace
+        left = min(seconds, self._iterations * until - self._taken)
+        return steps(SOME * left, tasks) if left > 0 else 0
 
     def limit(self, until: float) -> _cpsat.Limit:
         """What CP-SAT may use until a share of all is spent."""
@@ -255,7 +276,7 @@ def local_search(turns: Turns, solver: str, search: Search, until: float) -> Non
         best.makespan,
         best.lower_bound * (1 + 1e-9),
         mean_seconds(problem),
-        seeded(search.seed),
+        search.random,
     )
     for end in turns(search, local, until):
         search.tell(end, solver)
@@ -274,35 +295,44 @@ def run_again(problem: Problem, local: Local, solver: str) -> Solution:
 
 
 def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
-    """Rounds from the best on, ever colder, in each of which the price of work counts more."""
-    tasks, best, since = search.problem.tasks, local.best, search.spent()
-    heat = HEAT * local.scale
+    """Rounds from each start on, ever colder; in the second the price of work counts more.
+
+    There are as many starts as there is time for, the best of all at last.
+    """
+    problem, tasks, random = search.problem, search.problem.tasks, local.random
+    best, since = local.best, search.spent()
     limit = search.limit(until)
-    count = steps(min(SLICE, min(limit.seconds, limit.work) / WORK / SLICES), tasks)
-    for index, slack in enumerate(SLACKS):
-        price = counting_price(search.problem, best, slack)
-        move = partial(climb, padded(search.problem), price, np.zeros(len(price)))
-        if search.problem.contention:
-            move = partial(shake, search.problem.arrays)
-            heat = CONTENTION_HEATS[index] * local.scale
-        order, device = local.order.copy(), local.device.copy()
-        begin, last = search.spent(), since + (index + 1) / len(SLACKS) * (until - since)
-        while (spent := search.spent()) < last:
-            hot = heat * (last - spent) / (last - begin)
-            best = move(
-                order,
-                device,
-                local.order,
-                local.device,
-                best,
-                count,
-                hot,
-                hot,
-                local.bound,
-                local.random,
-            )
-            search.take(count, tasks)
-            yield best
+    iterations = min(limit.seconds, limit.work) / WORK
+    starts = 1 if problem.contention else steps(iterations, tasks) // (START_STEPS * tasks)
+    others = sorted(search.starts, key=lambda solution: solution.makespan)[: max(0, starts - 1)]
+    share = (until - since) / (len(others) + 1) / len(SLACKS)
+    count = steps(min(SLICE, iterations / SLICES / (len(others) + 1)), tasks)
+    last = since
+    for start in [*others, None]:
+        # The best that was found from this start on.
+        order, device, end = local.order.copy(), local.device.copy(), best
+        if start is not None:
+            order, device = _cpsat.order_of(problem, start), start.device.copy()
+            end = start.makespan
+        for index, slack in enumerate(SLACKS):
+            heat = HEAT * local.scale
+            price = counting_price(problem, end, slack)
+            move = partial(climb, padded(problem), price, np.zeros(len(price)))
+            if problem.contention:
+                move = partial(shake, problem.arrays)
+                heat = CONTENTION_HEATS[index] * local.scale
+            now_order, now_device = order.copy(), device.copy()
+            begin, last = search.spent(), last + share
+            while (spent := search.spent()) < last and (room := search.room(last, tasks)):
+                some = min(count, room)
+                hot = heat * (last - spent) / (last - begin)
+                now = now_order, now_device, order, device
+                end = move(*now, end, some, hot, hot, local.bound, random)
+                search.take(some, tasks)
+                if end < best:
+                    best = end
+                    local.order[:], local.device[:] = order, device
+                yield best
 
 
 def justification(search: Search, local: Local, until: float) -> Iterator[float]:
@@ -310,8 +340,9 @@ def justification(search: Search, local: Local, until: float) -> Iterator[float]
     a, back, tasks = search.problem.arrays, backwards(search.problem).arrays, search.problem.tasks
     count = max(1, steps(SLICE, tasks) // JUSTIFYING)
     while search.spent() < until:
-        best = justify(a, back, local.order, local.device, count, local.bound, local.random)
-        search.take(JUSTIFYING * count, tasks)
+        some = min(count, max(1, search.room(until, tasks) // JUSTIFYING))
+        best = justify(a, back, local.order, local.device, some, local.bound, local.random)
+        search.take(JUSTIFYING * some, tasks)
         yield best
 
 
@@ -335,8 +366,11 @@ def windows(search: Search, local: Local, until: float) -> Iterator[float]:
         # Not always the same borders.
         first = -int(borders.integers(size))
         while first < tasks:
-            if search.spent() >= until:
+            # What is left at the end is less for each task.
+            room = search.room(until, size)
+            if room < size:
                 return
+            some, count = max(1, min(some, room // count)), min(count, room)
             last = min(tasks, first + some * size // 2)
             heat = WINDOW_HEAT * local.scale
             first, best = sweep(
@@ -386,7 +420,7 @@ def windowed(search: Search, until: float) -> None:
 # Up to how many tasks what is tried in turn, and the share of the budget that is spent behind it.
 PLANS: tuple[tuple[float, tuple[tuple[Step, float], ...]], ...] = (
     (40, ((annealed, 0.05), (refute, 0.1), (proved, 0.6), (annealed, 1.0))),
-    (100, ((annealed, 0.85), (refute, 1.0))),
+    (100, ((annealed, 0.85), (refute, 0.93), (annealed, 1.0))),
     (WHOLE, ((annealed, 1.0),)),
     (LARGEST, ((justified, 0.3), (windowed, 1.0))),
     (inf, ((windowed, 1.0),)),

@@ -8,6 +8,7 @@ import numpy as np
 
 from hetsched.bounds import throughput_bound
 from hetsched.problem import Problem
+from hetsched.stages.annealing import annealed
 from hetsched.stages.borders import (
     Family,
     Flow,
@@ -19,7 +20,7 @@ from hetsched.stages.borders import (
     table,
 )
 from hetsched.stages.exact import improved
-from hetsched.stages.relaxation import NEAR, Row, pulled, relaxed, settled
+from hetsched.stages.relaxation import NEAR, Branch, Relaxation
 from hetsched.stages.traffic import Traffic
 
 # Looks at tasks and borders in the exact search: about a second.
@@ -27,13 +28,12 @@ BUDGET = 200_000_000
 # Pairs of borders times states of the table: about two seconds.
 WORK = 3_000_000_000
 LARGEST_FAMILY = 8192
-# Near the best pipeline: what it costs a task to leave its stage, in mean seconds of a task, how
-# often to go on from a better one, orders of the tasks, and borders of all of them.
-PULLS = tuple(0.2 / 2**halving for halving in range(7))
-STEPS = 16
-ROUNDS = 4
-NEAR_ORDERS = 8
-NEARBY = 3000
+# Work of branch and bound, a million of it about half a second: until the lowest of the rows of
+# devices is settled, and of all. Rows that are mixed, and orders for each.
+ROOT_WORK, WORK_OF_ALL = 2e6, 4e6
+MIXED = 4
+# Rows that are annealed beside that of the best, and steps for each: a third of a second.
+ANNEALED, STEPS = 2, 6_000_000
 EXACT = 1 + 1e-9
 # Tasks times devices that constraint programming is tried for, and its deterministic seconds.
 LARGEST_PROGRAM = 1000
@@ -66,9 +66,9 @@ def fastest(traffic: Traffic, most: int = 0, least: float = 0.0) -> Pipeline | N
     stage behind each, after PipeEdge; O(borders^2 * devices * 2^devices) time, where units that
     are alike count once. What it cannot see in a graph with branches, tensors that pass over a
     stage, it leaves out, so that its value is a lower bound; an exact search, with the table as its
-    bound, settles the rest. Graphs with too many borders get those of several orders of the tasks,
-    and others near the best that were found; there the bound is that of a
-    relaxation, and of constraint programming where that can go on.
+    bound, settles the rest. Graphs with too many borders get those of several orders of the tasks;
+    what is best there is annealed, and branch and bound, and for small graphs constraint
+    programming, give the bound and what is better still. That is some seconds of work at most.
 
     References
     ----------
@@ -105,6 +105,7 @@ class _Solver:
         )
         states = len(self.devices) * self.machine.states
         self.limit = int(min(LARGEST_FAMILY, (2 * WORK / states) ** 0.5))
+        self.best: Pipeline | None = None
 
     def all_borders(self) -> np.ndarray:
         predecessors = self.traffic.predecessors
@@ -231,70 +232,66 @@ class _Solver:
         return tuple(stages)
 
     def refined(self) -> Pipeline | None:
-        """The best stages between borders of several orders, then near the best found."""
-        traffic = self.traffic
-        own = orders = _orders(traffic)
-        best = self.solve(_prefixes(orders, (), self.limit), complete=False)
-        enough = best.seconds if best else np.inf
-        bound, mixed = relaxed(traffic, self.machine.most, enough)
-        bound = max(bound, throughput_bound(Problem.of(traffic.tasks)).seconds)
+        """The best stages between borders of several orders, or that branch and bound comes to."""
+        traffic, most = self.traffic, self.machine.most
+        orders = _orders(traffic)
+        self.offer(self.solve(_prefixes(orders, self.limit), complete=False))
+        bound = throughput_bound(Problem.of(traffic.tasks)).seconds
+        relaxation = Relaxation(traffic, most, self.judged)
+        relaxation.go_on(self.seconds, ROOT_WORK, branching=False)
         # A mixture of cuts is an order too: none of them has a task before what it reads from.
-        orders = [
-            *(
-                order[np.argsort(mix[order], kind="stable")]
-                for mix in mixed
-                for order in orders[:4]
-            ),
-            *orders,
+        mixed = [
+            order[np.argsort(row.mixture[order], kind="stable")]
+            for row in relaxation.rows[:MIXED]
+            for order in orders[:MIXED]
         ]
-        if mixed:
-            best = _better(best, self.solve(_prefixes(orders, (), self.limit), complete=False))
-        for _ in range(ROUNDS if best else 0):
-            assert best is not None
-            if best.seconds <= bound * NEAR:
-                break
-            stage, ends = _numbered(best, traffic.count)
-            # Each order, but through the borders of the best stages.
-            through = [order[np.argsort(stage[order], kind="stable")] for order in orders]
-            found = self.solve(_prefixes(through, ends, self.limit // 2), complete=False)
-            better, before = _better(best, found), best.seconds
-            best = better or best
-            if best.seconds * NEAR >= before:
-                break
-        if best is not None and best.seconds > bound * NEAR:
-            best = self._nearby(best, bound, own)
-        if best is None or best.seconds <= bound * NEAR or traffic.seconds.size > LARGEST_PROGRAM:
-            return best and replace(best, bound=min(best.seconds, bound))
-        if self.machine.least:
-            return replace(best, bound=min(best.seconds, bound))
-        most = self.machine.most
-        stages, bound = improved(traffic, most, best.stages, best.seconds, bound, PROGRAM_WORK)
-        best = _better(best, Pipeline(tuple(stages), self.seconds_of(stages), 0.0)) or best
+        if mixed and self.seconds > relaxation.bound * NEAR:
+            self.offer(self.solve(_prefixes(mixed + orders, self.limit), complete=False))
+        for devices in [
+            *([tuple(device for device, _ in self.best.stages)] if self.best else []),
+            *(row.devices for row in relaxation.rows[:ANNEALED]),
+        ]:
+            row = relaxation.settled(devices)
+            if row and self.seconds > relaxation.bound * NEAR:
+                self.anneal(row)
+        relaxation.go_on(self.seconds, WORK_OF_ALL, branching=True)
+        bound = max(bound, relaxation.bound)
+        best = self.best
+        if best is None:
+            return None
+        small = traffic.seconds.size <= LARGEST_PROGRAM and not self.machine.least
+        if best.seconds > bound * NEAR and small:
+            stages, bound = improved(traffic, most, best.stages, best.seconds, bound, PROGRAM_WORK)
+            found = Pipeline(tuple(stages), self.seconds_of(stages), 0.0)
+            best = min(best, found, key=lambda pipeline: pipeline.seconds)
         return replace(best, bound=min(best.seconds, bound))
 
-    def _nearby(self, best: Pipeline, bound: float, orders: Sequence[np.ndarray]) -> Pipeline:
-        """The best stages between borders on the ways from the best so far to cuts near it."""
-        place, steps = 0, 0
-        rows: dict[tuple[int, ...], Row] = {}
-        while place < len(PULLS) and steps < STEPS and best.seconds > bound * NEAR:
-            steps += 1
-            stage, ends = _numbered(best, self.traffic.count)
-            devices = tuple(device for device, _ in best.stages)
-            if devices not in rows:
-                rows[devices] = settled(self.traffic, devices)
-            mixes = [stage]
-            if (way := pulled(self.traffic, rows[devices], stage, PULLS[place])) is not None:
-                mixes = [2 * stage + way, stage + way, stage + 2 * way]
-            near = [
-                order[np.argsort(mix[order], kind="stable")]
-                for mix in mixes
-                for order in orders[:NEAR_ORDERS]
-            ]
-            found = self.solve(_prefixes(near, ends, NEARBY), complete=False)
-            if found is None or found.seconds * (1 + 1e-4) >= best.seconds:
-                place += 1
-            best = _better(best, found) or best
-        return best
+    @property
+    def seconds(self) -> float:
+        """Of the best so far."""
+        return self.best.seconds if self.best else np.inf
+
+    def offer(self, pipeline: Pipeline | None) -> None:
+        if pipeline and pipeline.seconds < self.seconds:
+            self.best = pipeline
+
+    def anneal(self, row: Branch) -> None:
+        """Offers what annealing finds from the best so far, or from a cut of other devices."""
+        stage = row.cuts[int(np.argmin([load.max() for load in row.loads]))].astype(np.int64)
+        if self.best and tuple(device for device, _ in self.best.stages) == row.devices:
+            for index, (_, tasks) in enumerate(self.best.stages):
+                stage[list(tasks)] = index
+        self.judged(
+            row.devices,
+            annealed(self.traffic, self.flow, row.devices, stage, row.price, STEPS, seed=0),
+        )
+
+    def judged(self, devices: Sequence[int], stage: np.ndarray) -> float:
+        """Offers the (n) stages on devices in a row; how long the best of all takes."""
+        parts = [(device, np.flatnonzero(stage == index)) for index, device in enumerate(devices)]
+        stages = tuple((device, tuple(map(int, part))) for device, part in parts if len(part))
+        self.offer(Pipeline(stages, self.seconds_of(stages), 0.0))
+        return self.seconds
 
     def seconds_of(self, stages: Sequence[tuple[int, Sequence[int]]]) -> float:
         """The bottleneck of stages on devices."""
@@ -315,19 +312,6 @@ class _Solver:
         ]
         numbers = np.array(kinds, np.int64), np.arange(1, len(ends), dtype=np.int64)
         return float(cost_of_stages(family, self.machine, self.flow, *numbers))
-
-
-def _numbered(pipeline: Pipeline, count: int) -> tuple[np.ndarray, list[int]]:
-    """(n) the stage of each task, and how many tasks lie before each border."""
-    stage = np.zeros(count, np.int64)
-    for index, (_, tasks) in enumerate(pipeline.stages):
-        stage[list(tasks)] = index
-    return stage, np.cumsum([len(tasks) for _, tasks in pipeline.stages])[:-1].tolist()
-
-
-def _better(one: Pipeline | None, other: Pipeline | None) -> Pipeline | None:
-    found = [pipeline for pipeline in (one, other) if pipeline]
-    return min(found, key=lambda pipeline: pipeline.seconds, default=None)
 
 
 def members(bits: np.ndarray, tasks: int) -> np.ndarray:
@@ -441,24 +425,11 @@ def _ordered(traffic: Traffic, key: np.ndarray, deep: bool) -> np.ndarray:
     return np.array(order, np.int64)
 
 
-def _prefixes(
-    orders: Sequence[np.ndarray], near: Sequence[int] | np.ndarray, limit: int
-) -> np.ndarray:
-    """Borders by size, each once: beginnings of the orders, all if they are few enough.
-
-    Else those next to the sizes `near`, or spread evenly.
-    """
+def _prefixes(orders: Sequence[np.ndarray], limit: int) -> np.ndarray:
+    """Borders by size, each once: beginnings of the orders, all or spread evenly."""
     tasks = len(orders[0])
     share = max(2, limit // len(orders) - 2)
-    sizes = np.arange(tasks + 1)
-    if len(sizes) > share:
-        spread = np.linspace(0, tasks, share // 2 if len(near) else share).astype(np.int64)
-        sizes = spread
-        if len(near):
-            width = max(1, share // (4 * len(near)))
-            close = [np.arange(size - width, size + width + 1) for size in near]
-            sizes = np.concatenate([spread, *close])
-        sizes = np.unique(np.clip(sizes, 0, tasks))
+    sizes = np.unique(np.linspace(0, tasks, min(share, tasks + 1)).astype(np.int64))
     found: dict[bytes, int] = {}
     for order in orders:
         for size, row in zip(sizes, _bits(order, sizes, tasks), strict=True):

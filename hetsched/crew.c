@@ -16,8 +16,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A wait up to so long does not cost a wake-up, which takes tens of microseconds. */
+/* A wait up to so long does not cost a wake-up, which takes tens of microseconds. Between two
+   requests lies what Python does, for both. */
 #define SPIN_NANOSECONDS 200000
+#define IDLE_NANOSECONDS 1000000
 #define CORE_WORDS 16
 
 /* A value as TVM's functions take and give it, and the numbers of two kinds: an integer, and an
@@ -131,9 +133,9 @@ static void summon(struct unit *unit)
 
 /* Whether `word` is soon no longer `seen`. To spin for longer, or to sleep first for as long as the
    last wait took, was measured to be no better, and sleeping first to be worse. */
-static int changes(_Atomic uint32_t *word, uint32_t seen)
+static int changes(_Atomic uint32_t *word, uint32_t seen, int64_t nanoseconds)
 {
-    for (int64_t end = now() + SPIN_NANOSECONDS; now() < end;)
+    for (int64_t end = now() + nanoseconds; now() < end;)
         for (int turn = 0; turn < 16; turn++) {
             if (atomic_load_explicit(word, memory_order_acquire) != seen)
                 return 1;
@@ -149,7 +151,7 @@ static int changes(_Atomic uint32_t *word, uint32_t seen)
 /* Until `signal` is no longer `seen`; spins, then sleeps. */
 static void wait(struct unit *unit, uint32_t seen)
 {
-    if (changes(&unit->signal, seen))
+    if (changes(&unit->signal, seen, SPIN_NANOSECONDS))
         return;
     atomic_store(&unit->sleeping, 1);
     while (atomic_load(&unit->signal) == seen)
@@ -303,7 +305,7 @@ void crew_work(struct crew *crew, int32_t index)
                 return;
         }
         /* The next request is often there before a core that sleeps would be awake. */
-        if (served && changes(&unit->calls, calls))
+        if (served && changes(&unit->calls, calls, IDLE_NANOSECONDS))
             continue;
         atomic_store(&unit->idle, 1);
         while (atomic_load(&unit->calls) == calls)
@@ -337,13 +339,14 @@ uint32_t crew_submit(struct crew *crew, struct slot *slot, int32_t host)
 }
 
 /* Does the work of a unit, held on its cores, until the request has ended, unless another does it;
-   then see `crew_wait`. A core is a bit of `cores`, which has no bit where any core will do. */
-void crew_serve(struct crew *crew, int32_t index, struct slot *slot, uint32_t number,
-                const uint64_t cores[CORE_WORDS])
+   then see `crew_wait`. Gives whether it has ended. A core is a bit of `cores`, which has no bit
+   where any core will do. */
+int crew_serve(struct crew *crew, int32_t index, struct slot *slot, uint32_t number,
+               const uint64_t cores[CORE_WORDS])
 {
     struct unit *unit = &crew->units[index];
     uint64_t before[CORE_WORDS] = {0};
-    int any = 0, held = 0;
+    int any = 0, held = 0, ended;
     syscall(SYS_sched_getaffinity, 0, sizeof before, before);
     for (int word = 0; word < CORE_WORDS; word++) {
         any |= cores[word] != 0;
@@ -357,9 +360,10 @@ void crew_serve(struct crew *crew, int32_t index, struct slot *slot, uint32_t nu
     if (held)
         syscall(SYS_sched_setaffinity, 0, sizeof before, before);
     /* Other requests may have come meanwhile, or the end. */
-    if (!has_ended(slot, number) || atomic_load(&crew->submitted) != number
-        || atomic_load(&crew->stopping))
+    ended = has_ended(slot, number);
+    if (!ended || atomic_load(&crew->submitted) != number || atomic_load(&crew->stopping))
         summon(unit);
+    return ended;
 }
 
 /* Whether the request has ended within `nanoseconds`. */

@@ -1,7 +1,8 @@
 """Element types: one table of their ONNX code, size and the tolerance of a comparison."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import prod
 
 import numpy as np
@@ -93,6 +94,12 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -memory.__array_interface__["data"][0] % ALIGNMENT
     return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def new(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
+    """What makes such arrays as `empty` does, again and again."""
+    small = prod(shape) * dtype.itemsize < LEAST_ALIGNED_NBYTES
+    return partial(np.empty if small else empty, shape, dtype)
 
 
 def empty_nbytes(nbytes: int) -> int:

@@ -82,7 +82,7 @@ class Executable:
         """
         checked = self._checked(inputs)
         while True:
-            executor = self.start()
+            executor = self._executor or self.start()
             try:
                 outputs, self._last = executor.run(checked)
             except HetschedError as error:
@@ -101,7 +101,7 @@ class Executable:
         InputError
             An input is missing, unknown, or has another shape or dtype, or is not contiguous.
         """
-        checked = self._checked(inputs)
+        checked = dict(self._checked(inputs))
         for name, array in checked.items():
             if array is not inputs[name] or not array.flags.c_contiguous:
                 raise InputError(
@@ -160,7 +160,7 @@ class Executable:
 
         Several may be in flight; where there are `most_in_flight` or more, it may wait.
         """
-        checked = self._checked(inputs)
+        checked = dict(self._checked(inputs))
         request = (
             self.start().submit(checked) if self.fallback is None else _Repeated(self, checked)
         )
@@ -257,14 +257,18 @@ class Executable:
     ) -> None:
         self.close()
 
-    def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if len(inputs) == len(self._expected) and all(
-            (array := inputs.get(name)).__class__ is np.ndarray
-            and array.shape == shape
-            and array.dtype == dtype
-            for name, shape, dtype in self._expected
-        ):
-            return dict(inputs)
+    def _checked(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """`inputs` themselves if they are what is expected; a caller may change them later."""
+        if len(inputs) == len(self._expected):
+            for name, shape, dtype in self._expected:
+                array = inputs.get(name)
+                if array.__class__ is not np.ndarray or (array.shape, array.dtype) != (
+                    shape,
+                    dtype,
+                ):
+                    break
+            else:
+                return inputs
         unknown = sorted(set(inputs) - {tensor.name for tensor in self.inputs})
         if unknown:
             there = ", ".join(map(str, self.inputs)) or "none"

@@ -6,7 +6,7 @@ has left, and each occurrence has weights of its own, as in a run of the graph.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -21,7 +21,7 @@ import numpy as np
 
 from hetsched.cache import compiled
 from hetsched.cost import Progress, signature
-from hetsched.crew import Crew, CrewRequest, copying
+from hetsched.crew import WORD_NBYTES, Crew, CrewRequest, copying
 from hetsched.device import Device
 from hetsched.dtype import numpy_dtype
 from hetsched.errors import CompileError, DeviceError
@@ -47,6 +47,8 @@ MOST_PASSES = 2000
 LEAST_SECONDS = 1e-9
 # The step that does nothing, by whose time the timer's own is known.
 EMPTY = "(nothing)"
+# Of the largest cache: so much has pushed out what was there before.
+DISPLACING_CACHES = 2
 
 
 def method(graph: Graph) -> str:
@@ -65,6 +67,25 @@ def surroundings(graph: Graph) -> int:
     nbytes = graph.weight_nbytes + sum(tensor.nbytes for tensor in tensors)
     nbytes += CODE_NBYTES * len(graph.groups)
     return int(4 ** max(0, ceil(log2(nbytes / 2**20) / 2)))
+
+
+def left_out(graph: Graph, chosen: Collection[str], most: int) -> dict[str, int]:
+    """By group of `chosen`, what others touch since the one of them before; `most` bytes in all.
+
+    Before the first of them are also those behind the last.
+    """
+    found: dict[str, int] = {}
+    since = 0
+    for group in graph.groups:
+        if group.name in chosen:
+            found[group.name] = since
+            since = 0
+        else:
+            since += CODE_NBYTES + sum(t.nbytes for t in (*group.constants, *group.outputs))
+    if found:
+        found[next(iter(found))] += since
+    share = min(1.0, most / max(1, sum(found.values())))
+    return {name: int(nbytes * share) for name, nbytes in found.items()}
 
 
 def surroundings_of(method: str) -> int | None:
@@ -102,7 +123,9 @@ class KernelSequence:
 
     They run in the graph's order, and need not be all of its groups. What none of them makes has
     seeded values, the same in each pass, and is written to its place right before it is first
-    read, so that it is in the caches as if it had been made. `refused` has the reasons of the
+    read, so that it is in the caches as if it had been made. Where others are left out, as much of
+    the host's memory is read and written in their place as they touch: few kernels would else find
+    all that they need in the nearest cache, pass after pass. `refused` has the reasons of the
     groups that the device's target does not compile, by their names. Groups of one signature are
     compiled once, and the values of one's weights stand for all. They are compiled in the order in
     which `groups` come; those whose turn comes after `deadline`, by `perf_counter`, are left out.
@@ -215,11 +238,15 @@ class KernelSequence:
         """Makes stretches of members that are all code, or none of them."""
         runs = [list(run) for _, run in groupby(self._members, lambda m: m.code is None)]
         readers = [{tensor.name for m in run for tensor in m.inputs} for run in runs]
+        most = DISPLACING_CACHES * max(self._device.cache_nbytes, default=0)
+        others = left_out(graph, {member.group for member in self._members}, most)
         for index, run in enumerate(runs):
             wanted = {tensor.name for tensor in graph.outputs}.union(*readers[index + 1 :])
-            kind = _InPython if run[0].code is None else _InCode
             made = {t.name for other in runs[:index] for m in other for t in m.outputs}
-            self._stretches.append(kind(graph, run, wanted, made, self._device))
+            if run[0].code is None:
+                self._stretches.append(_InPython(run, wanted, made))
+            else:
+                self._stretches.append(_InCode(graph, run, wanted, made, others, self._device))
 
     def _burst(self, seconds: float) -> dict[str, list[float]]:
         self._pass()
@@ -257,6 +284,7 @@ class _InCode:
         members: Sequence[_Member],
         wanted: set[str],
         made: set[str],
+        others: Mapping[str, int],
         device: Device,
     ) -> None:
         codes = [member.code for member in members if member.code is not None]
@@ -270,6 +298,12 @@ class _InCode:
         nothing = copying(library, ((0,), np.dtype(np.int64)))
         chosen = [replace(nothing, inputs=(), outputs=(), results=())]
         for member, code in zip(members, codes, strict=True):
+            # Read as weights and inputs are, and as much written as outputs are.
+            if words := others[member.group] // WORD_NBYTES:
+                source = f"others before {member.group}"
+                self._given[source] = np.ones(words, np.int64)
+                steps.append(Step(source, device, (source,), (f"{source} (read)",)))
+                chosen.append(copying(library, ((words,), np.dtype(np.int64))))
             for tensor in member.inputs:
                 kind = numpy_dtype(tensor.dtype)
                 if tensor.name in there:
@@ -329,14 +363,7 @@ class _InCode:
 class _InPython:
     """Members that need Python to be called. All begin before the first has to have ended."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        members: Sequence[_Member],
-        wanted: set[str],
-        made: set[str],
-        device: Device,
-    ) -> None:
+    def __init__(self, members: Sequence[_Member], wanted: set[str], made: set[str]) -> None:
         self._members = members
         self._wanted = wanted
         own = {tensor.name for member in members for tensor in member.outputs}

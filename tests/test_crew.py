@@ -401,7 +401,15 @@ def test_inputs_of_any_strides(make: Callable[..., Executor]) -> None:
     executor = make(parts, "y")
     wide = np.arange(8, dtype=DTYPE)
     wide.flags.writeable = False
-    np.testing.assert_array_equal(executor.run({"x": wide[::2]})[0]["y"], (wide[::2] + 1) * 2)
+    for x in (wide[::2], wide[:4], wide[:4].copy()):
+        np.testing.assert_array_equal(executor.run({"x": x})[0]["y"], (x + 1) * 2)
+
+
+def test_where_an_array_begins() -> None:
+    fixed = np.arange(4)
+    fixed.flags.writeable = False
+    for array in (np.arange(4), fixed, np.empty((0, 3)), np.float32([1.0]).astype("bfloat16")):
+        assert crew.address(array) == array.ctypes.data
 
 
 def test_units_work_at_the_same_time(make: Callable[..., Executor]) -> None:

@@ -17,7 +17,15 @@ from hetsched.graph import Graph, to_onnx
 from hetsched.inputs import seeded
 from hetsched.plugin import load
 from hetsched.rewrite import split
-from hetsched.sequence import LEAST_PASSES, KernelSequence, method, surroundings_of
+from hetsched.sequence import (
+    CODE_NBYTES,
+    LEAST_PASSES,
+    KernelSequence,
+    _InCode,
+    left_out,
+    method,
+    surroundings_of,
+)
 from hetsched.target import Artifact, Target
 
 
@@ -94,6 +102,30 @@ def test_what_is_not_there_is_given() -> None:
     with KernelSequence(graph, chosen, device()) as kernels:
         assert list(kernels.burst(0.0)) == ["softmax0", "product1"]
         assert kernels.run() == {}
+
+
+def test_what_is_left_out_is_read_in_its_place() -> None:
+    """Few kernels that run alone have all they need in the nearest cache, which no run has."""
+    graph = tokens()
+    names = [group.name for group in graph.groups]
+    assert names == ["product0", "softmax0", "product1", "softmax1"]
+    touched = {
+        group.name: CODE_NBYTES + sum(t.nbytes for t in (*group.constants, *group.outputs))
+        for group in graph.groups
+    }
+    assert left_out(graph, names, 1 << 30) == dict.fromkeys(names, 0)
+    wanted = {"softmax0": touched["product0"] + touched["softmax1"], "product1": 0}
+    assert left_out(graph, ["product1", "softmax0"], 1 << 30) == wanted
+    half = sum(wanted.values()) // 2
+    assert left_out(graph, ["product1", "softmax0"], half) == {"softmax0": half, "product1": 0}
+    chosen = [group for group in graph.groups if group.name in ("product1", "softmax0")]
+    with KernelSequence(graph, chosen, device()) as kernels:
+        (stretch,) = kernels._stretches
+        assert isinstance(stretch, _InCode)
+        steps = [step.name for step in stretch._crew._routes[0].course.steps]
+    first = steps.index("others before softmax0")
+    assert first < steps.index("softmax0")
+    assert not [name for name in steps if name == "others before product1"]
 
 
 def test_what_the_target_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from hetsched.request import Step, views_between
 from hetsched.target import Artifact, Code, Kernel, Target
 
 # Changes with how the samples of a burst are taken: others are no substitute for them.
-METHOD = "sequence 1"
+METHOD = "sequence 2"
 # Of the code of a group, roughly.
 CODE_NBYTES = 1 << 14
 
@@ -93,7 +93,7 @@ def surroundings_of(method: str) -> int | None:
 
     Examples
     --------
-    >>> surroundings_of("sequence 1, within 16 MB")
+    >>> surroundings_of("sequence 2, within 16 MB")
     16
     """
     found = re.fullmatch(rf"{METHOD}, within (\d+) MB", method)

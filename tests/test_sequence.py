@@ -155,7 +155,7 @@ def test_what_is_too_late_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_samples_belong_to_surroundings_of_one_size() -> None:
     graph = tokens()
-    assert method(graph) == "sequence 1, within 1 MB"
+    assert method(graph) == "sequence 2, within 1 MB"
     build = Builder()
     weights = build.constant(np.zeros((1024, 1025), np.float32))
     product = build.op("MatMul", build.input("x", 4, 1024), weights, shape=(4, 1025))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,27 @@ def test_between_memories_it_is_copied_and_the_same(
     link = measure_link(first, apart)
     assert 0 <= link.seconds < 1
     assert link.bytes_per_second > 0
+
+
+def test_copies_and_launches_of_several_requests_take_turns(devices: tuple[Device, Device]) -> None:
+    """PoCL waits for itself where two threads enqueue to a device that computes on the caller."""
+    first, second = devices
+    apart = replace(second, memory_space="its own")
+    graph = hetsched.read_onnx(exchanging(LAYERS, SIZE))
+    inputs = seeded_inputs(graph)
+    with hetsched.compile(on((first, apart), graph, right)) as executable:
+        expected = executable.run(inputs)["y"]
+        found: list[Mapping[str, np.ndarray]] = []
+        requests = [inputs] * 400
+        work = Thread(
+            target=lambda: found.extend(executable.map(requests, in_flight=4)), daemon=True
+        )
+        work.start()
+        work.join(60)
+        assert not work.is_alive(), "it waits for ever"
+    assert len(found) == 400
+    for one in found:
+        np.testing.assert_array_equal(one["y"], expected)
 
 
 def test_links_by_copy_are_told_beside(

@@ -13,9 +13,10 @@ several: to wake a thread takes ten times as long as such a launch, 12 us agains
 import os
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from ctypes import CDLL, byref, c_int, c_size_t, c_uint, c_void_p, sizeof
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from hashlib import sha256
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Lock
+from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
 from weakref import WeakValueDictionary
@@ -204,7 +205,7 @@ class Opened:
     `most_nbytes` is the largest buffer, `alignment` what the start of a part of one is a multiple
     of. `shares_memory` says that buffers lie in the host's memory; `shared_pointers`, that kernels
     take addresses of memory that OpenCL has allocated (SVM of the kind fine-grain buffer);
-    `on_caller`, that whoever enqueues a launch computes it.
+    `on_caller`, that whoever enqueues a launch computes it. Whoever enqueues has `turn`.
     """
 
     device: cl.Device
@@ -217,6 +218,7 @@ class Opened:
     shared_pointers: bool
     on_caller: bool
     pool: cl.tools.MemoryPool
+    turn: AbstractContextManager[Any]
 
     def __post_init__(self) -> None:
         # Weights by the memory that they lie in: parts that read the same ones share them.
@@ -263,7 +265,7 @@ class Opened:
 
     def receive(self, array: np.ndarray) -> Resident:
         """The values of an array in the device's own memory."""
-        with told("an input cannot be copied to the device"):
+        with told("an input cannot be copied to the device"), self.turn:
             found = self.resident(array.shape, array.dtype)
             self.staging.write(found.buffer, array)
         return found
@@ -271,14 +273,14 @@ class Opened:
     def send(self, resident: Resident) -> np.ndarray:
         """An array with the values of what lies in the device's own memory."""
         array = empty(resident.shape, resident.dtype)
-        with told("an output cannot be copied from the device"):
+        with told("an output cannot be copied from the device"), self.turn:
             self.staging.read(resident.buffer, array)
         return array
 
     def copied(self, resident: Resident) -> Resident:
         """Another with the same values, once what has been enqueued has ended."""
         found = self.resident(resident.shape, resident.dtype)
-        with told("a tensor cannot be copied"):
+        with told("a tensor cannot be copied"), self.turn:
             cl.enqueue_copy(self.queue, found.buffer, resident.buffer)
         return found
 
@@ -347,6 +349,9 @@ _opened: dict[tuple[str, int, bool], Opened] = {}
 # Of drivers that compute with threads of their own.
 _workers: set[int] = set()
 _opening, _building = Lock(), Lock()
+# By the number of one of PoCL's devices that compute on the caller. A second thread that enqueues
+# there meanwhile may get what the first waits for, and PoCL 3.1 then waits for itself.
+_turns: dict[int, AbstractContextManager[Any]] = defaultdict(RLock)
 
 
 def opened(device: Device) -> Opened:
@@ -409,6 +414,7 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
         shared_pointers = bool(device.svm_capabilities & fine)
     except cl.Error:
         shared_pointers = False
+    on_caller = found.is_pocl and device.name.startswith("basic")
     return Opened(
         device,
         context,
@@ -418,8 +424,9 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
         device.max_mem_alloc_size,
         max(1, device.mem_base_addr_align // 8),
         shared_pointers,
-        found.is_pocl and device.name.startswith("basic"),
+        on_caller,
         cl.tools.MemoryPool(cl.tools.ImmediateAllocator(queue)),
+        _turns[number] if on_caller else nullcontext(),
     )
 
 
@@ -785,7 +792,8 @@ class Loaded:
         """
         run = Started(self, inputs)
         try:
-            run.enqueue(stamped)
+            with self.opened.turn:
+                run.enqueue(stamped)
         except BaseException:
             run.end()
             raise
@@ -875,6 +883,10 @@ class Started:
         Failed
             A launch failed.
         """
+        with self._there.turn:
+            return self._finish()
+
+    def _finish(self) -> tuple[float, float]:
         there = self._there
         try:
             maps = []
@@ -895,7 +907,8 @@ class Started:
         """Waits until the device has left off, well or not."""
         if not self._ended:
             self._ended = True
-            driver.finish(self._there.queue.int_ptr)
+            with self._there.turn:
+                driver.finish(self._there.queue.int_ptr)
         if self._there.shares_memory:
             for array in self.outputs:
                 if self._there.pending.get(array.ctypes.data) is self:

@@ -452,6 +452,8 @@ struct program {
     const struct launch *launches;
     const struct argument *arguments;
     const struct tensor *tensors;
+    /* Of the device, where only one may enqueue at a time. */
+    _Atomic uint32_t *turn;
     int32_t launch_count, argument_count, tensor_count, unused;
 };
 
@@ -465,6 +467,22 @@ struct lent {
     char *address;
     void *buffer, *mapped;
 };
+
+/* A turn: 0 if nobody has it, 1 if one has, 2 if others may wait. */
+static void take_turn(_Atomic uint32_t *turn)
+{
+    uint32_t seen = 0;
+    if (!turn || atomic_compare_exchange_strong(turn, &seen, 1))
+        return;
+    while (atomic_exchange(turn, 2))
+        sleep_while(turn, 2, -1);
+}
+
+static void leave_turn(_Atomic uint32_t *turn)
+{
+    if (turn && atomic_exchange(turn, 0) == 2)
+        syscall(SYS_futex, turn, FUTEX_WAKE_PRIVATE, 1);
+}
 
 /* The table: the program, begin and end of what OpenCL has allocated for the request, then for each
    tensor what a call needs. Gives the status of OpenCL, or 0. */
@@ -493,6 +511,7 @@ int crew_opencl(void *self, const struct value *arguments, int32_t count, struct
             status = program->set_address(argument->kernel, argument->number,
                                           tensor->address + argument->start);
     }
+    take_turn(program->turn);
     for (int32_t i = 0; i < program->launch_count && !status; i++) {
         const struct launch *launch = &program->launches[i];
         status = program->enqueue(program->queue, launch->kernel, launch->axes, NULL,
@@ -515,6 +534,7 @@ int crew_opencl(void *self, const struct value *arguments, int32_t count, struct
         if (tensors[i].buffer)
             program->release(tensors[i].buffer);
     }
+    leave_turn(program->turn);
     result->kind = INTEGER;
     result->content = status;
     return 0;

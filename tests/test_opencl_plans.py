@@ -138,6 +138,29 @@ def test_copies_and_launches_of_several_requests_take_turns(devices: tuple[Devic
         np.testing.assert_array_equal(one["y"], expected)
 
 
+def test_plans_on_one_device_run_in_several_threads(devices: tuple[Device, Device]) -> None:
+    """They take turns there, also without Python."""
+    graph = hetsched.read_onnx(exchanging(LAYERS, SIZE))
+    inputs = seeded_inputs(graph)
+
+    def work(executable: Executable) -> None:
+        for _ in range(300):
+            found[executable] = executable.run(inputs)["y"]
+
+    plan = on(devices, graph, right)
+    with hetsched.compile(plan) as first, hetsched.compile(plan) as second:
+        expected = first.run(inputs)["y"]
+        found: dict[Executable, np.ndarray] = {}
+        threads = [Thread(target=work, args=(each,), daemon=True) for each in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive(), "it waits for ever"
+    for one in (first, second):
+        np.testing.assert_array_equal(found[one], expected)
+
+
 def test_links_by_copy_are_told_beside(
     devices: tuple[Device, Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

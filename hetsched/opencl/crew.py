@@ -6,7 +6,7 @@ memory that OpenCL has allocated, and a buffer lends other memory for a call.
 
 from collections.abc import Callable, Sequence
 from ctypes import CDLL, CFUNCTYPE, c_int, c_void_p, cast
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -45,7 +45,10 @@ VALUE = np.dtype([("kind", "i4"), ("unused", "i4"), ("content", "i8")])
 PROGRAM = np.dtype(
     [
         *((name, "u8") for name in CALLS),
-        *((name, "u8") for name in ("context", "queue", "launches", "arguments", "tensors")),
+        *(
+            (name, "u8")
+            for name in ("context", "queue", "launches", "arguments", "tensors", "turn")
+        ),
         ("counts", "i4", 4),
     ]
 )
@@ -53,6 +56,12 @@ PROGRAM = np.dtype(
 # first of them its address.
 WITHIN = 1, 2
 FIRST_CELL, TENSOR_CELLS = 3, 3
+
+
+@cache
+def turn(number: int) -> np.ndarray:
+    """Of one of PoCL's devices, whether somebody enqueues, as `crew_opencl` keeps it."""
+    return np.zeros(1, np.uint32)
 
 
 def code(loaded: Loaded, library: CDLL) -> Code | None:
@@ -90,6 +99,8 @@ def code(loaded: Loaded, library: CDLL) -> Code | None:
     head["context"], head["queue"] = there.context.int_ptr, there.queue.int_ptr
     head["launches"], head["arguments"] = address(launches), address(arguments)
     head["tensors"] = address(tensors)
+    if there.on_caller:
+        head["turn"] = address(turn(there.number))
     head["counts"] = len(launches), len(arguments), len(tensors), 0
     table = np.zeros(FIRST_CELL + TENSOR_CELLS * len(tensors), np.uint64)
     table[0] = address(head)

@@ -209,6 +209,7 @@ class Opened:
     """
 
     device: cl.Device
+    number: int
     context: cl.Context
     queue: cl.CommandQueue
     copies: cl.CommandQueue
@@ -417,6 +418,7 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
     on_caller = found.is_pocl and device.name.startswith("basic")
     return Opened(
         device,
+        number,
         context,
         queue,
         cl.CommandQueue(context, properties=stamped),

@@ -30,7 +30,7 @@ WORK = 3_000_000_000
 LARGEST_FAMILY = 8192
 # Work of branch and bound, a million of it about half a second: until the lowest of the rows of
 # devices is settled, and of all. Rows that are mixed, and orders for each.
-ROOT_WORK, WORK_OF_ALL = 2e6, 3e6
+ROOT_WORK, WORK_OF_ALL = 2e6, 2.6e6
 MIXED = 4
 # Rows that are annealed beside that of the best, and steps for each: a third of a second.
 ANNEALED, STEPS = 2, 6_000_000

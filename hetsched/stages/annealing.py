@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from hetsched.stages.borders import Flow
-from hetsched.stages.traffic import Traffic
+from hetsched.stages.traffic import Traffic, lists
 
 # What the bottleneck counts beside the seconds of all stages at their prices; the least price.
 BOTTLENECK = 0.5
@@ -218,23 +218,15 @@ def _board(traffic: Traffic, flow: Flow, devices: tuple[int, ...]) -> Board:
     def possible(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.where(np.isfinite(values), values, far))
 
-    def listed(rows: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarray]:
-        first = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=first[1:])
-        return first, np.array([item for row in rows for item in row], np.int64)
-
-    writes = np.argsort(traffic.producer, kind="stable")
-    writes_first = np.searchsorted(traffic.producer[writes], np.arange(traffic.count + 1))
     square = np.ix_(columns, columns)
     return Board(
         possible(traffic.seconds[:, columns]),
         traffic.memory,
         traffic.limit[columns],
-        *listed(traffic.predecessors),
-        *listed(traffic.successors),
+        *lists(traffic.predecessors),
+        *lists(traffic.successors),
         flow._replace(entry=np.ascontiguousarray(traffic.entry[:, columns])),
-        writes_first.astype(np.int64),
-        writes.astype(np.int64),
+        *traffic.writes,
         np.ascontiguousarray(traffic.exit[:, columns]),
         possible(traffic.latency[square]),
         possible(traffic.per_byte[square]),

@@ -21,7 +21,7 @@ from hetsched.stages.borders import (
 )
 from hetsched.stages.exact import improved
 from hetsched.stages.relaxation import NEAR, Branch, Relaxation
-from hetsched.stages.traffic import Traffic
+from hetsched.stages.traffic import Traffic, lists
 
 # Looks at tasks and borders in the exact search: about a second.
 BUDGET = 200_000_000
@@ -47,6 +47,10 @@ class Pipeline:
     stages: tuple[tuple[int, tuple[int, ...]], ...]
     seconds: float
     bound: float
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        return tuple(device for device, _ in self.stages)
 
     @property
     def optimal(self) -> bool:
@@ -108,11 +112,7 @@ class _Solver:
         self.best: Pipeline | None = None
 
     def all_borders(self) -> np.ndarray:
-        predecessors = self.traffic.predecessors
-        first = np.zeros(len(predecessors) + 1, np.int64)
-        np.cumsum([len(row) for row in predecessors], out=first[1:])
-        flat = np.array([task for row in predecessors for task in row], np.int64)
-        found: np.ndarray = ideals(first, flat, self.limit)
+        found: np.ndarray = ideals(*lists(self.traffic.predecessors), self.limit)
         return found
 
     def solve(self, bits: np.ndarray, complete: bool) -> Pipeline | None:
@@ -248,7 +248,7 @@ class _Solver:
         if mixed and self.seconds > relaxation.bound * NEAR:
             self.offer(self.solve(_prefixes(mixed + orders, self.limit), complete=False))
         for devices in [
-            *([tuple(device for device, _ in self.best.stages)] if self.best else []),
+            *([self.best.devices] if self.best else []),
             *(row.devices for row in relaxation.rows[:ANNEALED]),
         ]:
             row = relaxation.settled(devices)
@@ -278,7 +278,7 @@ class _Solver:
     def anneal(self, row: Branch) -> None:
         """Offers what annealing finds from the best so far, or from a cut of other devices."""
         stage = row.cuts[int(np.argmin([load.max() for load in row.loads]))].astype(np.int64)
-        if self.best and tuple(device for device, _ in self.best.stages) == row.devices:
+        if self.best and self.best.devices == row.devices:
             for index, (_, tasks) in enumerate(self.best.stages):
                 stage[list(tasks)] = index
         self.judged(

@@ -78,8 +78,8 @@ class Traffic:
         seconds[np.isinf(exit_)] = np.inf
         latency, per_byte = links(devices, tasks)
         units = list(dict.fromkeys(device.unit for device in devices))
-        first, reading = _lists([sorted(found) for _, found in inner.values()])
-        entry_first, entry_readers = _lists([sorted(found) for _, found in entries.values()])
+        first, reading = lists([sorted(found) for _, found in inner.values()])
+        entry_first, entry_readers = lists([sorted(found) for _, found in entries.values()])
         return cls(
             tasks=tasks,
             seconds=seconds,
@@ -129,12 +129,18 @@ class Traffic:
         return _turned(self.first, self.readers, self.count)
 
     @cached_property
+    def writes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tensors that each task writes."""
+        return _turned(np.arange(len(self.producer) + 1), self.producer, self.count)
+
+    @cached_property
     def entry_reads(self) -> tuple[np.ndarray, np.ndarray]:
         """The inputs from the host that each task reads."""
         return _turned(self.entry_first, self.entry_readers, self.count)
 
 
-def _lists(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def lists(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each row begins, with one element more, and the elements of all."""
     first = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=first[1:])
     return first, np.array([item for row in rows for item in row], np.int64)

@@ -16,9 +16,10 @@ def measured(options: Options) -> Result:
     names = options.names or tuple(footprint.MODELS)
     chosen = models.chosen(options.models, names, float("inf"))
     options.folder.mkdir(parents=True, exist_ok=True)
+    commit = record(options.seed)["commit"]
     found: list[footprint.Row] = []
     for model in chosen:
-        path = options.folder / f"memory-{model.name}-{record(options.seed)['commit']}.json"
+        path = options.folder / f"memory-{model.name}-{commit}.json"
         if not path.exists():
             rows = footprint.rows([model], seed=options.seed)
             write_text(path, json.dumps(rows, indent=1))

@@ -219,9 +219,11 @@ class Opened:
     shared_pointers: bool
     on_caller: bool
     pool: cl.tools.MemoryPool
-    turn: AbstractContextManager[Any]
 
     def __post_init__(self) -> None:
+        self.turn: AbstractContextManager[Any] = (
+            _turns[self.number] if self.on_caller else nullcontext()
+        )
         # Weights by the memory that they lie in: parts that read the same ones share them.
         self.weights: WeakValueDictionary[tuple[int, int], Weight] = WeakValueDictionary()
         # The runs that have not ended, by the addresses of their outputs.
@@ -415,7 +417,6 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
         shared_pointers = bool(device.svm_capabilities & fine)
     except cl.Error:
         shared_pointers = False
-    on_caller = found.is_pocl and device.name.startswith("basic")
     return Opened(
         device,
         number,
@@ -426,9 +427,8 @@ def _open(found: Found, number: int, shares_memory: bool) -> Opened:
         device.max_mem_alloc_size,
         max(1, device.mem_base_addr_align // 8),
         shared_pointers,
-        on_caller,
+        found.is_pocl and device.name.startswith("basic"),
         cl.tools.MemoryPool(cl.tools.ImmediateAllocator(queue)),
-        _turns[number] if on_caller else nullcontext(),
     )
 
 

@@ -307,7 +307,7 @@ def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
     others = sorted(search.starts, key=lambda solution: solution.makespan)[: max(0, starts - 1)]
     share = (until - since) / (len(others) + 1) / len(SLACKS)
     count = steps(min(SLICE, iterations / SLICES / (len(others) + 1)), tasks)
-    last = since
+    rows, last = padded(problem), since
     for start in [*others, None]:
         # The best that was found from this start on.
         order, device, end = local.order.copy(), local.device.copy(), best
@@ -317,7 +317,7 @@ def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
         for index, slack in enumerate(SLACKS):
             heat = HEAT * local.scale
             price = counting_price(problem, end, slack)
-            move = partial(climb, padded(problem), price, np.zeros(len(price)))
+            move = partial(climb, rows, price, np.zeros(len(price)))
             if problem.contention:
                 move = partial(shake, problem.arrays)
                 heat = CONTENTION_HEATS[index] * local.scale

@@ -3,9 +3,8 @@
     python -m bench.schedulers --json FILE [--sets proved,medium,...] [--seed 0] [--instances N]
 
 All instances are made anew from the seed and all are reported; references are solved in this run,
-or in an earlier one that was broken off, with `--references FILE`. With `--known` none is solved,
-and instances that this file has no reference of are left out. Each set has a table; the file has
-its rows as well. Process time is of all threads.
+or in an earlier one that was broken off, with `--references FILE`. Each set has a table; the file
+has its rows as well. Process time is of all threads.
 """
 
 import argparse
@@ -85,7 +84,6 @@ class Options:
     reference_seconds: float = 0.0
     jobs: int = 1
     references: Path | None = None
-    known: bool = False
 
     def count(self, name: str) -> int:
         return self.instances or INSTANCES[name]
@@ -110,7 +108,7 @@ def proved(options: Options) -> Result:
     ]
     seconds = options.reference_seconds or 20.0
     judged = (_limited(options.scheduler, 1.0), *LISTS)
-    rows = _compared(cases, judged, [f"exact:seconds={seconds}"], options)
+    rows = _compared(cases, judged, f"exact:seconds={seconds}", options)
     sure = [row for row in rows if row["proved"]]
     figures = _figures(sure)
     figures["bound"] = _spread(row["bound"] / row["reference"] for row in sure)
@@ -131,22 +129,17 @@ def medium(options: Options) -> Result:
     """40 to 200 tasks: against what constraint programming finds in a minute on two cores."""
     seconds = options.reference_seconds or 60.0
     # Of processor time, so that what else the machine does is no handicap.
-    specs = [
-        f"exact:seconds=0,process={2 * seconds},workers=2,linearization={level}" for level in (0, 1)
-    ]
+    spec = f"exact:seconds=0,process={2 * seconds},workers=2,linearization=0"
     cases = list(_medium_cases(options))
-    rows = _compared(cases, (_limited(options.scheduler, 2.0), "heft"), specs, options)
+    rows = _compared(cases, (_limited(options.scheduler, 2.0), "heft"), spec, options)
     figures = _figures(rows)
     won = [row["makespans"][figures["first"]] / row["reference"] for row in rows]
     figures["above"] = sum(ratio > 1 + ROUNDING for ratio in won)
-    single = sum(row["references"] < len(specs) for row in rows)
     text = (
-        f"{len(rows)} of {len(cases)} instances of {min(c.problem.tasks for c in cases)} to "
+        f"{len(rows)} instances of {min(c.problem.tasks for c in cases)} to "
         f"{max(c.problem.tasks for c in cases)} tasks (random, of algorithms, of networks), each "
         f"in 2 s, over what CP-SAT finds in {seconds:g} s with two workers from the schedule of "
-        "HEFT, the better of two runs with and without linear relaxation"
-        + (f" ({single} have had one of the two)" if single else "")
-        + f"; {sum(row['proved'] for row in rows)} are proved optima: "
+        f"HEFT; {sum(row['proved'] for row in rows)} are proved optima: "
         f"{figures['above']} are above it, {sum(ratio < 1 - ROUNDING for ratio in won)} below."
     )
     return Result(text, SCHEDULER_HEADS, _cells(figures["schedulers"]), rows, figures)
@@ -201,7 +194,7 @@ def memory(options: Options) -> Result:
         cases.append(_made("layered", tasks, ratio, options.seed + index, room))
     seconds = options.reference_seconds or 20.0
     judged = (_limited(options.scheduler, 1.0), *LISTS)
-    rows = _compared(cases, judged, [f"exact:seconds={seconds}"], options)
+    rows = _compared(cases, judged, f"exact:seconds={seconds}", options)
     there = [row for row in rows if row["reference"] is not None]
     figures = _figures([row for row in there if row["proved"]])
     figures["feasible"] = len(there)
@@ -230,7 +223,7 @@ def contention(options: Options) -> Result:
         cases.append(Case(case.name, replace(case.problem, contention=True), facts))
     seconds = options.reference_seconds or 20.0
     spec = f"exact:seconds={seconds}"
-    rows = _compared(cases, (_limited(options.scheduler, 1.0), *LISTS), [spec], options)
+    rows = _compared(cases, (_limited(options.scheduler, 1.0), *LISTS), spec, options)
     figures = _figures(rows)
     text = (
         f"{len(rows)} instances of 8 to 24 tasks with links that serve one transfer at a time: "
@@ -382,27 +375,16 @@ def _limited(scheduler: str, seconds: float) -> str:
 
 
 def _compared(
-    cases: Sequence[Case], schedulers: Sequence[str], specs: Sequence[str], options: Options
+    cases: Sequence[Case], schedulers: Sequence[str], spec: str, options: Options
 ) -> list[dict[str, Any]]:
-    """A row for each case, with the best of what the references of `specs` find.
-
-    With `options.known` not for a case of which nothing was found before.
-    """
-    found = zip(*(_references(cases, spec, options) for spec in specs), strict=True)
-    there = [
-        (case, [best for best in bests if best]) for case, bests in zip(cases, found, strict=True)
-    ]
+    """A row for each case, with what the reference `spec` finds."""
+    bests = _references(cases, spec, options)
     _warm(schedulers)
+    both = list(zip(cases, bests, strict=True))
     return [
-        _row(case, schedulers, min(bests, key=_makespan)) | {"references": len(bests)}
-        for case, bests in track(
-            [(case, bests) for case, bests in there if bests], ", ".join(schedulers), transient=True
-        )
+        _row(case, schedulers, best)
+        for case, best in track(both, ", ".join(schedulers), transient=True)
     ]
-
-
-def _makespan(best: Mapping[str, Any]) -> float:
-    return inf if best["reference"] is None else float(best["reference"])
 
 
 def _warm(schedulers: Iterable[str]) -> None:
@@ -412,18 +394,15 @@ def _warm(schedulers: Iterable[str]) -> None:
             load(Scheduler, name).schedule(layered(tasks, DEVICES, 1.0, 0))
 
 
-def _references(cases: Sequence[Case], spec: str, options: Options) -> list[dict[str, Any] | None]:
+def _references(cases: Sequence[Case], spec: str, options: Options) -> list[dict[str, Any]]:
     """What a reference finds for each case; what a file has of an earlier run is not solved again.
-
-    With `options.known` the others are not solved at all, and are None.
 
     The file is written after each, so that a run can be broken off at any time.
     """
     path, known = options.references, {}
     if path and path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
-    unknown = (case for case in cases if f"{case.name}, {spec}" not in known)
-    missing = [] if options.known else list(unknown)
+    missing = [case for case in cases if f"{case.name}, {spec}" not in known]
     with ExitStack() as stack:
         work: Callable[..., Iterable[dict[str, Any]]] = map
         if options.jobs > 1:
@@ -433,7 +412,7 @@ def _references(cases: Sequence[Case], spec: str, options: Options) -> list[dict
             known[f"{case.name}, {spec}"] = found
             if path:
                 write(path, known)
-    return [known.get(f"{case.name}, {spec}") for case in cases]
+    return [known[f"{case.name}, {spec}"] for case in cases]
 
 
 def _reference(case: Case, spec: str) -> dict[str, Any]:
@@ -538,9 +517,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--references", type=Path, help="a file that keeps references for a run after this one"
     )
     parser.add_argument(
-        "--known", action="store_true", help="solve no reference: those of the file are all"
-    )
-    parser.add_argument(
         "--add", action="store_true", help="keep the other sets that the file has from before"
     )
     given = parser.parse_args(arguments)
@@ -548,8 +524,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in wanted:
         if name not in SETS:
             parser.error(f"no set '{name}'; there are {', '.join(SETS)}")
-    if given.known and not (given.references and given.references.exists()):
-        parser.error("--known needs --references with a file of an earlier run")
     options = Options(
         given.seed,
         given.scheduler,
@@ -557,7 +531,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.reference_seconds,
         given.jobs,
         given.references,
-        given.known,
     )
     asked = vars(given) | {"json": None, "references": None}
     found = {name: partial(SETS[name], options) for name in wanted}

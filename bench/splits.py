@@ -211,7 +211,7 @@ def layer(
     width = sizes[2]
     grain = max(GRAIN, width // MOST_BOUNDS // GRAIN * GRAIN)
     prices = priced(graph, system, "profiled", options.store)
-    chosen = load(Partitioner, f"channel:grain={grain}").partition(graph, system, prices)
+    found = load(Partitioner, f"channel:grain={grain}").plans(graph, system, prices)
     plans = {f"'{d.name}' alone": _alone(graph, system, prices, d.name) for d in system.devices}
     singles = tuple(plans)
     written = graph.outputs[0]
@@ -232,8 +232,8 @@ def layer(
     before = probe.told()
     with ExitStack() as stack:
         # As `hetsched compile --measure` ships it.
-        shipped = stack.enter_context(hetsched.compile(chosen, measure=True)).plan
-        planned = _same(chosen, plans)
+        shipped = stack.enter_context(hetsched.compile(found, measure=True)).plan
+        planned = _same(found[0], plans)
         ships = _same(shipped, plans)
         ways = {name: stack.enter_context(hetsched.compile(plan)) for name, plan in plans.items()}
         first = _turns(ways, inputs, max(3, options.rounds // 4), probe)
@@ -255,7 +255,7 @@ def layer(
         "chosen_seconds": medians[ships],
         "planned_seconds": medians[planned],
         "best_seconds": medians[best],
-        "predicted_seconds": simulate(chosen).makespan,
+        "predicted_seconds": simulate(found[0]).makespan,
         "speedup": single / medians[ships],
         "best_speedup": single / medians[best],
         "share": medians[best] / medians[ships],
@@ -378,7 +378,7 @@ def network(
     found = load(Partitioner, "hybrid").plans(graph, system, prices)
     threads = ",".join(str(core) for device in system.devices for core in device.cores)
     both = System.local(engines.device(len(threads.split(","))))
-    together = load(Partitioner, "single").partition(graph, both, priced(graph, both, "roofline"))
+    threaded = load(Partitioner, "single").partition(graph, both, priced(graph, both, "roofline"))
     with ExitStack() as stack:
         ways: dict[str, Any] = {
             name: stack.enter_context(hetsched.compile(_alone(graph, system, prices, name)))
@@ -387,9 +387,8 @@ def network(
         # As `hetsched compile --measure` ships it.
         probe.settle()
         shared = stack.enter_context(hetsched.compile(found, measure=True))
-        plan = shared.plan
         verify(shared, inputs, options.seed).check()
-        ways |= {"shared": shared, "threads": stack.enter_context(hetsched.compile(together))}
+        ways |= {"shared": shared, "threads": stack.enter_context(hetsched.compile(threaded))}
         peer = engines.OnnxRuntime(to_onnx(graph), inputs, 2)
         stack.callback(peer.close)
         calls = {name: partial(way.run, inputs) for name, way in ways.items()}
@@ -402,6 +401,7 @@ def network(
             shared.run(inputs)
             overlaps.append(shared.schedule.overlap_seconds())
         piped = _pipeline(graph, system, prices, inputs, options.rounds, probe)
+    plan = shared.plan
     medians = {name: statistics.median(found) for name, found in times.items()}
     alone = [medians[name] for name in names]
     speedup = min(alone) / medians["shared"]

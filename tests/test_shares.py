@@ -35,6 +35,7 @@ from hetsched.report.plan import plan_document
 from hetsched.rewrite import redundancy, rewrite, split
 from hetsched.sharing.memory import Tiling
 from hetsched.sharing.pieces import Layout, Walk, Way
+from hetsched.sharing.search import NEXT_BEST
 from hetsched.split import Exit, Split
 from hetsched.system import System
 from hetsched.target import Target
@@ -187,6 +188,18 @@ def test_each_kind_of_way_is_worth_measuring_behind_the_best_plan() -> None:
         assert simulate(best).makespan <= simulate(other).makespan
         assert simulate(other).makespan >= min(simulate(plan).makespan for plan in by_kind)
     assert best.splits == partitioned("hybrid", graph, system, costs).splits
+
+
+@pytest.mark.usefixtures("imagined_devices")
+def test_the_next_best_shares_are_worth_measuring() -> None:
+    """Prices of two shares may have been measured in different moments."""
+    system, costs = fast_pair(2.6, 24)
+    plans = load(Partitioner, "channel:grain=8").plans(convolution(96), system, costs)
+    best, *others = [simulate(plan).makespan for plan in plans]
+    assert 1 <= len(others) <= NEXT_BEST
+    assert others == sorted(others)
+    assert best <= others[0]
+    assert len({plan.splits for plan in plans}) == len(plans)
 
 
 @pytest.mark.usefixtures("imagined_devices")

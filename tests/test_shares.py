@@ -203,6 +203,16 @@ def test_the_next_best_shares_are_worth_measuring() -> None:
 
 
 @pytest.mark.usefixtures("imagined_devices")
+def test_shares_of_devices_that_are_alike_are_not_tried_both_ways_round() -> None:
+    system, costs = fast_pair(1.0)
+    plans = load(Partitioner, "channel:grain=16").plans(convolution(96), system, costs)
+    found = [tuple(sorted(size) for size in sizes_of(plan)) for plan in plans if plan.splits]
+    assert found[0] == ([48, 48],)
+    assert len(found) > 1
+    assert all(found.count(sizes) == 1 for sizes in found)
+
+
+@pytest.mark.usefixtures("imagined_devices")
 def test_a_batch_is_shared_without_a_halo() -> None:
     system, costs = fast_pair()
     graph = convolution(8, batch=6)

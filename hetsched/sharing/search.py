@@ -133,7 +133,11 @@ class Search:
         devices: tuple[Device, ...],
         seen: list[tuple[Split, ...]],
     ) -> Iterator[Plan]:
-        """Plans with one bound moved by a grain at a time, while that is faster."""
+        """Plans with one bound moved by a grain at a time, while that is faster.
+
+        Where devices are alike, one of two plans that only turn their shares round is enough.
+        """
+        alike = len({device.fingerprint for device in devices}) == 1
         splits = plan.splits
         for place in _heaviest(runs):
             for step in (-1, 1):
@@ -142,7 +146,7 @@ class Search:
                     if moved is None:
                         break
                     changed = (*splits[:place], moved, *splits[place + 1 :])
-                    if changed in seen:
+                    if changed in seen or (alike and tuple(map(_turned, changed)) in seen):
                         break
                     seen.append(changed)
                     found = self._planned(changed, devices)
@@ -291,6 +295,21 @@ def _factors(
 def _heaviest(runs: Sequence[Run]) -> list[int]:
     """The places of the runs, those with the most work first."""
     return sorted(range(len(runs)), key=lambda place: -max(runs[place].seconds))
+
+
+def _turned(item: Split) -> Split:
+    """The split with the sizes of the pieces the other way round."""
+    exits = (
+        replace(
+            exit_,
+            axes=tuple(
+                (axis, tuple(bounds[-1] - bound for bound in reversed(bounds)))
+                for axis, bounds in exit_.axes
+            ),
+        )
+        for exit_ in item.exits
+    )
+    return replace(item, exits=tuple(exits))
 
 
 def _shifted(item: Split, step: int) -> Split | None:

@@ -1,30 +1,37 @@
 """Plans as predicted and as measured: every partitioner on every model, on two devices.
 
-Kernels are measured first, each group of the model and of the pieces that a plan has. Then all
-plans of a model run in turns, in one process; what counts is the median latency of a call. The
-figures are the error of the predicted latency, how well prediction ranks the plans of a model
-(Kendall's tau), and how much slower than the best measured that plan is which prediction puts
-first. What is measured of a model is kept, and not measured again.
+Kernels are measured first, each group of the model and of the pieces that a plan has, and how much
+longer the model's own groups take while both devices compute. Then all plans of a model run in
+turns, in one process; what counts is the median latency of a call, over bursts before and after
+which each core had its full pace while the other worked. The figures are the error of the predicted
+latency, how well prediction ranks the plans of a model (Kendall's tau b), and how much slower than
+the best measured that plan is which prediction puts first. Beside them is how well a latency is
+known: half its interval of 95 %. What is measured of a model is kept, and not measured again.
 """
 
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from math import inf
+from math import inf, sqrt
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from rich.progress import track
 
 import hetsched
 from bench import models
-from bench.cores import Probe, settled
+from bench.cores import WHOLE, Probe, settled
 from bench.costing import Options, Result
 from bench.timing import seconds_of
 from hetsched.api import priced
+from hetsched.confidence import margin
+from hetsched.corun import measured_slowdown
 from hetsched.errors import InfeasiblePlan
 from hetsched.files import write_text
 from hetsched.graph import Graph
@@ -40,16 +47,17 @@ MODELS = (
 ).split()
 DEVICES = "cpu:0,cpu:1"
 PARTITIONERS = tuple(name for name in names(Partitioner) if name != "single")
-# Of each plan of a model: rounds until both are reached, or the longest time.
-LEAST_ROUNDS = 5
+# Of each plan of a model: rounds until both are reached, but no longer than `PATIENCE_SECONDS`.
+LEAST_ROUNDS = 12
 # Runs in a row, as they are in use; before them some bring back what the others have displaced.
 WARM, BURST = 2, 5
 SECONDS = 8.0
-# Plans that are measured closer than this are equally good.
+PATIENCE_SECONDS = 60.0
+# Plans that are closer than this, or measured closer than they are known, are equally good.
 TIE = 0.01
 
 
-HEADS = ("model", "partitioner", "parts", "predicted ms", "measured ms", "error %")
+HEADS = ("model", "partitioner", "parts", "predicted ms", "measured ms", "error %", "known to %")
 
 
 def measured(options: Options) -> Result:
@@ -59,8 +67,9 @@ def measured(options: Options) -> Result:
     text = (
         f"{figures['plans']} plans of {figures['models']} models on {DEVICES}: error of the "
         f"prediction {figures['median_error']:.1%} (median), {figures['p90_error']:.1%} (p90); "
-        f"Kendall's tau {figures['tau_mean'] or 0:.2f} (mean over the models); the plan predicted "
-        f"best takes {figures['worst_regret']:.3f} x the best measured at the most"
+        f"Kendall's tau b {figures['tau_mean'] or 0:.2f} (mean over the models); the plan "
+        f"predicted best takes {figures['worst_regret']:.3f} x the best measured at the most; a "
+        f"latency is known to {figures['median_margin']:.1%} (median)"
     )
     passed = (
         figures["median_error"] <= 0.04
@@ -114,29 +123,19 @@ def of_model(
 ) -> list[dict[str, Any]]:
     """A row for each partitioner; plans that do the same are measured as one."""
     graph = hetsched.read_onnx(models.load(model, seed), shapes=model.shapes)
-    begin = perf_counter()
-    found = list(plans(graph, system, store, partitioners))
-    planning = perf_counter() - begin
-    distinct: dict[object, Plan] = {}
-    for _, plan in found:
-        distinct.setdefault(_does(plan), plan)
-    times: dict[object, list[float]] = {key: [] for key in distinct}
-    inputs = models.inputs(model, graph, seed)
-    with ExitStack() as stack:
-        ways = {key: stack.enter_context(hetsched.compile(plan)) for key, plan in distinct.items()}
-        for way in ways.values():
-            way.run(inputs)
-        probe = stack.enter_context(Probe.of(system))
+    with Probe.of(system) as probe:
         begin = perf_counter()
-        while (
-            len(times[_does(found[0][1])]) < LEAST_ROUNDS * BURST
-            or perf_counter() - begin < SECONDS
-        ):
-            probe.settle()
-            for key, way in ways.items():
-                for _ in range(WARM):
-                    way.run(inputs)
-                times[key] += [seconds_of(partial(way.run, inputs)) for _ in range(BURST)]
+        prices = priced(graph, system, None, store or None)
+        course = graph, prices.seconds
+        slowed = measured_slowdown([course], system.devices, Store(Path(store)), probe.settle)
+        system = replace(system, slowdown=slowed.value)
+        found = list(plans(graph, system, store, partitioners))
+        planning = perf_counter() - begin
+        distinct: dict[object, Plan] = {}
+        for _, plan in found:
+            distinct.setdefault(_does(plan), plan)
+        bursts, disturbed = _bursts(distinct, models.inputs(model, graph, seed), probe)
+    known = {key: statistics.median(map(statistics.median, own)) for key, own in bursts.items()}
     return [
         {
             "model": model.name,
@@ -145,14 +144,50 @@ def of_model(
             "parts": len(plan.parts),
             "splits": len(plan.splits),
             "predicted": simulate(plan).makespan,
-            "measured": statistics.median(times[_does(plan)]),
-            "least": min(times[_does(plan)]),
-            "runs": len(times[_does(plan)]),
+            "measured": known[_does(plan)],
+            "margin": margin([statistics.median(burst) for burst in bursts[_does(plan)]]),
+            "least": min(map(min, bursts[_does(plan)])),
+            "runs": sum(map(len, bursts[_does(plan)])),
+            "disturbed_bursts": disturbed[_does(plan)],
+            "slowdown": slowed.value,
             "same_as": next(other for other, its in found if _does(its) == _does(plan)),
             "planning_seconds": planning,
         }
         for name, plan in found
     ]
+
+
+def _bursts(
+    distinct: Mapping[object, Plan], inputs: Mapping[str, np.ndarray], probe: Probe
+) -> tuple[dict[object, list[list[float]]], dict[object, int]]:
+    """The seconds of the runs of each plan, burst by burst, and how many bursts did not count.
+
+    A burst counts if each core was a whole one before and after it. Where a plan has none such for
+    too long, all of its bursts count.
+    """
+    kept: dict[object, list[list[float]]] = {key: [] for key in distinct}
+    others: dict[object, list[list[float]]] = {key: [] for key in distinct}
+    with ExitStack() as stack:
+        ways = {key: stack.enter_context(hetsched.compile(plan)) for key, plan in distinct.items()}
+        for way in ways.values():
+            way.run(inputs)
+        begin = perf_counter()
+        while (passed := perf_counter() - begin) < PATIENCE_SECONDS and (
+            passed < SECONDS or min(map(len, kept.values())) < LEAST_ROUNDS
+        ):
+            probe.settle()
+            for key, way in ways.items():
+                for _ in range(WARM):
+                    way.run(inputs)
+                burst = [seconds_of(partial(way.run, inputs)) for _ in range(BURST)]
+                whole = probe.slowdown() <= WHOLE
+                (kept if whole else others)[key].append(burst)
+                if not whole:
+                    probe.settle()
+    return (
+        {key: own or others[key] for key, own in kept.items()},
+        {key: len(own) for key, own in others.items()},
+    )
 
 
 def _does(plan: Plan) -> object:
@@ -164,24 +199,36 @@ def error(row: Mapping[str, Any]) -> float:
 
 
 def tau(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Kendall's tau of predicted and measured, over pairs of plans that are told apart.
+    """Kendall's tau b of predicted and measured; None where all are equal in one of them.
 
-    Pairs that are measured closer than `TIE` have no order.
+    Plans that are measured closer than `TIE`, or closer than the margins of both together, are a
+    tie of what is measured, and those predicted closer than `TIE` one of what is predicted. Who
+    orders plans that are a tie of the other loses by it.
 
     >>> tau([{"predicted": p, "measured": m} for p, m in ((1, 1), (2, 3), (3, 2), (4, 4.001))])
     0.6666666666666666
+    >>> tau([{"predicted": p, "measured": m} for p, m in ((1, 1), (2, 3), (2.01, 3.01))])
+    1.0
 
     References
     ----------
-    Kendall, "A new measure of rank correlation", Biometrika 30, 1938,
-    https://doi.org/10.1093/biomet/30.1-2.81
+    Kendall, "The treatment of ties in ranking problems", Biometrika 33, 1945,
+    https://doi.org/10.1093/biomet/33.3.239
     """
-    signs = [
-        1 if (a["predicted"] - b["predicted"]) * (a["measured"] - b["measured"]) > 0 else -1
-        for a, b in combinations(rows, 2)
-        if abs(a["measured"] - b["measured"]) > TIE * min(a["measured"], b["measured"])
-    ]
-    return statistics.fmean(signs) if signs else None
+    score = in_predicted = in_measured = 0
+    for a, b in combinations(rows, 2):
+        margins = a.get("margin", 0.0) + b.get("margin", 0.0)
+        predicted = _sign(a["predicted"], b["predicted"], 0.0)
+        found = _sign(a["measured"], b["measured"], margins)
+        score += predicted * found
+        in_predicted += abs(predicted)
+        in_measured += abs(found)
+    return score / sqrt(in_predicted * in_measured) if in_predicted and in_measured else None
+
+
+def _sign(one: float, other: float, least: float) -> int:
+    apart = max(TIE * min(one, other), least)
+    return (one - other > apart) - (other - one > apart)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -203,6 +250,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "plans": len(rows),
         "median_error": statistics.median(errors),
         "p90_error": errors[min(len(errors) - 1, int(0.9 * len(errors)))],
+        "median_margin": statistics.median(row["margin"] / row["measured"] for row in rows),
         "tau_mean": statistics.fmean(taus) if taus else None,
         "tau_least": min(taus, default=None),
         "regret": regrets,
@@ -222,6 +270,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             f"{row['predicted'] * 1e3:.3f}",
             f"{row['measured'] * 1e3:.3f}",
             f"{(row['predicted'] / row['measured'] - 1) * 100:+.1f}",
+            f"{row['margin'] / row['measured'] * 100:.1f}",
         )
         for row in rows
     ]

@@ -2,17 +2,20 @@
 
 Kernels are measured first, each group of the model and of the pieces that a plan has, and how much
 longer the model's own groups take while both devices compute. Then all plans of a model run in
-turns, in one process; what counts is the median latency of a call, over bursts before and after
-which each core had its full pace while the other worked. The figures are the error of the predicted
-latency, how well prediction ranks the plans of a model (Kendall's tau b), and how much slower than
-the best measured that plan is which prediction puts first. Beside them is how well a latency is
-known: half its interval of 95 %. What is measured of a model is kept, and not measured again.
+turns, in one process, and the kernels of each between its runs, which prices them again: what
+neighbours on the host take of the cores changes by the minute, and is no error of a prediction.
+What counts is the median latency of a call, over bursts before and after which the cores were no
+threads of one. The figures are the error of the latency that is predicted by these prices, with
+that by the prices which the plan was made by beside it, how well prediction ranks the plans of a
+model (Kendall's tau b), and how much slower than the best measured that plan is which prediction
+puts first. Half the interval of 95 % says how well a latency is known. What is measured of a model
+is kept, and not measured again.
 """
 
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -38,6 +41,7 @@ from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner, serving
 from hetsched.plan import Plan, simulate
 from hetsched.plugin import load, names
+from hetsched.sequence import KernelSequence
 from hetsched.store import Store
 from hetsched.system import System
 
@@ -48,16 +52,27 @@ MODELS = (
 DEVICES = "cpu:0,cpu:1"
 PARTITIONERS = tuple(name for name in names(Partitioner) if name != "single")
 # Of each plan of a model: rounds until both are reached, but no longer than `PATIENCE_SECONDS`.
-LEAST_ROUNDS = 12
+LEAST_ROUNDS = 10
 # Runs in a row, as they are in use; before them some bring back what the others have displaced.
 WARM, BURST = 2, 5
-SECONDS = 8.0
-PATIENCE_SECONDS = 60.0
+# Of the kernels of a plan on a device, in each turn.
+PRICING_SECONDS = 0.015
+SECONDS = 6.0
+PATIENCE_SECONDS = 30.0
 # Plans that are closer than this, or measured closer than they are known, are equally good.
 TIE = 0.01
 
 
-HEADS = ("model", "partitioner", "parts", "predicted ms", "measured ms", "error %", "known to %")
+HEADS = (
+    "model",
+    "partitioner",
+    "parts",
+    "planned ms",
+    "predicted ms",
+    "measured ms",
+    "error %",
+    "known to %",
+)
 
 
 def measured(options: Options) -> Result:
@@ -66,7 +81,8 @@ def measured(options: Options) -> Result:
     figures = summary(found)
     text = (
         f"{figures['plans']} plans of {figures['models']} models on {DEVICES}: error of the "
-        f"prediction {figures['median_error']:.1%} (median), {figures['p90_error']:.1%} (p90); "
+        f"prediction {figures['median_error']:.1%} (median), {figures['p90_error']:.1%} (p90), by "
+        f"the prices of the planning {figures['median_error_planned']:.1%}; "
         f"Kendall's tau b {figures['tau_mean'] or 0:.2f} (mean over the models); the plan "
         f"predicted best takes {figures['worst_regret']:.3f} x the best measured at the most; a "
         f"latency is known to {figures['median_margin']:.1%} (median)"
@@ -125,17 +141,21 @@ def of_model(
     graph = hetsched.read_onnx(models.load(model, seed), shapes=model.shapes)
     with Probe.of(system) as probe:
         begin = perf_counter()
-        prices = priced(graph, system, None, store or None)
-        course = graph, prices.seconds
-        slowed = measured_slowdown([course], system.devices, Store(Path(store)), probe.settle)
+        priced(graph, system, None, store or None)
+        slowed = measured_slowdown([graph], system.devices, Store(Path(store)), probe.separate)
         system = replace(system, slowdown=slowed.value)
         found = list(plans(graph, system, store, partitioners))
         planning = perf_counter() - begin
         distinct: dict[object, Plan] = {}
         for _, plan in found:
             distinct.setdefault(_does(plan), plan)
-        bursts, disturbed = _bursts(distinct, models.inputs(model, graph, seed), probe)
-    known = {key: statistics.median(map(statistics.median, own)) for key, own in bursts.items()}
+        ways = {key: Way(plan, models.inputs(model, graph, seed)) for key, plan in distinct.items()}
+        try:
+            _take_turns(list(ways.values()), probe)
+            measured = {key: way.row() for key, way in ways.items()}
+        finally:
+            for way in ways.values():
+                way.close()
     return [
         {
             "model": model.name,
@@ -143,12 +163,8 @@ def of_model(
             "devices": list(plan.devices),
             "parts": len(plan.parts),
             "splits": len(plan.splits),
-            "predicted": simulate(plan).makespan,
-            "measured": known[_does(plan)],
-            "margin": margin([statistics.median(burst) for burst in bursts[_does(plan)]]),
-            "least": min(map(min, bursts[_does(plan)])),
-            "runs": sum(map(len, bursts[_does(plan)])),
-            "disturbed_bursts": disturbed[_does(plan)],
+            "planned": simulate(plan).makespan,
+            **measured[_does(plan)],
             "slowdown": slowed.value,
             "same_as": next(other for other, its in found if _does(its) == _does(plan)),
             "planning_seconds": planning,
@@ -157,37 +173,67 @@ def of_model(
     ]
 
 
-def _bursts(
-    distinct: Mapping[object, Plan], inputs: Mapping[str, np.ndarray], probe: Probe
-) -> tuple[dict[object, list[list[float]]], dict[object, int]]:
-    """The seconds of the runs of each plan, burst by burst, and how many bursts did not count.
+class Way:
+    """A plan that runs, and its kernels by themselves on each of its units."""
 
-    A burst counts if each core was a whole one before and after it. Where a plan has none such for
-    too long, all of its bursts count.
-    """
-    kept: dict[object, list[list[float]]] = {key: [] for key in distinct}
-    others: dict[object, list[list[float]]] = {key: [] for key in distinct}
-    with ExitStack() as stack:
-        ways = {key: stack.enter_context(hetsched.compile(plan)) for key, plan in distinct.items()}
-        for way in ways.values():
-            way.run(inputs)
-        begin = perf_counter()
-        while (passed := perf_counter() - begin) < PATIENCE_SECONDS and (
-            passed < SECONDS or min(map(len, kept.values())) < LEAST_ROUNDS
-        ):
-            probe.settle()
-            for key, way in ways.items():
-                for _ in range(WARM):
-                    way.run(inputs)
-                burst = [seconds_of(partial(way.run, inputs)) for _ in range(BURST)]
-                whole = probe.slowdown() <= WHOLE
-                (kept if whole else others)[key].append(burst)
-                if not whole:
-                    probe.settle()
-    return (
-        {key: own or others[key] for key, own in kept.items()},
-        {key: len(own) for key, own in others.items()},
-    )
+    def __init__(self, plan: Plan, inputs: Mapping[str, np.ndarray]) -> None:
+        self.plan = plan
+        self._executable = hetsched.compile(plan)
+        self._run = partial(self._executable.run, inputs)
+        self._own: dict[str, KernelSequence] = {}
+        for device in plan.devices:
+            self._own[device] = KernelSequence(
+                plan.graph, plan.graph.groups, plan.system.device(device)
+            )
+        self._run()
+        # Seconds of runs, burst by burst, and of each group in each burst of kernels.
+        self.kept: list[list[float]] = []
+        self._disturbed: list[list[float]] = []
+        self._groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def burst(self, probe: Probe) -> None:
+        for device, own in self._own.items():
+            for name, times in own.burst(PRICING_SECONDS).items():
+                self._groups[name, device].append(statistics.median(times))
+        for _ in range(WARM):
+            self._run()
+        times = [seconds_of(self._run) for _ in range(BURST)]
+        separate = probe.together() <= WHOLE
+        (self.kept if separate else self._disturbed).append(times)
+        if not separate:
+            probe.separate()
+
+    def row(self) -> dict[str, Any]:
+        """What was measured, and what is predicted by the prices of the same minutes."""
+        bursts = [statistics.median(burst) for burst in self.kept or self._disturbed]
+        seconds = {name: dict(row) for name, row in self.plan.prices.seconds.items()}
+        for (name, device), times in self._groups.items():
+            seconds[name][device] = statistics.median(times)
+        again = replace(self.plan, prices=replace(self.plan.prices, seconds=seconds))
+        return {
+            "predicted": simulate(again).makespan,
+            "measured": statistics.median(bursts),
+            "margin": margin(bursts),
+            "least": min(map(min, self.kept or self._disturbed)),
+            "runs": BURST * len(bursts),
+            "disturbed_bursts": len(self._disturbed),
+        }
+
+    def close(self) -> None:
+        for own in self._own.values():
+            own.close()
+        self._executable.close()
+
+
+def _take_turns(ways: Sequence[Way], probe: Probe) -> None:
+    """Bursts of all until there are enough that count; where there are none such, all count."""
+    begin = perf_counter()
+    while (passed := perf_counter() - begin) < PATIENCE_SECONDS and (
+        passed < SECONDS or min(len(way.kept) for way in ways) < LEAST_ROUNDS
+    ):
+        probe.separate()
+        for way in ways:
+            way.burst(probe)
 
 
 def _does(plan: Plan) -> object:
@@ -249,6 +295,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "models": len(by_model),
         "plans": len(rows),
         "median_error": statistics.median(errors),
+        "median_error_planned": statistics.median(
+            abs(row["planned"] / row["measured"] - 1) for row in rows
+        ),
         "p90_error": errors[min(len(errors) - 1, int(0.9 * len(errors)))],
         "median_margin": statistics.median(row["margin"] / row["measured"] for row in rows),
         "tau_mean": statistics.fmean(taus) if taus else None,
@@ -267,6 +316,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             row["partitioner"]
             + (f" = {row['same_as']}" if row["same_as"] != row["partitioner"] else ""),
             str(row["parts"]),
+            f"{row['planned'] * 1e3:.3f}",
             f"{row['predicted'] * 1e3:.3f}",
             f"{row['measured'] * 1e3:.3f}",
             f"{(row['predicted'] / row['measured'] - 1) * 100:+.1f}",

@@ -9,7 +9,7 @@ from time import perf_counter
 from hetsched.calibration import calibrate
 from hetsched.compiler import compile_parts, culprits
 from hetsched.contest import median_latencies, median_paces
-from hetsched.corun import Rows, measured_slowdown, sharing_units
+from hetsched.corun import measured_slowdown, sharing_units
 from hetsched.cost import CostModel, Prices, price, refusals
 from hetsched.device import Device
 from hetsched.errors import (
@@ -38,7 +38,7 @@ from hetsched.plan import Plan, Recipe
 from hetsched.plugin import load as load_plugin
 from hetsched.plugin import names
 from hetsched.problem import Problem, Solution
-from hetsched.profiling import THOROUGH, Course, Effort, Key, Measured, measure
+from hetsched.profiling import THOROUGH, Course, Effort, Key, measure
 from hetsched.scheduler import Scheduler
 from hetsched.store import Factor, Sample, Store, default_path
 from hetsched.system import System
@@ -215,7 +215,7 @@ class Profiling:
 
     `drift` is by how much slower the machine became meanwhile, and `since` by how much slower it
     is than when older samples of the store were taken; None where that was not measured.
-    `disturbed` of `bursts` did not count. `slowdown` is how many times as long as by their prices
+    `disturbed` of `bursts` did not count. `slowdown` is how many times as long
     kernels take while all devices compute; None of one device, or where no time was left.
     """
 
@@ -293,8 +293,7 @@ def profile(
             rows[key] = replace(row, groups=(*row.groups, name))
     slowdown = None
     if len(sharing_units(system.devices)) > 1 and perf_counter() < begin + budget_seconds:
-        tables = [(graph, _table(graph, courses, system, found)) for graph in graphs[:FEW]]
-        slowdown = measured_slowdown(tables, system.devices, kept)
+        slowdown = measured_slowdown(graphs[:FEW], system.devices, kept)
     order = sorted(rows.values(), key=lambda row: -row.flops * len(row.groups))
     return Profiling(
         tuple(order),
@@ -306,20 +305,6 @@ def profile(
         found.disturbed,
         slowdown,
     )
-
-
-def _table(graph: Graph, courses: Sequence[Course], system: System, found: Measured) -> Rows:
-    """What was measured of the groups of `graph`, by group and device."""
-    own = {course.device.fingerprint: course for course in courses if course.graph is graph}
-    keys = {device.name: own[device.fingerprint].keys for device in system.devices}
-    return {
-        group.name: {
-            name: found.samples[row[group.name]].seconds
-            for name, row in keys.items()
-            if row[group.name] in found.samples
-        }
-        for group in graph.groups
-    }
 
 
 @dataclass(frozen=True)

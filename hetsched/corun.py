@@ -1,9 +1,9 @@
 """How much longer kernels take while all devices compute than by themselves.
 
-Devices share more than memory: a host may have put two virtual cores on one, its neighbours use the
-other thread of a core, and a clock falls when more cores work. So the kernels of a few models are
-run on all devices at once, as they are measured alone (`sequence.py`), and what they take is held
-against their prices. The profile store keeps the ratio as a factor of the devices.
+Devices share more than memory: a host may have put two virtual cores on one, and a clock may fall
+when more cores work. So the kernels of a few models are run on each device by itself and on all at
+once, in turns, as they are measured for their prices (`sequence.py`). The profile store keeps the
+ratio as a factor of the devices.
 """
 
 import statistics
@@ -18,10 +18,8 @@ from hetsched.overheads import SLOWDOWN, ends_of
 from hetsched.sequence import KernelSequence
 from hetsched.store import Factor, Store
 
-# Bursts on all devices at once, each so many runs of the kernels, or so long.
-TURNS, RUNS, SHORTEST_SECONDS = 9, 6, 0.03
-# Seconds of each group on each device, by the names of both.
-Rows = Mapping[str, Mapping[str, float]]
+# Turns of bursts on each device and on all; each is so long, or so many runs of the kernels.
+TURNS, RUNS, SHORTEST_SECONDS = 9, 4, 0.02
 
 
 def sharing_units(devices: Sequence[Device]) -> tuple[Device, ...]:
@@ -34,16 +32,16 @@ def sharing_units(devices: Sequence[Device]) -> tuple[Device, ...]:
 
 
 def measured_slowdown(
-    courses: Sequence[tuple[Graph, Rows]],
+    graphs: Sequence[Graph],
     devices: Sequence[Device],
     store: Store,
     settle: Callable[[], None] | None = None,
 ) -> Factor:
-    """What the groups of some graphs take on all `devices` at once, over their prices.
+    """What the groups of `graphs` take on all `devices` at once over what they take on each alone.
 
-    The median of the bursts, never below one, and kept in the store for systems of these devices.
-    Groups without a price on each device are left out. `settle` is called before each burst, and
-    may wait.
+    The median of the turns, never below one, and kept in the store for systems of these devices.
+    Groups that a device does not run are left out. `settle` is called before each turn, and may
+    wait.
 
     Raises
     ------
@@ -54,37 +52,33 @@ def measured_slowdown(
     """
     units = sharing_units(devices)
     ratios: list[float] = []
-    for graph, rows in courses if len(units) > 1 else ():
-        ratios += _ratios(graph, rows, units, settle)
-    value = max(1.0, statistics.median(ratios)) if ratios else 1.0
-    factor = Factor(value, margin(ratios) if ratios else 0.0, max(1, len(ratios)))
-    if ratios:
-        store.add_factor(SLOWDOWN, ends_of(devices), factor)
+    for graph in graphs if len(units) > 1 else ():
+        ratios += _ratios(graph, units, settle)
+    if not ratios:
+        return Factor(1.0, 0.0)
+    factor = Factor(max(1.0, statistics.median(ratios)), margin(ratios), len(ratios))
+    store.add_factor(SLOWDOWN, ends_of(devices), factor)
     return factor
 
 
 def _ratios(
-    graph: Graph, rows: Rows, units: Sequence[Device], settle: Callable[[], None] | None
+    graph: Graph, units: Sequence[Device], settle: Callable[[], None] | None
 ) -> list[float]:
-    """Of each burst, the mean of the devices."""
-    names = [device.name for device in units]
-    groups = [g for g in graph.groups if all(name in rows.get(g.name, {}) for name in names)]
-    if not groups:
-        return []
-    alone = [sum(rows[group.name][name] for group in groups) for name in names]
-    seconds = max(SHORTEST_SECONDS, RUNS * max(alone))
+    """Of each turn, the mean of the devices."""
     found = []
     with ExitStack() as stack:
-        loaded = [stack.enter_context(KernelSequence(graph, groups, unit)) for unit in units]
+        loaded = [stack.enter_context(KernelSequence(graph, graph.groups, unit)) for unit in units]
         workers = stack.enter_context(ThreadPoolExecutor(len(units)))
-        for _ in range(TURNS):
+        longest = max(_total(sequence.burst(0.0)) for sequence in loaded)
+        seconds = max(SHORTEST_SECONDS, RUNS * longest)
+        for _ in range(TURNS if longest else 0):
             if settle:
                 settle()
-            bursts = [workers.submit(sequence.burst, seconds) for sequence in loaded]
-            taken = [_total(burst.result()) for burst in bursts]
-            found.append(
-                statistics.fmean(now / before for now, before in zip(taken, alone, strict=True))
-            )
+            alone = [_total(sequence.burst(seconds)) for sequence in loaded]
+            waiting = [workers.submit(sequence.burst, seconds) for sequence in loaded]
+            at_once = [_total(burst.result()) for burst in waiting]
+            pairs = zip(at_once, alone, strict=True)
+            found.append(statistics.fmean(now / before for now, before in pairs))
     return found
 
 

@@ -50,7 +50,7 @@ class Overheads:
     `start` the same where several devices have to be woken. `launch` is what each part costs beside
     its kernels, by device. `memory` is what all devices together read of the host's memory,
     infinite where that is what each of them reads by itself. `slowdown` is how many times as long
-    as by its price a kernel takes while all devices compute; one where that was not measured.
+    a kernel takes while all devices compute; one where that was not measured.
     """
 
     call: float

@@ -28,7 +28,7 @@ class System:
     A pair without a link cannot exchange data. A run takes `run_seconds` beside its parts, or
     `start_seconds` where it needs several units. All devices in the host's memory together read at
     most `bytes_per_second` of it, and while all of them compute, each takes `slowdown` times as
-    long as its prices say.
+    long as by itself.
 
     Raises
     ------

@@ -5,6 +5,7 @@ one of the host's, not of what was to be measured.
 """
 
 import statistics
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from time import perf_counter, sleep
@@ -19,6 +20,8 @@ from hetsched.system import System
 # Elements that stay in the first cache, and passes over them: some milliseconds.
 ELEMENTS, PASSES = 2048, 40000
 ALONE_TURNS = 5
+# Looks of which the quickest core alone is what all at once are held against: the clock changes.
+LOOKS = 16
 # More than this and somebody else has a part of the cores.
 WHOLE = 1.3
 # Between two looks, and the longest wait of all for them to be whole again.
@@ -34,7 +37,8 @@ class Probe:
         self._cores = tuple(cores)
         self._workers = ThreadPoolExecutor(len(self._cores))
         _multiply_add(np.ones(ELEMENTS, np.float32), 1)
-        self._alone = min(self._seconds(self._cores[:1]) for _ in range(ALONE_TURNS))
+        alone = (self._seconds(self._cores[:1]) for _ in range(ALONE_TURNS))
+        self._alone = deque(alone, maxlen=LOOKS)
 
     @classmethod
     def of(cls, system: System) -> "Probe":
@@ -71,8 +75,8 @@ class Probe:
 
     def slowdown(self) -> float:
         """The time of the slowest of all cores at once over that of one alone."""
-        self._alone = min(self._alone, self._seconds(self._cores[:1]))
-        return statistics.median(self._seconds(self._cores) for _ in range(3)) / self._alone
+        self._alone.append(self._seconds(self._cores[:1]))
+        return statistics.median(self._seconds(self._cores) for _ in range(3)) / min(self._alone)
 
     def _seconds(self, cores: Sequence[int]) -> float:
         waiting = [self._workers.submit(_timed, core) for core in cores]

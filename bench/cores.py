@@ -6,7 +6,7 @@ one of the host's, not of what was to be measured.
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from time import perf_counter, sleep
 
@@ -50,7 +50,19 @@ class Probe:
 
         After `PATIENCE_SECONDS` in all it waits no more, and `disturbed` counts what came then.
         """
-        while self.slowdown() > WHOLE:
+        self._wait(self.slowdown)
+
+    def separate(self) -> None:
+        """Waits until the cores are no threads of one, whoever else uses them; as long as that."""
+        self._wait(self.together)
+
+    def together(self) -> float:
+        """The time of all cores at once over that of the slowest by itself, both as of now."""
+        alone = max(self._seconds((core,)) for core in self._cores)
+        return statistics.median(self._seconds(self._cores) for _ in range(3)) / alone
+
+    def _wait(self, ratio: Callable[[], float]) -> None:
+        while ratio() > WHOLE:
             if self.waited_seconds >= PATIENCE_SECONDS:
                 self.disturbed += 1
                 return

@@ -1,36 +1,47 @@
 """Plans as predicted and as measured: every partitioner on every model, on two devices.
 
-Kernels are measured first, each group of the model and of the pieces that a plan has. Then all
-plans of a model run in turns, in one process; what counts is the median latency of a call. The
-figures are the error of the predicted latency, how well prediction ranks the plans of a model
-(Kendall's tau), and how much slower than the best measured that plan is which prediction puts
-first. What is measured of a model is kept, and not measured again.
+Kernels are measured first, each group of the model and of the pieces that a plan has, and how much
+longer the model's own groups take while both devices compute. Then all plans of a model run in
+turns, in one process, and the kernels of each between its runs, which prices them again: what
+neighbours on the host take of the cores changes by the minute, and is no error of a prediction.
+What counts is the median latency of a call, over bursts before and after which the cores were no
+threads of one. The figures are the error of the latency that is predicted by these prices, with
+that by the prices which the plan was made by beside it, how well prediction ranks the plans of a
+model (Kendall's tau b), and how much slower than the best measured that plan is which prediction
+puts first. Half the interval of 95 % says how well a latency is known. What is measured of a model
+is kept, and not measured again.
 """
 
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from math import inf
+from math import inf, sqrt
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from rich.progress import track
 
 import hetsched
 from bench import models
-from bench.cores import Probe, settled
+from bench.cores import WHOLE, Probe, settled
 from bench.costing import Options, Result
 from bench.timing import seconds_of
 from hetsched.api import priced
+from hetsched.confidence import margin
+from hetsched.corun import measured_slowdown
 from hetsched.errors import InfeasiblePlan
 from hetsched.files import write_text
 from hetsched.graph import Graph
 from hetsched.partitioner import Partitioner, serving
 from hetsched.plan import Plan, simulate
 from hetsched.plugin import load, names
+from hetsched.sequence import KernelSequence
 from hetsched.store import Store
 from hetsched.system import System
 
@@ -40,16 +51,28 @@ MODELS = (
 ).split()
 DEVICES = "cpu:0,cpu:1"
 PARTITIONERS = tuple(name for name in names(Partitioner) if name != "single")
-# Of each plan of a model: rounds until both are reached, or the longest time.
-LEAST_ROUNDS = 5
+# Of each plan of a model: rounds until both are reached, but no longer than `PATIENCE_SECONDS`.
+LEAST_ROUNDS = 10
 # Runs in a row, as they are in use; before them some bring back what the others have displaced.
 WARM, BURST = 2, 5
-SECONDS = 8.0
-# Plans that are measured closer than this are equally good.
+# Of the kernels of a plan on a device, in each turn.
+PRICING_SECONDS = 0.015
+SECONDS = 6.0
+PATIENCE_SECONDS = 30.0
+# Plans that are closer than this, or measured closer than they are known, are equally good.
 TIE = 0.01
 
 
-HEADS = ("model", "partitioner", "parts", "predicted ms", "measured ms", "error %")
+HEADS = (
+    "model",
+    "partitioner",
+    "parts",
+    "planned ms",
+    "predicted ms",
+    "measured ms",
+    "error %",
+    "known to %",
+)
 
 
 def measured(options: Options) -> Result:
@@ -58,9 +81,11 @@ def measured(options: Options) -> Result:
     figures = summary(found)
     text = (
         f"{figures['plans']} plans of {figures['models']} models on {DEVICES}: error of the "
-        f"prediction {figures['median_error']:.1%} (median), {figures['p90_error']:.1%} (p90); "
-        f"Kendall's tau {figures['tau_mean'] or 0:.2f} (mean over the models); the plan predicted "
-        f"best takes {figures['worst_regret']:.3f} x the best measured at the most"
+        f"prediction {figures['median_error']:.1%} (median), {figures['p90_error']:.1%} (p90), by "
+        f"the prices of the planning {figures['median_error_planned']:.1%}; "
+        f"Kendall's tau b {figures['tau_mean'] or 0:.2f} (mean over the models); the plan "
+        f"predicted best takes {figures['worst_regret']:.3f} x the best measured at the most; a "
+        f"latency is known to {figures['median_margin']:.1%} (median)"
     )
     passed = (
         figures["median_error"] <= 0.04
@@ -114,29 +139,23 @@ def of_model(
 ) -> list[dict[str, Any]]:
     """A row for each partitioner; plans that do the same are measured as one."""
     graph = hetsched.read_onnx(models.load(model, seed), shapes=model.shapes)
-    begin = perf_counter()
-    found = list(plans(graph, system, store, partitioners))
-    planning = perf_counter() - begin
-    distinct: dict[object, Plan] = {}
-    for _, plan in found:
-        distinct.setdefault(_does(plan), plan)
-    times: dict[object, list[float]] = {key: [] for key in distinct}
-    inputs = models.inputs(model, graph, seed)
-    with ExitStack() as stack:
-        ways = {key: stack.enter_context(hetsched.compile(plan)) for key, plan in distinct.items()}
-        for way in ways.values():
-            way.run(inputs)
-        probe = stack.enter_context(Probe.of(system))
+    with Probe.of(system) as probe:
         begin = perf_counter()
-        while (
-            len(times[_does(found[0][1])]) < LEAST_ROUNDS * BURST
-            or perf_counter() - begin < SECONDS
-        ):
-            probe.settle()
-            for key, way in ways.items():
-                for _ in range(WARM):
-                    way.run(inputs)
-                times[key] += [seconds_of(partial(way.run, inputs)) for _ in range(BURST)]
+        priced(graph, system, None, store or None)
+        slowed = measured_slowdown([graph], system.devices, Store(Path(store)), probe.separate)
+        system = replace(system, slowdown=slowed.value)
+        found = list(plans(graph, system, store, partitioners))
+        planning = perf_counter() - begin
+        distinct: dict[object, Plan] = {}
+        for _, plan in found:
+            distinct.setdefault(_does(plan), plan)
+        ways = {key: Way(plan, models.inputs(model, graph, seed)) for key, plan in distinct.items()}
+        try:
+            _take_turns(list(ways.values()), probe)
+            measured = {key: way.row() for key, way in ways.items()}
+        finally:
+            for way in ways.values():
+                way.close()
     return [
         {
             "model": model.name,
@@ -144,15 +163,77 @@ def of_model(
             "devices": list(plan.devices),
             "parts": len(plan.parts),
             "splits": len(plan.splits),
-            "predicted": simulate(plan).makespan,
-            "measured": statistics.median(times[_does(plan)]),
-            "least": min(times[_does(plan)]),
-            "runs": len(times[_does(plan)]),
+            "planned": simulate(plan).makespan,
+            **measured[_does(plan)],
+            "slowdown": slowed.value,
             "same_as": next(other for other, its in found if _does(its) == _does(plan)),
             "planning_seconds": planning,
         }
         for name, plan in found
     ]
+
+
+class Way:
+    """A plan that runs, and its kernels by themselves on each of its units."""
+
+    def __init__(self, plan: Plan, inputs: Mapping[str, np.ndarray]) -> None:
+        self.plan = plan
+        self._executable = hetsched.compile(plan)
+        self._run = partial(self._executable.run, inputs)
+        self._own: dict[str, KernelSequence] = {}
+        for device in plan.devices:
+            self._own[device] = KernelSequence(
+                plan.graph, plan.graph.groups, plan.system.device(device)
+            )
+        self._run()
+        # Seconds of runs, burst by burst, and of each group in each burst of kernels.
+        self.kept: list[list[float]] = []
+        self._disturbed: list[list[float]] = []
+        self._groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def burst(self, probe: Probe) -> None:
+        for device, own in self._own.items():
+            for name, times in own.burst(PRICING_SECONDS).items():
+                self._groups[name, device].append(statistics.median(times))
+        for _ in range(WARM):
+            self._run()
+        times = [seconds_of(self._run) for _ in range(BURST)]
+        separate = probe.together() <= WHOLE
+        (self.kept if separate else self._disturbed).append(times)
+        if not separate:
+            probe.separate()
+
+    def row(self) -> dict[str, Any]:
+        """What was measured, and what is predicted by the prices of the same minutes."""
+        bursts = [statistics.median(burst) for burst in self.kept or self._disturbed]
+        seconds = {name: dict(row) for name, row in self.plan.prices.seconds.items()}
+        for (name, device), times in self._groups.items():
+            seconds[name][device] = statistics.median(times)
+        again = replace(self.plan, prices=replace(self.plan.prices, seconds=seconds))
+        return {
+            "predicted": simulate(again).makespan,
+            "measured": statistics.median(bursts),
+            "margin": margin(bursts),
+            "least": min(map(min, self.kept or self._disturbed)),
+            "runs": BURST * len(bursts),
+            "disturbed_bursts": len(self._disturbed),
+        }
+
+    def close(self) -> None:
+        for own in self._own.values():
+            own.close()
+        self._executable.close()
+
+
+def _take_turns(ways: Sequence[Way], probe: Probe) -> None:
+    """Bursts of all until there are enough that count; where there are none such, all count."""
+    begin = perf_counter()
+    while (passed := perf_counter() - begin) < PATIENCE_SECONDS and (
+        passed < SECONDS or min(len(way.kept) for way in ways) < LEAST_ROUNDS
+    ):
+        probe.separate()
+        for way in ways:
+            way.burst(probe)
 
 
 def _does(plan: Plan) -> object:
@@ -164,24 +245,36 @@ def error(row: Mapping[str, Any]) -> float:
 
 
 def tau(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Kendall's tau of predicted and measured, over pairs of plans that are told apart.
+    """Kendall's tau b of predicted and measured; None where all are equal in one of them.
 
-    Pairs that are measured closer than `TIE` have no order.
+    Plans that are measured closer than `TIE`, or closer than the margins of both together, are a
+    tie of what is measured, and those predicted closer than `TIE` one of what is predicted. Who
+    orders plans that are a tie of the other loses by it.
 
     >>> tau([{"predicted": p, "measured": m} for p, m in ((1, 1), (2, 3), (3, 2), (4, 4.001))])
     0.6666666666666666
+    >>> tau([{"predicted": p, "measured": m} for p, m in ((1, 1), (2, 3), (2.01, 3.01))])
+    1.0
 
     References
     ----------
-    Kendall, "A new measure of rank correlation", Biometrika 30, 1938,
-    https://doi.org/10.1093/biomet/30.1-2.81
+    Kendall, "The treatment of ties in ranking problems", Biometrika 33, 1945,
+    https://doi.org/10.1093/biomet/33.3.239
     """
-    signs = [
-        1 if (a["predicted"] - b["predicted"]) * (a["measured"] - b["measured"]) > 0 else -1
-        for a, b in combinations(rows, 2)
-        if abs(a["measured"] - b["measured"]) > TIE * min(a["measured"], b["measured"])
-    ]
-    return statistics.fmean(signs) if signs else None
+    score = in_predicted = in_measured = 0
+    for a, b in combinations(rows, 2):
+        margins = a.get("margin", 0.0) + b.get("margin", 0.0)
+        predicted = _sign(a["predicted"], b["predicted"], 0.0)
+        found = _sign(a["measured"], b["measured"], margins)
+        score += predicted * found
+        in_predicted += abs(predicted)
+        in_measured += abs(found)
+    return score / sqrt(in_predicted * in_measured) if in_predicted and in_measured else None
+
+
+def _sign(one: float, other: float, least: float) -> int:
+    apart = max(TIE * min(one, other), least)
+    return (one - other > apart) - (other - one > apart)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -202,7 +295,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "models": len(by_model),
         "plans": len(rows),
         "median_error": statistics.median(errors),
+        "median_error_planned": statistics.median(
+            abs(row["planned"] / row["measured"] - 1) for row in rows
+        ),
         "p90_error": errors[min(len(errors) - 1, int(0.9 * len(errors)))],
+        "median_margin": statistics.median(row["margin"] / row["measured"] for row in rows),
         "tau_mean": statistics.fmean(taus) if taus else None,
         "tau_least": min(taus, default=None),
         "regret": regrets,
@@ -219,9 +316,11 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             row["partitioner"]
             + (f" = {row['same_as']}" if row["same_as"] != row["partitioner"] else ""),
             str(row["parts"]),
+            f"{row['planned'] * 1e3:.3f}",
             f"{row['predicted'] * 1e3:.3f}",
             f"{row['measured'] * 1e3:.3f}",
             f"{(row['predicted'] / row['measured'] - 1) * 100:+.1f}",
+            f"{row['margin'] / row['measured'] * 100:.1f}",
         )
         for row in rows
     ]

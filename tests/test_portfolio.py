@@ -299,6 +299,6 @@ def test_a_search_never_passes_its_limit_at_the_pace_that_it_has_seen() -> None:
         search.take(steps, 400)
         turns += 1
     assert 1.9 < clock.seconds <= 2.0
-    # Of iterations, each step of 470 tasks is half a one.
+    # Of iterations, each step of 470 tasks is a quarter of one.
     search = portfolio.Search(layered(4, 3, 1.0, 0), clock, np.inf, 100, 0)  # type: ignore[arg-type]
-    assert search.room(0.5, 470) == round(portfolio.SOME * 100)
+    assert search.room(0.5, 470) == round(portfolio.SOME * 200)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import frexp, inf, isfinite
 from threading import Event, Thread
-from time import process_time
+from time import perf_counter, process_time
 
 import numpy as np
 from ortools.sat.python import cp_model
@@ -22,6 +22,8 @@ MEMORY_BITS = 50
 COARSE = 1 / 64
 # Seconds between two looks at the clock of the process.
 WATCH = 0.1
+# Seconds that a solver has at least.
+LEAST = 0.01
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ def solve(
     InfeasiblePlan
         There is no schedule.
     """
-    found = _Model(problem, known, np.floor).solve(limit, seed)
+    begin = perf_counter()
+    model = _Model(problem, known, np.floor)
+    # Large problems take a while to say.
+    limit = replace(limit, seconds=max(LEAST, limit.seconds - (perf_counter() - begin)))
+    found = model.solve(limit, seed)
     if found and not holds(problem, found.device):
         # Only what is rounded up is sure to fit, but only what is rounded down is a bound.
         bound = found.lower_bound

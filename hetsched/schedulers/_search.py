@@ -6,7 +6,6 @@ import numpy as np
 from numba import njit
 
 from hetsched.problem import Problem
-from hetsched.schedulers._gaps import inner
 
 # How likely a step takes one task more, and then what: a neighbour in the graph, a critical task,
 # else one nearby in the order. How likely all it takes go to one device, and how likely one more.
@@ -17,6 +16,17 @@ MOST = 32
 # What the price of work counts beside the length of a path: where a task goes, and whether a
 # change is kept.
 PULL, WEIGHT = 10.0, 1.0
+
+# For functions that only other compiled ones call. None of them makes an array, so none counts who
+# holds which; that, and what a call hands over, took longer than what they do.
+inner = njit(
+    cache=True,
+    nogil=True,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    forceinline=True,
+    _nrt=False,
+)
 
 
 class Padded(NamedTuple):
@@ -155,7 +165,7 @@ def behind(s: State, u: int, k: int) -> int:
     return low
 
 
-@njit(cache=True, nogil=True)
+@inner
 def forward(
     a: Padded, s: State, since: int, lost: int, free: np.ndarray, marked: np.ndarray
 ) -> None:
@@ -483,6 +493,21 @@ def choose(
     return count, only
 
 
+class Scratch(NamedTuple):
+    """What a climb writes on: the schedule as it is, the one that is tried, and what they need."""
+
+    now: State
+    trial: State
+    critical: np.ndarray
+    taken: np.ndarray
+    moved: np.ndarray
+    used: np.ndarray
+    # By unit.
+    free: np.ndarray
+    last: np.ndarray
+    marked: np.ndarray
+
+
 @njit(cache=True, nogil=True)
 def climb(
     a: Padded,
@@ -510,20 +535,51 @@ def climb(
     counts when they have done their tasks, the first of which begins not before `begins`: with
     many critical paths at once one move shortens none of them, and this tells whether it helps.
     """
-    n, nowhere = len(order), len(a.unit) - 1
-    units = a.unit[-1]
-    now, trial = new_state(order, device, units), new_state(order, device, units)
-    free, marked = np.zeros(units), np.zeros(units, np.bool_)
-    critical, scratch = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    n, units = len(order), a.unit[-1]
+    scratch = Scratch(
+        new_state(order, device, units),
+        new_state(order, device, units),
+        np.zeros(n, np.int64),
+        np.zeros(min(n, MOST), np.int64),
+        np.zeros(n, np.int64),
+        np.zeros(len(a.unit)),
+        np.zeros(units),
+        np.zeros(units),
+        np.zeros(units, np.bool_),
+    )
+    end: float = _climb(
+        a, price, begins, best_order, best_device, best, steps, hot, cold, bound, random, scratch
+    )
+    for k in range(n):
+        order[k] = scratch.now.order[k]
+        device[k] = scratch.now.device[k]
+    return end
+
+
+@inner
+def _climb(
+    a: Padded,
+    price: np.ndarray,
+    begins: np.ndarray,
+    best_order: np.ndarray,
+    best_device: np.ndarray,
+    best: float,
+    steps: int,
+    hot: float,
+    cold: float,
+    bound: float,
+    random: np.ndarray,
+    scratch: Scratch,
+) -> float:
+    """As `climb`, on the schedule of `scratch`."""
+    now, trial, critical, taken, moved, used, free, last, marked = scratch
+    n, nowhere = len(now.order), len(a.unit) - 1
     criticals = 0
-    taken = np.zeros(min(n, MOST), np.int64)
-    used = np.zeros(nowhere + 1)
     for i in range(n):
-        used[device[i]] += a.memory[i]
+        used[now.device[i]] += a.memory[i]
     forward(a, now, 0, -1, free, marked)
     backward(a, now, n - 1, -1, free, marked)
     end = end_of(a, now)
-    last = np.zeros(units)
     value, best_value = worth(a, now, price, begins, last), np.inf
     fresh = True
     for step in range(steps + 1):
@@ -557,21 +613,18 @@ def climb(
             used[now.device[i]] -= a.memory[i]
             trial.device[i] = nowhere
         done = 0
-        through = end
+        # The longest run that is kept.
+        most = end - temperature * np.log(1 - draw(random))
         for x in range(count):
             i = taken[x]
             since, until = min(since, trial.position[i]), max(until, trial.position[i])
             forward(a, trial, since, i, free, marked)
             backward(a, trial, until, i, free, marked)
             d, ahead, after, path = insertion(a, trial, i, used, old, before, only, price)
-            if d < 0:
+            # What else is put back makes no path shorter.
+            if d < 0 or path > most or (x == count - 1 and end_of(a, trial) > most):
                 break
-            if x == count - 1:
-                through = max(path, end_of(a, trial))
-                worse = through - end
-                if worse > 0 and draw(random) >= np.exp(-worse / temperature):
-                    break
-            since, until = place(a, trial, i, d, ahead, after, scratch, marked)
+            since, until = place(a, trial, i, d, ahead, after, moved, marked)
             used[d] += a.memory[i]
             done += 1
         if done == count:
@@ -580,7 +633,7 @@ def climb(
             worse = WEIGHT * (new - value)
             if worse <= 0 or draw(random) < np.exp(-worse / temperature):
                 backward(a, trial, until, -1, free, marked)
-                now, trial = trial, now
+                copy(trial, now)
                 end, value = end_of(a, now), new
                 fresh = True
                 continue
@@ -589,9 +642,6 @@ def climb(
             if x < done:
                 used[trial.device[i]] -= a.memory[i]
             used[now.device[i]] += a.memory[i]
-    for k in range(n):
-        order[k] = now.order[k]
-        device[k] = now.device[k]
     return best
 
 

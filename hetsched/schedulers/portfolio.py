@@ -35,18 +35,20 @@ HEAT, CONTENTION_HEATS = 0.4, (0.1, 1.0)
 # Into how many slices it is divided at least, and how many steps a start is worth for each task.
 SLICES = 8
 START_STEPS = 300
+# How hot it then begins again from the best of all, beside the first time, for two starts each.
+AGAIN = (0.5, 0.25, 0.12, 0.06, 0.03)
 # Tasks in a window, in turns, its temperature, and steps for each of its tasks.
 WINDOWS = (100, 200, 400)
 WINDOW_HEAT = 0.1
 WINDOW_STEPS = 20
 # A round of justification is as much work as so many steps of annealing.
-JUSTIFYING = 5
+JUSTIFYING = 10
 # The share of a makespan above all work up to which its prices count, in rounds of annealing.
 SLACKS = (0.1, 0.3)
 # Iterations between two looks at the clock: some hundredths of a second.
 SLICE = 200
 # What an iteration is: a step of annealing looks at all tasks, and costs as much as these besides.
-VISITS, FIXED = 1000, 30
+VISITS, FIXED = 2000, 30
 # The share of the seconds that is left for what follows the search, and how much of what is left
 # for the search is used before it is asked again how long that took.
 RESERVE, SOME = 0.01, 0.8
@@ -297,7 +299,7 @@ def run_again(problem: Problem, local: Local, solver: str) -> Solution:
 def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
     """Rounds from each start on, ever colder; in the second the price of work counts more.
 
-    There are as many starts as there is time for, the best of all at last.
+    There are as many starts as there is time for, then the best of all, again and ever less hot.
     """
     problem, tasks, random = search.problem, search.problem.tasks, local.random
     best, since = local.best, search.spent()
@@ -305,17 +307,19 @@ def annealing(search: Search, local: Local, until: float) -> Iterator[float]:
     iterations = min(limit.seconds, limit.work) / WORK
     starts = 1 if problem.contention else steps(iterations, tasks) // (START_STEPS * tasks)
     others = sorted(search.starts, key=lambda solution: solution.makespan)[: max(0, starts - 1)]
-    share = (until - since) / (len(others) + 1) / len(SLACKS)
-    count = steps(min(SLICE, iterations / SLICES / (len(others) + 1)), tasks)
+    again = () if problem.contention else AGAIN[: starts // 2]
+    runs = [*((start, 1.0) for start in others), (None, 1.0), *((None, heat) for heat in again)]
+    share = (until - since) / len(runs) / len(SLACKS)
+    count = steps(min(SLICE, iterations / SLICES / len(runs)), tasks)
     rows, last = padded(problem), since
-    for start in [*others, None]:
+    for start, warmth in runs:
         # The best that was found from this start on.
         order, device, end = local.order.copy(), local.device.copy(), best
         if start is not None:
             order, device = _cpsat.order_of(problem, start), start.device.copy()
             end = start.makespan
         for index, slack in enumerate(SLACKS):
-            heat = HEAT * local.scale
+            heat = HEAT * warmth * local.scale
             price = counting_price(problem, end, slack)
             move = partial(climb, rows, price, np.zeros(len(price)))
             if problem.contention:
@@ -420,7 +424,8 @@ def windowed(search: Search, until: float) -> None:
 # Up to how many tasks what is tried in turn, and the share of the budget that is spent behind it.
 PLANS: tuple[tuple[float, tuple[tuple[Step, float], ...]], ...] = (
     (40, ((annealed, 0.05), (refute, 0.1), (proved, 0.6), (annealed, 1.0))),
-    (100, ((annealed, 0.85), (refute, 0.93), (annealed, 1.0))),
+    # What refuting and the program itself take is not known before; annealing has what is left.
+    (100, ((annealed, 0.4), (refute, 0.45), (annealed, 0.75), (proved, 0.9), (annealed, 1.0))),
     (WHOLE, ((annealed, 1.0),)),
     (LARGEST, ((justified, 0.3), (windowed, 1.0))),
     (inf, ((windowed, 1.0),)),

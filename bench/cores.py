@@ -5,7 +5,8 @@ one of the host's, not of what was to be measured.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from time import perf_counter, sleep
 
@@ -19,6 +20,8 @@ from hetsched.system import System
 # Elements that stay in the first cache, and passes over them: some milliseconds.
 ELEMENTS, PASSES = 2048, 40000
 ALONE_TURNS = 5
+# Looks of which the quickest core alone is what all at once are held against: the clock changes.
+LOOKS = 16
 # More than this and somebody else has a part of the cores.
 WHOLE = 1.3
 # Between two looks, and the longest wait of all for them to be whole again.
@@ -34,7 +37,8 @@ class Probe:
         self._cores = tuple(cores)
         self._workers = ThreadPoolExecutor(len(self._cores))
         _multiply_add(np.ones(ELEMENTS, np.float32), 1)
-        self._alone = min(self._seconds(self._cores[:1]) for _ in range(ALONE_TURNS))
+        alone = (self._seconds(self._cores[:1]) for _ in range(ALONE_TURNS))
+        self._alone = deque(alone, maxlen=LOOKS)
 
     @classmethod
     def of(cls, system: System) -> "Probe":
@@ -46,7 +50,19 @@ class Probe:
 
         After `PATIENCE_SECONDS` in all it waits no more, and `disturbed` counts what came then.
         """
-        while self.slowdown() > WHOLE:
+        self._wait(self.slowdown)
+
+    def separate(self) -> None:
+        """Waits until the cores are no threads of one, whoever else uses them; as long as that."""
+        self._wait(self.together)
+
+    def together(self) -> float:
+        """The time of all cores at once over that of the slowest by itself, both as of now."""
+        alone = max(self._seconds((core,)) for core in self._cores)
+        return statistics.median(self._seconds(self._cores) for _ in range(3)) / alone
+
+    def _wait(self, ratio: Callable[[], float]) -> None:
+        while ratio() > WHOLE:
             if self.waited_seconds >= PATIENCE_SECONDS:
                 self.disturbed += 1
                 return
@@ -59,8 +75,8 @@ class Probe:
 
     def slowdown(self) -> float:
         """The time of the slowest of all cores at once over that of one alone."""
-        self._alone = min(self._alone, self._seconds(self._cores[:1]))
-        return statistics.median(self._seconds(self._cores) for _ in range(3)) / self._alone
+        self._alone.append(self._seconds(self._cores[:1]))
+        return statistics.median(self._seconds(self._cores) for _ in range(3)) / min(self._alone)
 
     def _seconds(self, cores: Sequence[int]) -> float:
         waiting = [self._workers.submit(_timed, core) for core in cores]

@@ -10,6 +10,8 @@ models   whole networks on two devices beside each alone, the same code with two
          Runtime with two threads; and the throughput of a pipeline
 
 Ways to run one thing take turns in one process, round after round; figures are ratios of medians.
+Which share of a layer is the best, and which device alone, half of the rounds say; the other half
+says how long each takes, as the least of many medians of the same rounds would be too little.
 What two devices can bring at most is the sum of their rates over the better one. Beside it is what
 they reach while each runs the whole network by itself at the same time, and the rate at which they
 share data then: a host moves virtual cores, and caches are near each other or far apart.
@@ -19,15 +21,17 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Barrier, Thread
-from time import sleep
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -134,9 +138,28 @@ class Options:
     layers: int
     models: tuple[str, ...]
     store: Path
+    commit: str | None
+    # No further row is begun then, by `perf_counter`.
+    end: float
+    # What the file has from before, by set and name.
+    kept: Mapping[str, Mapping[str, dict[str, Any]]]
 
 
-def chains(options: Options) -> dict[str, Any]:
+def _rows(
+    kind: str, names: Sequence[str], options: Options, make: Callable[[str], dict[str, Any]]
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows there are, kept or made while there is time, in order: after each that was made."""
+    found = dict(options.kept.get(kind, {}))
+    order = [*(name for name in found if name not in names), *names]
+    yield [found[name] for name in order if name in found]
+    for name in track(names, f"{kind}s", transient=True):
+        row = found.get(name)
+        if (row is None or row["commit"] != options.commit) and perf_counter() < options.end:
+            found[name] = {kind: name, "commit": options.commit} | make(name)
+            yield [found[name] for name in order if name in found]
+
+
+def chains(options: Options) -> Iterator[dict[str, Any]]:
     """How far random chains in pieces are from the whole, by arithmetic."""
     rows: dict[str, list[float]] = {}
     ways: dict[str, int] = {}
@@ -145,7 +168,7 @@ def chains(options: Options) -> dict[str, Any]:
         rows.setdefault(drawn.arithmetic, []).append(drawn.deviation())
         for way in drawn.ways:
             ways[way] = ways.get(way, 0) + 1
-    return {
+    yield {
         "chains": options.chains,
         "ways": ways,
         "rows": [
@@ -158,24 +181,27 @@ def chains(options: Options) -> dict[str, Any]:
     }
 
 
-def layers(options: Options) -> dict[str, Any]:
+def layers(options: Options) -> Iterator[dict[str, Any]]:
     """Each layer alone, by the chosen share, and by every share of two devices there is."""
     system = settled(options.devices, Store(options.store))
+    by_name = {f"{kind} {'x'.join(map(str, sizes))}": (kind, sizes) for kind, sizes in LAYERS}
+    names = list(by_name)[: options.layers]
     with Probe.of(system) as probe:
-        rows = [
-            layer(kind, sizes, system, options, probe)
-            for kind, sizes in track(LAYERS[: options.layers], "layers", transient=True)
-        ]
-    return {
-        "devices": options.devices,
-        "cores": probe.told(),
-        "rows": rows,
-        "mean_share": geometric_mean(row["share"] for row in rows),
-        "mean_planned_share": geometric_mean(row["planned_share"] for row in rows),
-        "mean_speedup": geometric_mean(row["speedup"] for row in rows),
-        "mean_possible": geometric_mean(row["possible"] for row in rows),
-        "least_speedup": min(row["speedup"] for row in rows),
-    }
+
+        def made(name: str) -> dict[str, Any]:
+            return layer(*by_name[name], system, options, probe)
+
+        for rows in _rows("layer", names, options, made):
+            yield {
+                "devices": options.devices,
+                "cores": _told(rows),
+                "rows": rows,
+                "mean_share": geometric_mean(row["share"] for row in rows),
+                "mean_planned_share": geometric_mean(row["planned_share"] for row in rows),
+                "mean_speedup": geometric_mean(row["speedup"] for row in rows),
+                "mean_possible": geometric_mean(row["possible"] for row in rows),
+                "least_speedup": min((row["speedup"] for row in rows), default=None),
+            }
 
 
 def layer(
@@ -186,7 +212,7 @@ def layer(
     width = sizes[2]
     grain = max(GRAIN, width // MOST_BOUNDS // GRAIN * GRAIN)
     prices = priced(graph, system, "profiled", options.store)
-    chosen = load(Partitioner, f"channel:grain={grain}").partition(graph, system, prices)
+    found = load(Partitioner, f"channel:grain={grain}").plans(graph, system, prices)
     plans = {f"'{d.name}' alone": _alone(graph, system, prices, d.name) for d in system.devices}
     singles = tuple(plans)
     written = graph.outputs[0]
@@ -204,39 +230,68 @@ def layer(
             "exhaustive",
         )
     inputs = seeded_inputs(graph, options.seed)
+    before = probe.told()
     with ExitStack() as stack:
-        ways = {name: stack.enter_context(hetsched.compile(plan)) for name, plan in plans.items()}
-        ways["planned"] = stack.enter_context(hetsched.compile(chosen))
         # As `hetsched compile --measure` ships it.
-        ways["chosen"] = stack.enter_context(hetsched.compile(chosen, measure=True))
+        probe.settle()
+        shipped = stack.enter_context(hetsched.compile(found, measure=True)).plan
+        planned = _same(found[0], plans)
+        ships = _same(shipped, plans)
+        ways = {name: stack.enter_context(hetsched.compile(plan)) for name, plan in plans.items()}
         first = _turns(ways, inputs, max(3, options.rounds // 4), probe)
-        # Once more with the best alone: the least of many noisy medians is too little.
         order = sorted(plans, key=lambda name: statistics.median(first[name]))
-        final = dict.fromkeys(["chosen", "planned", *singles, *order[:4]])
-        times = _turns({name: ways[name] for name in final}, inputs, options.rounds, probe)
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    single = min(medians[name] for name in singles)
-    best = min((name for name in medians if name in plans), key=medians.__getitem__)
+        final = dict.fromkeys([ships, planned, *singles, *order[:4]])
+        times = _turns({name: ways[name] for name in final}, inputs, 2 * options.rounds, probe)
+    choosing, medians = _judged(times)
+    single = medians[min(singles, key=choosing.__getitem__)]
+    best = min(choosing, key=choosing.__getitem__)
     return {
-        "layer": f"{kind} {'x'.join(map(str, sizes))}",
         "flops": sum(map(flops, graph.ops)),
         "grain": grain,
         "shares": len(plans),
-        "planned": _sizes(chosen),
-        "chosen": _sizes(ways["chosen"].plan),
+        "planned": planned,
+        "chosen": ships,
         "best": best,
         "single_seconds": single,
-        "chosen_seconds": medians["chosen"],
-        "planned_seconds": medians["planned"],
+        "chosen_seconds": medians[ships],
+        "planned_seconds": medians[planned],
         "best_seconds": medians[best],
-        "predicted_seconds": simulate(chosen).makespan,
-        "speedup": single / medians["chosen"],
+        "predicted_seconds": simulate(found[0]).makespan,
+        "speedup": single / medians[ships],
         "best_speedup": single / medians[best],
-        "share": medians[best] / medians["chosen"],
-        "planned_share": medians[best] / medians["planned"],
+        "share": medians[best] / medians[ships],
+        "planned_share": medians[best] / medians[planned],
         "possible": _possible([medians[name] for name in singles]),
         "seconds": {name: statistics.median(found) for name, found in first.items()},
+        "cores": _since(before, probe),
     }
+
+
+def _judged(times: Mapping[str, Sequence[float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """The medians of every second round, to choose by, and of the others, to judge what was."""
+    choosing = {name: statistics.median(found[::2]) for name, found in times.items()}
+    return choosing, {name: statistics.median(found[1::2]) for name, found in times.items()}
+
+
+def _same(plan: Plan, plans: dict[str, Plan]) -> str:
+    """The name of the plan among `plans`, which gets it where it has none like it."""
+    for name, other in plans.items():
+        if (other.splits, other.placement) == (plan.splits, plan.placement):
+            return name
+    name = f"{_sizes(plan)} otherwise"
+    plans[name] = plan
+    return name
+
+
+def _told(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the probe told of all rows."""
+    kinds = ("waited_seconds", "disturbed_rounds")
+    return {kind: sum(row.get("cores", {}).get(kind, 0) for row in rows) for kind in kinds}
+
+
+def _since(before: Mapping[str, float], probe: Probe) -> dict[str, float]:
+    """What the probe tells of the time since it told `before`."""
+    return {name: value - before[name] for name, value in probe.told().items()}
 
 
 def layer_graph(kind: str, sizes: Sequence[int]) -> Graph:
@@ -266,7 +321,7 @@ def layer_graph(kind: str, sizes: Sequence[int]) -> Graph:
     return Graph(kind, (Op("gemm", "Gemm", (x, *read), (y,)),), (x,), (y,), constants, {"": 17})
 
 
-def tiles(options: Options) -> dict[str, Any]:
+def tiles(options: Options) -> Iterator[dict[str, Any]]:
     """A stem in grids of tiles: the memory held at once, by tensors and as compiled."""
     graph = hetsched.read_onnx(families.yolo_stem(options.seed))
     system = System.local(options.devices.split(",")[0], Store(options.store))
@@ -298,29 +353,30 @@ def tiles(options: Options) -> dict[str, Any]:
         row["seconds"] = statistics.median(found)
         row["saved"] = 1 - row["peak_nbytes"] / rows[0]["peak_nbytes"]
         row["saved_workspace"] = 1 - row["workspace_nbytes"] / rows[0]["workspace_nbytes"]
-    return {"model": graph.name, "rows": rows}
+    yield {"model": graph.name, "rows": rows}
 
 
-def networks(options: Options) -> dict[str, Any]:
+def networks(options: Options) -> Iterator[dict[str, Any]]:
     """Whole networks on two devices, beside other ways to use both."""
     system = settled(options.devices, Store(options.store))
-    rows = []
     with Probe.of(system) as probe:
-        for name in track(options.models, "models", transient=True):
-            graph, inputs = _model(name, options.seed)
-            rows.append({"model": name, **network(graph, inputs, system, options, probe)})
-    return {
-        "devices": options.devices,
-        "cores": probe.told(),
-        "rows": rows,
-        "mean_speedup": geometric_mean(row["speedup"] for row in rows),
-        "mean_of_possible": geometric_mean(row["of_possible"] for row in rows),
-        "mean_of_together": geometric_mean(row["of_together"] for row in rows),
-        "mean_of_threads": geometric_mean(row["over_threads"] for row in rows),
-        "mean_pipeline": geometric_mean(
-            row["pipeline"]["of_bottleneck"] for row in rows if row["pipeline"]
-        ),
-    }
+
+        def made(name: str) -> dict[str, Any]:
+            return network(*_model(name, options.seed), system, options, probe)
+
+        for rows in _rows("model", options.models, options, made):
+            yield {
+                "devices": options.devices,
+                "cores": _told(rows),
+                "rows": rows,
+                "mean_speedup": geometric_mean(row["speedup"] for row in rows),
+                "mean_of_possible": geometric_mean(row["of_possible"] for row in rows),
+                "mean_of_together": geometric_mean(row["of_together"] for row in rows),
+                "mean_of_threads": geometric_mean(row["over_threads"] for row in rows),
+                "mean_pipeline": geometric_mean(
+                    row["pipeline"]["of_bottleneck"] for row in rows if row["pipeline"]
+                ),
+            }
 
 
 def network(
@@ -332,10 +388,11 @@ def network(
 ) -> dict[str, Any]:
     prices = priced(graph, system, "profiled", options.store)
     names = [device.name for device in system.devices]
+    before = probe.told()
     found = load(Partitioner, "hybrid").plans(graph, system, prices)
     threads = ",".join(str(core) for device in system.devices for core in device.cores)
     both = System.local(engines.device(len(threads.split(","))))
-    together = load(Partitioner, "single").partition(graph, both, priced(graph, both, "roofline"))
+    threaded = load(Partitioner, "single").partition(graph, both, priced(graph, both, "roofline"))
     with ExitStack() as stack:
         ways: dict[str, Any] = {
             name: stack.enter_context(hetsched.compile(_alone(graph, system, prices, name)))
@@ -344,9 +401,8 @@ def network(
         # As `hetsched compile --measure` ships it.
         probe.settle()
         shared = stack.enter_context(hetsched.compile(found, measure=True))
-        plan = shared.plan
         verify(shared, inputs, options.seed).check()
-        ways |= {"shared": shared, "threads": stack.enter_context(hetsched.compile(together))}
+        ways |= {"shared": shared, "threads": stack.enter_context(hetsched.compile(threaded))}
         peer = engines.OnnxRuntime(to_onnx(graph), inputs, 2)
         stack.callback(peer.close)
         calls = {name: partial(way.run, inputs) for name, way in ways.items()}
@@ -359,6 +415,7 @@ def network(
             shared.run(inputs)
             overlaps.append(shared.schedule.overlap_seconds())
         piped = _pipeline(graph, system, prices, inputs, options.rounds, probe)
+    plan = shared.plan
     medians = {name: statistics.median(found) for name, found in times.items()}
     alone = [medians[name] for name in names]
     speedup = min(alone) / medians["shared"]
@@ -380,6 +437,7 @@ def network(
         "over_threads": medians["threads"] / medians["shared"],
         "over_onnxruntime": medians["onnxruntime"] / medians["shared"],
         "pipeline": piped,
+        "cores": _since(before, probe),
     }
 
 
@@ -503,9 +561,18 @@ Shown = tuple[str, Sequence[str], list[list[str]]]
 def tables(content: Mapping[str, Any]) -> list[Shown]:
     """Title, heads and cells of a table for each set."""
     return [
-        (f"{title}, commit {content[name].get('commit', content['commit'])[:7]}", heads, cells)
+        (f"{title}, {_commits(content[name], content['commit'])}", heads, cells)
         for name, (title, heads, cells) in _tables(content).items()
     ]
+
+
+def _commits(found: Mapping[str, Any], latest: str) -> str:
+    """Of what the rows of a set are, with their numbers where they differ."""
+    whole = found.get("commit", latest)
+    counts = Counter(row.get("commit", whole)[:7] for row in found["rows"])
+    if len(counts) < 2:
+        return f"commit {next(iter(counts), whole[:7])}"
+    return "rows by commit: " + ", ".join(f"{n} of {commit}" for commit, n in counts.items())
 
 
 def _tables(content: Mapping[str, Any]) -> dict[str, Shown]:
@@ -603,6 +670,17 @@ def _ms(seconds: float) -> str:
 RUNS = {"chains": chains, "layers": layers, "tiles": tiles, "models": networks}
 
 
+def _kept(content: Mapping[str, Any], devices: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows of layers and models by name, if they are of the same devices."""
+    return {
+        kind: {
+            row[kind]: {"commit": content[name]["commit"]} | row for row in content[name]["rows"]
+        }
+        for name, kind in (("layers", "layer"), ("models", "model"))
+        if name in content and content[name]["devices"] == devices
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.splits", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, help="where the results go")
@@ -614,7 +692,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="rounds of all ways")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--add", action="store_true", help="keep the other sets that the file has from before"
+        "--add",
+        action="store_true",
+        help="keep what the file has, and run layers and models again if they are of other commits",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=inf, help="begin no layer or model after so long"
     )
     given = parser.parse_args(arguments)
     wanted = given.sets.split(",")
@@ -622,9 +705,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in RUNS:
             parser.error(f"no set '{name}'; there are {', '.join(RUNS)}")
     content: dict[str, Any] = {**record(given.seed), "rounds": given.rounds, "goals": GOALS}
+    kept: dict[str, dict[str, dict[str, Any]]] = {}
     if given.add and given.json.exists():
         old = json.loads(given.json.read_text(encoding="utf-8"))
         content |= {name: {"commit": old["commit"]} | old[name] for name in RUNS if name in old}
+        kept = _kept(content, given.devices)
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         with TemporaryDirectory(prefix="hetsched-bench-") as folder:
@@ -637,11 +722,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 given.layers,
                 tuple(given.models),
                 Path(folder) / "profile.sqlite",
+                content["commit"],
+                perf_counter() + given.seconds,
+                kept,
             )
             for name in wanted:
-                content[name] = RUNS[name](options) | {"commit": content["commit"]}
-                # After each set, so that a long run that breaks off has told something.
-                write(given.json, content)
+                for found in RUNS[name](options):
+                    content[name] = found | {"commit": content["commit"]}
+                    # What there is so far, so that `--add` goes on where a run broke off.
+                    write(given.json, content)
     except HetschedError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

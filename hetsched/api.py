@@ -8,7 +8,8 @@ from time import perf_counter
 
 from hetsched.calibration import calibrate
 from hetsched.compiler import compile_parts, culprits
-from hetsched.contest import median_latencies, median_paces
+from hetsched.contest import latencies, paces
+from hetsched.corun import measured_slowdown, sharing_units
 from hetsched.cost import CostModel, Prices, price, refusals
 from hetsched.device import Device
 from hetsched.errors import (
@@ -39,7 +40,7 @@ from hetsched.plugin import names
 from hetsched.problem import Problem, Solution
 from hetsched.profiling import THOROUGH, Course, Effort, Key, measure
 from hetsched.scheduler import Scheduler
-from hetsched.store import Sample, Store, default_path
+from hetsched.store import Factor, Sample, Store, default_path
 from hetsched.system import System
 from hetsched.target import Target
 from hetsched.tasks import TaskGraph
@@ -53,6 +54,8 @@ Fallback = Callable[[str], None]
 MOST_MEASURED = 3
 # Of a budget for profiling, what may go to links.
 LINKS_SHARE = 0.2
+# Graphs by which it is measured how devices slow each other down.
+FEW = 3
 
 
 def partition(
@@ -212,7 +215,8 @@ class Profiling:
 
     `drift` is by how much slower the machine became meanwhile, and `since` by how much slower it
     is than when older samples of the store were taken; None where that was not measured.
-    `disturbed` of `bursts` did not count.
+    `disturbed` of `bursts` did not count. `slowdown` is how many times as long
+    kernels take while all devices compute; None of one device, or where no time was left.
     """
 
     rows: tuple[Profiled, ...]
@@ -222,6 +226,7 @@ class Profiling:
     since: float | None = None
     bursts: int = 0
     disturbed: int = 0
+    slowdown: Factor | None = None
 
 
 def profile(
@@ -234,8 +239,9 @@ def profile(
 ) -> Profiling:
     """Measures each distinct kernel group and each link into the store, until they are known well.
 
-    Begins with what is not known and counts most. No measurement begins after `budget_seconds`;
-    another call goes on where this one ended, however it did.
+    Begins with what is not known and counts most; of several devices in one memory, how they slow
+    each other down comes last, by the kernels of `FEW` graphs. No measurement begins after
+    `budget_seconds`; another call goes on where this one ended, however it did.
 
     Raises
     ------
@@ -285,10 +291,19 @@ def profile(
             )
             row = rows.setdefault(key, first)
             rows[key] = replace(row, groups=(*row.groups, name))
+    slowdown = None
+    if len(sharing_units(system.devices)) > 1 and perf_counter() < begin + budget_seconds:
+        slowdown = measured_slowdown(graphs[:FEW], system.devices, kept)
     order = sorted(rows.values(), key=lambda row: -row.flops * len(row.groups))
-    seconds = perf_counter() - begin
     return Profiling(
-        tuple(order), tuple(links), seconds, found.drift, found.since, found.bursts, found.disturbed
+        tuple(order),
+        tuple(links),
+        perf_counter() - begin,
+        found.drift,
+        found.since,
+        found.bursts,
+        found.disturbed,
+        slowdown,
     )
 
 
@@ -587,13 +602,13 @@ def _fastest(
                 return executable
     ways.insert(1, executable)
     steady = plan.objective == "throughput"
-    compare = median_paces if steady else median_latencies
+    compare = paces if steady else latencies
     seconds, runs = compare(ways, seeded_inputs(plan.original))
     times = ", ".join(
         f"{way.plan.partitioner} {time * 1e3:.3f} ms"
         for way, time in zip(ways, seconds, strict=True)
     )
-    told = [f"measured in turns, medians of {runs} runs: {times}"]
+    told = [f"measured in turns, first quartiles of {runs} runs: {times}"]
     best = ways[min(range(len(ways)), key=seconds.__getitem__)]
     notes = best.plan.notes
     if best.plan is single:

@@ -448,12 +448,13 @@ struct program {
     int32_t (*unmap)(void *queue, void *buffer, void *mapped, uint32_t waits, const void *events,
                      void *event);
     int32_t (*finish)(void *queue);
+    /* Where only one thread at a time may enqueue, a lock that Python takes as well, else NULL. */
+    int (*take)(void *turn), (*leave)(void *turn);
+    void *turn;
     void *context, *queue;
     const struct launch *launches;
     const struct argument *arguments;
     const struct tensor *tensors;
-    /* Of the device, where only one may enqueue at a time. */
-    _Atomic uint32_t *turn;
     int32_t launch_count, argument_count, tensor_count, unused;
 };
 
@@ -467,22 +468,6 @@ struct lent {
     char *address;
     void *buffer, *mapped;
 };
-
-/* A turn: 0 if nobody has it, 1 if one has, 2 if others may wait. */
-static void take_turn(_Atomic uint32_t *turn)
-{
-    uint32_t seen = 0;
-    if (!turn || atomic_compare_exchange_strong(turn, &seen, 1))
-        return;
-    while (atomic_exchange(turn, 2))
-        sleep_while(turn, 2, -1);
-}
-
-static void leave_turn(_Atomic uint32_t *turn)
-{
-    if (turn && atomic_exchange(turn, 0) == 2)
-        syscall(SYS_futex, turn, FUTEX_WAKE_PRIVATE, 1);
-}
 
 /* The table: the program, begin and end of what OpenCL has allocated for the request, then for each
    tensor what a call needs. Gives the status of OpenCL, or 0. */
@@ -511,7 +496,8 @@ int crew_opencl(void *self, const struct value *arguments, int32_t count, struct
             status = program->set_address(argument->kernel, argument->number,
                                           tensor->address + argument->start);
     }
-    take_turn(program->turn);
+    if (program->turn)
+        program->take(program->turn);
     for (int32_t i = 0; i < program->launch_count && !status; i++) {
         const struct launch *launch = &program->launches[i];
         status = program->enqueue(program->queue, launch->kernel, launch->axes, NULL,
@@ -534,7 +520,8 @@ int crew_opencl(void *self, const struct value *arguments, int32_t count, struct
         if (tensors[i].buffer)
             program->release(tensors[i].buffer);
     }
-    leave_turn(program->turn);
+    if (program->turn)
+        program->leave(program->turn);
     result->kind = INTEGER;
     result->content = status;
     return 0;

@@ -26,13 +26,15 @@ from hetsched.schedule import Schedule
 from hetsched.store import Factor, Store
 
 KINDS = ("call", "start", "memory")
+# What `corun.py` measures; it belongs to the devices, whatever code runs plans.
+SLOWDOWN = "slowdown"
 WARM_RUNS, RUNS, BURSTS = 20, 25, 5
 # Parts in a row, by which the cost of one more is known.
 ROW = 16
 WORDS = 2
-# Of parts after which the code that runs them has to come from far again: it is there after less,
-# and takes three times as long where twice as much has been read and written.
-DISPLACING_WORDS = 1 << 20
+# Of parts, all together, after which the code that runs them has to come from far again, as it does
+# after networks: it is there after a quarter, and takes three times as long after twice as much.
+DISPLACING_WORDS = 1 << 21
 # Of each device, more than caches hold.
 READ_WORDS = 1 << 24
 READS, TURNS = 5, 4
@@ -47,13 +49,20 @@ class Overheads:
     `call` is what a run takes beside its parts on one device, from the call until it returns;
     `start` the same where several devices have to be woken. `launch` is what each part costs beside
     its kernels, by device. `memory` is what all devices together read of the host's memory,
-    infinite where that is what each of them reads by itself.
+    infinite where that is what each of them reads by itself. `slowdown` is how many times as long
+    a kernel takes while all devices compute; one where that was not measured.
     """
 
     call: float
     start: float = 0.0
     memory: float = inf
     launch: Mapping[str, float] = field(default_factory=dict)
+    slowdown: float = 1.0
+
+
+def ends_of(devices: Sequence[Device]) -> str:
+    """What factors of these devices belong to; those that are modelled have none."""
+    return ", ".join(f"{d.fingerprint} {d.name}" for d in devices if not d.modelled)
 
 
 def overheads(devices: Sequence[Device], store: Store) -> Overheads:
@@ -65,8 +74,7 @@ def overheads(devices: Sequence[Device], store: Store) -> Overheads:
     devices = [device for device in devices if not device.modelled]
     if not devices:
         return Overheads(0.0, launch=modelled)
-    ends = ", ".join(f"{device.fingerprint} {device.name}" for device in devices)
-    subject = f"{ends} by {runtime()}"
+    subject = f"{ends_of(devices)} by {runtime()}"
     kinds = (*KINDS, *(f"launch of {device.name}" for device in devices))
     known = {kind: store.factors(kind).get(subject) for kind in kinds}
     found = {kind: factor.value for kind, factor in known.items() if factor is not None}
@@ -75,7 +83,14 @@ def overheads(devices: Sequence[Device], store: Store) -> Overheads:
             store.add_factor(kind, subject, factor)
             found[kind] = factor.value
     launch = {device.name: found[f"launch of {device.name}"] for device in devices}
-    return Overheads(found["call"], found["start"], found["memory"], {**launch, **modelled})
+    slowed = store.factors(SLOWDOWN).get(ends_of(devices))
+    return Overheads(
+        found["call"],
+        found["start"],
+        found["memory"],
+        {**launch, **modelled},
+        max(1.0, slowed.value) if slowed else 1.0,
+    )
 
 
 def _measured(devices: Sequence[Device]) -> dict[str, Factor]:
@@ -83,7 +98,7 @@ def _measured(devices: Sequence[Device]) -> dict[str, Factor]:
     call = _run_seconds(units[:1], DISPLACING_WORDS)
     found = {"call": call, "start": Factor(0.0), "memory": Factor(inf)}
     if len(units) > 1:
-        found["start"] = _run_seconds(units, DISPLACING_WORDS)
+        found["start"] = _run_seconds(units, DISPLACING_WORDS // len(units))
         found["memory"] = _memory([device for device in units if device.memory_space == "host"])
     for device in devices:
         others = [other for other in units if other.unit != device.unit]

@@ -27,12 +27,14 @@ class System:
 
     A pair without a link cannot exchange data. A run takes `run_seconds` beside its parts, or
     `start_seconds` where it needs several units. All devices in the host's memory together read at
-    most `bytes_per_second` of it.
+    most `bytes_per_second` of it, and while all of them compute, each takes `slowdown` times as
+    long as by itself.
 
     Raises
     ------
     DeviceError
-        Two devices share a name, overlap in some but not all cores, or a link leads nowhere.
+        `slowdown` is less than one, two devices share a name, overlap in some but not all cores, or
+        a link leads nowhere.
     """
 
     name: str
@@ -41,10 +43,13 @@ class System:
     run_seconds: float = 0.0
     start_seconds: float = 0.0
     bytes_per_second: float = inf
+    slowdown: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.devices:
             raise DeviceError(f"system '{self.name}' has no device")
+        if not 1.0 <= self.slowdown < inf:
+            raise DeviceError(f"'slowdown' is {self.slowdown}; it must be a number from 1 on")
         names = [device.name for device in self.devices]
         for name in names:
             if names.count(name) > 1:
@@ -157,6 +162,7 @@ class System:
             run_seconds=costs.call,
             start_seconds=costs.start,
             bytes_per_second=costs.memory,
+            slowdown=costs.slowdown,
         )
 
     @classmethod
@@ -235,6 +241,7 @@ class _Numbers:
     run_seconds: float = 0.0
     start_seconds: float = 0.0
     bytes_per_second: float = inf
+    slowdown: float = 1.0
 
 
 NUMBERS = tuple(field.name for field in fields(_Numbers))

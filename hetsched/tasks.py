@@ -151,13 +151,17 @@ def replay(tasks: TaskGraph, placement: Mapping[str, str], order: Sequence[str])
 def beside(tasks: TaskGraph, schedule: Schedule) -> TaskGraph:
     """The tasks with the seconds that they take beside what `schedule` has at the same time.
 
-    Two devices whose tasks ask for more bytes a second than the system's memory gives are both
-    slowed by the ratio while they overlap. A task asks for its own memory once, in so far as the
-    caches do not hold that of all tasks: all of it from twice their size on.
+    While all devices in the host's memory compute, each takes the system's `slowdown` times as
+    long; while some do, each other one adds its share. Two devices whose tasks ask for more bytes
+    a second than the system's memory gives are both slowed by the ratio while they overlap, if that
+    is more. A task asks for its own memory once, in so far as the caches do not hold that of all
+    tasks: all of it from twice their size on.
     """
-    limit = tasks.system.bytes_per_second
-    if limit == inf or len(schedule.devices) < 2:
+    limit, slowdown = tasks.system.bytes_per_second, tasks.system.slowdown
+    if (limit == inf and slowdown == 1.0) or len(schedule.devices) < 2:
         return tasks
+    sharing = {device.unit for device in tasks.system.devices if device.memory_space == "host"}
+    share = (slowdown - 1.0) / max(1, len(sharing) - 1)
     held = max((n for device in tasks.system.devices for n in device.cache_nbytes), default=0)
     total = sum(task.memory_bytes for task in tasks.tasks)
     missing = min(1.0, max(0.0, total / held - 1)) if held else 1.0
@@ -172,7 +176,7 @@ def beside(tasks: TaskGraph, schedule: Schedule) -> TaskGraph:
         running = [other for other in running if other.finish > slot.start]
         for other in running:
             if slot.task in asked and other.task in asked and other.device != slot.device:
-                excess = max(0.0, (asked[slot.task] + asked[other.task]) / limit - 1)
+                excess = max(share, (asked[slot.task] + asked[other.task]) / limit - 1)
                 together = min(slot.finish, other.finish) - slot.start
                 lost[slot.task] += excess * together
                 lost[other.task] += excess * together

@@ -28,7 +28,7 @@ system
 tasks  cost
 problem  instance  sequence
 learning
-scheduler  plan  bounds  profiling  quality
+scheduler  plan  bounds  profiling  quality  corun
 energy
 objective
 partitioner  compiler  explain  calibration  stream

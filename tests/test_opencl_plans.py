@@ -138,8 +138,11 @@ def test_copies_and_launches_of_several_requests_take_turns(devices: tuple[Devic
         np.testing.assert_array_equal(one["y"], expected)
 
 
-def test_plans_on_one_device_run_in_several_threads(devices: tuple[Device, Device]) -> None:
-    """They take turns there, also without Python."""
+@pytest.mark.parametrize("by_python", [(False, False), (False, True), (True, True)])
+def test_plans_on_one_device_run_in_several_threads(
+    devices: tuple[Device, Device], by_python: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take turns there, with Python between their parts or without."""
     graph = hetsched.read_onnx(exchanging(LAYERS, SIZE))
     inputs = seeded_inputs(graph)
 
@@ -149,6 +152,11 @@ def test_plans_on_one_device_run_in_several_threads(devices: tuple[Device, Devic
 
     plan = on(devices, graph, right)
     with hetsched.compile(plan) as first, hetsched.compile(plan) as second:
+        for executable, python in zip((first, second), by_python, strict=True):
+            with monkeypatch.context() as patch:
+                if python:
+                    patch.setattr(Executor, "_joined", lambda self: None)
+                assert (executable.start()._crew is None) == python
         expected = first.run(inputs)["y"]
         found: dict[Executable, np.ndarray] = {}
         threads = [Thread(target=work, args=(each,), daemon=True) for each in (first, second)]

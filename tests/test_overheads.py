@@ -105,3 +105,28 @@ def test_devices_share_what_memory_gives() -> None:
     assert beside(
         replace(tasks, system=replace(machine, bytes_per_second=inf)), schedule
     ).tasks == (tasks.tasks)
+
+
+def test_devices_that_compute_at_once_take_longer() -> None:
+    """By the system's factor, for as long as the other computes too."""
+    devices = tuple(Device(name, "none") for name in "pqr")
+    machine = System("small", devices, (), slowdown=1.5)
+    rows = (Task("a", {"p": 4.0}), Task("b", {"q": 2.0}), Task("c", {"r": 1.0}))
+    tasks = TaskGraph(machine, rows, ())
+    places = {"a": "p", "b": "q", "c": "r"}
+    slowed = beside(tasks, replay(tasks, places, list(places))).task
+    # All three for a second, and two for another one: each other device is half of all others.
+    assert slowed["a"].seconds["p"] == 4 + 0.25 + 0.5
+    assert slowed["b"].seconds["q"] == 2 + 0.25 + 0.5
+    assert slowed["c"].seconds["r"] == 1 + 0.5
+    apart = tuple(replace(device, memory_space=device.name) for device in devices)
+    elsewhere = replace(tasks, system=replace(machine, devices=apart))
+    assert beside(elsewhere, replay(tasks, places, list(places))).task["a"].seconds["p"] == 4.0
+
+
+def test_a_slowdown_speeds_nothing_up() -> None:
+    with pytest.raises(DeviceError, match=r"'slowdown' is 0\.5; it must be a number from 1 on"):
+        replace(system(), slowdown=0.5)
+    assert "slowdown" not in system().to_toml()
+    slowed = replace(system(), slowdown=1.25)
+    assert System.from_dict(slowed.to_dict()) == slowed

@@ -35,6 +35,7 @@ from hetsched.report.plan import plan_document
 from hetsched.rewrite import redundancy, rewrite, split
 from hetsched.sharing.memory import Tiling
 from hetsched.sharing.pieces import Layout, Walk, Way
+from hetsched.sharing.search import NEXT_BEST
 from hetsched.split import Exit, Split
 from hetsched.system import System
 from hetsched.target import Target
@@ -187,6 +188,28 @@ def test_each_kind_of_way_is_worth_measuring_behind_the_best_plan() -> None:
         assert simulate(best).makespan <= simulate(other).makespan
         assert simulate(other).makespan >= min(simulate(plan).makespan for plan in by_kind)
     assert best.splits == partitioned("hybrid", graph, system, costs).splits
+
+
+@pytest.mark.usefixtures("imagined_devices")
+def test_the_next_best_shares_are_worth_measuring() -> None:
+    """Prices of two shares may have been measured in different moments."""
+    system, costs = fast_pair(2.6, 24)
+    plans = load(Partitioner, "channel:grain=8").plans(convolution(96), system, costs)
+    best, *others = [simulate(plan).makespan for plan in plans]
+    assert 1 <= len(others) <= NEXT_BEST
+    assert others == sorted(others)
+    assert best <= others[0]
+    assert len({plan.splits for plan in plans}) == len(plans)
+
+
+@pytest.mark.usefixtures("imagined_devices")
+def test_shares_of_devices_that_are_alike_are_not_tried_both_ways_round() -> None:
+    system, costs = fast_pair(1.0)
+    plans = load(Partitioner, "channel:grain=16").plans(convolution(96), system, costs)
+    found = [tuple(sorted(size) for size in sizes_of(plan)) for plan in plans if plan.splits]
+    assert found[0] == ([48, 48],)
+    assert len(found) > 1
+    assert all(found.count(sizes) == 1 for sizes in found)
 
 
 @pytest.mark.usefixtures("imagined_devices")

@@ -6,7 +6,7 @@ memory that OpenCL has allocated, and a buffer lends other memory for a call.
 
 from collections.abc import Callable, Sequence
 from ctypes import CDLL, CFUNCTYPE, c_int, c_void_p, cast
-from functools import cache, partial
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -18,6 +18,7 @@ from hetsched.dtype import empty
 from hetsched.errors import HetschedError
 from hetsched.launches import INPUT, OUTPUT
 from hetsched.opencl.runtime import Failed, Loaded
+from hetsched.opencl.turn import LEAVE, TAKE, Turn
 from hetsched.target import Code
 
 FUNCTION = "crew_opencl"
@@ -45,10 +46,8 @@ VALUE = np.dtype([("kind", "i4"), ("unused", "i4"), ("content", "i8")])
 PROGRAM = np.dtype(
     [
         *((name, "u8") for name in CALLS),
-        *(
-            (name, "u8")
-            for name in ("context", "queue", "launches", "arguments", "tensors", "turn")
-        ),
+        *((name, "u8") for name in ("take", "leave", "turn", "context", "queue")),
+        *((name, "u8") for name in ("launches", "arguments", "tensors")),
         ("counts", "i4", 4),
     ]
 )
@@ -56,12 +55,6 @@ PROGRAM = np.dtype(
 # first of them its address.
 WITHIN = 1, 2
 FIRST_CELL, TENSOR_CELLS = 3, 3
-
-
-@cache
-def turn(number: int) -> np.ndarray:
-    """Of one of PoCL's devices, whether somebody enqueues, as `crew_opencl` keeps it."""
-    return np.zeros(1, np.uint32)
 
 
 def code(loaded: Loaded, library: CDLL) -> Code | None:
@@ -99,8 +92,8 @@ def code(loaded: Loaded, library: CDLL) -> Code | None:
     head["context"], head["queue"] = there.context.int_ptr, there.queue.int_ptr
     head["launches"], head["arguments"] = address(launches), address(arguments)
     head["tensors"] = address(tensors)
-    if there.on_caller:
-        head["turn"] = address(turn(there.number))
+    if isinstance(there.turn, Turn):
+        head["take"], head["leave"], head["turn"] = TAKE, LEAVE, there.turn.address
     head["counts"] = len(launches), len(arguments), len(tensors), 0
     table = np.zeros(FIRST_CELL + TENSOR_CELLS * len(tensors), np.uint64)
     table[0] = address(head)

@@ -13,10 +13,9 @@ several: to wake a thread takes ten times as long as such a launch, 12 us agains
 import os
 import threading
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from ctypes import CDLL, byref, c_int, c_size_t, c_uint, c_void_p, sizeof
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from hashlib import sha256
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Lock, RLock
+from threading import Lock
 from time import perf_counter
 from typing import Any
 from weakref import WeakValueDictionary
@@ -65,6 +64,7 @@ from hetsched.opencl.devices import (
     select,
     survey,
 )
+from hetsched.opencl.turn import Turn, turn_of
 from hetsched.target import Artifact
 
 # Read by PoCL at the first call of OpenCL. A kernel says the size of its work-groups itself, so
@@ -221,8 +221,10 @@ class Opened:
     pool: cl.tools.MemoryPool
 
     def __post_init__(self) -> None:
-        self.turn: AbstractContextManager[Any] = (
-            _turns[self.number] if self.on_caller else nullcontext()
+        # A second thread that enqueues to one of PoCL's devices that compute on the caller may get
+        # what the first waits for, and PoCL 3.1 then waits for itself.
+        self.turn: Turn | nullcontext[None] = (
+            turn_of(self.number) if self.on_caller else nullcontext()
         )
         # Weights by the memory that they lie in: parts that read the same ones share them.
         self.weights: WeakValueDictionary[tuple[int, int], Weight] = WeakValueDictionary()
@@ -352,9 +354,6 @@ _opened: dict[tuple[str, int, bool], Opened] = {}
 # Of drivers that compute with threads of their own.
 _workers: set[int] = set()
 _opening, _building = Lock(), Lock()
-# By the number of one of PoCL's devices that compute on the caller. A second thread that enqueues
-# there meanwhile may get what the first waits for, and PoCL 3.1 then waits for itself.
-_turns: dict[int, AbstractContextManager[Any]] = defaultdict(RLock)
 
 
 def opened(device: Device) -> Opened:

@@ -42,6 +42,7 @@ def explanation_document(
         ],
         "parts": [vars(border) | {} for border in borders],
         "energy": energy_document(recipe),
+        "slowdown": recipe.tasks.system.slowdown,
         "history": [
             {
                 "device": history.device or None,
@@ -96,6 +97,8 @@ def explanation_view(document: Document) -> Iterator[RenderableType]:
     yield from energy_view(document["energy"])
     yield from _history_view(document["history"])
     yield ""
+    if document["slowdown"] > 1.0:
+        yield f"while all devices compute, each takes {document['slowdown']:.2f} x its price"
     yield (
         f"predicted {scaled(document['makespan_seconds'], 1e-3, 3)} ms; "
         "name a node to see what it would cost on each device"

@@ -31,6 +31,7 @@ def profile_document(profiling: Profiling, store: str, budget: float | None = No
         "since": profiling.since,
         "bursts": profiling.bursts,
         "disturbed_bursts": profiling.disturbed,
+        "slowdown": profiling.slowdown.value if profiling.slowdown else None,
         "devices": [
             _device(devices, [row for row in rows if row.devices == devices]) for devices in kinds
         ],
@@ -162,6 +163,11 @@ def profile_view(document: Document) -> Iterator[RenderableType]:
         yield (
             f"{document['disturbed_bursts']} of {document['bursts']} bursts were disturbed and do "
             "not count; `hetsched profile --show` has by what"
+        )
+    if document["slowdown"] is not None:
+        yield (
+            "while all devices compute, kernels take "
+            f"{document['slowdown']:.2f} x as long as by themselves"
         )
     for change, when in (
         (document["drift"], "became {} while this was measured"),

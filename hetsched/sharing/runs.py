@@ -226,7 +226,9 @@ class Sharing:
     def _shared(self, before: _State, run: Run) -> _State:
         """A run on all devices."""
         ends = [
-            device.launch_seconds + self._entry(before, run.needs[place], place) + seconds
+            device.launch_seconds
+            + self._entry(before, run.needs[place], place)
+            + seconds * self.system.slowdown
             for place, (device, seconds) in enumerate(zip(self.devices, run.seconds, strict=True))
         ]
         seconds = before.seconds + max(ends)

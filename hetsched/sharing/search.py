@@ -23,6 +23,8 @@ from hetsched.target import Target
 
 # How often the estimates are corrected by the prices of what they led to.
 ROUNDS = 3
+# Plans behind the best that are worth measuring.
+NEXT_BEST = 2
 # Rows or columns of images, rows of matrices and steps in time, or the batch.
 TILES = (Way((2,), 4), Way((3,), 4), Way((1,), 3), Way((2,), 3), Way((0,)))
 
@@ -52,10 +54,11 @@ class Search:
     least_seconds: float = 0.0
 
     def plans(self) -> tuple[Plan, ...]:
-        """The best, and behind it the best of each kind of way by itself, where that is another.
+        """The best, behind it the best of each kind of way by itself, and the next best of all.
 
         What data take from core to core may change from one minute to the next, and kinds differ in
-        how much they hand over.
+        how much they hand over. Pieces are measured one plan after the other, so that a machine
+        that wavers meanwhile may have made a good one look worse.
 
         Raises
         ------
@@ -64,15 +67,18 @@ class Search:
         """
         best = unsplit(self.graph, self.system, self.prices, self.spec)
         goal = simulate(best).makespan * (1 - self.gain)
-        kinds = []
+        kinds, every = [], []
         for plan, ways in self._candidates():
             seconds = simulate(plan).makespan
             if len(self.menus) > 1 and ways in self.menus:
                 kinds.append((seconds, plan))
+            every.append((seconds, plan))
             if seconds < goal:
                 best, goal = plan, seconds
         kinds.sort(key=lambda found: found[0])
-        return best, *(plan for _, plan in kinds if plan.splits != best.splits)
+        every.sort(key=lambda found: found[0])
+        found = {plan.splits: plan for _, plan in (*kinds, *every[: 1 + NEXT_BEST])}
+        return best, *(plan for splits, plan in found.items() if splits != best.splits)
 
     def _candidates(self) -> Iterator[tuple[Plan, tuple[Way, ...]]]:
         """Plans with different splits, each priced as it is, and the ways that were looked at."""
@@ -127,7 +133,11 @@ class Search:
         devices: tuple[Device, ...],
         seen: list[tuple[Split, ...]],
     ) -> Iterator[Plan]:
-        """Plans with one bound moved by a grain at a time, while that is faster."""
+        """Plans with one bound moved by a grain at a time, while that is faster.
+
+        Where devices are alike, one of two plans that only turn their shares round is enough.
+        """
+        alike = len({device.fingerprint for device in devices}) == 1
         splits = plan.splits
         for place in _heaviest(runs):
             for step in (-1, 1):
@@ -136,7 +146,7 @@ class Search:
                     if moved is None:
                         break
                     changed = (*splits[:place], moved, *splits[place + 1 :])
-                    if changed in seen:
+                    if changed in seen or (alike and tuple(map(_turned, changed)) in seen):
                         break
                     seen.append(changed)
                     found = self._planned(changed, devices)
@@ -285,6 +295,21 @@ def _factors(
 def _heaviest(runs: Sequence[Run]) -> list[int]:
     """The places of the runs, those with the most work first."""
     return sorted(range(len(runs)), key=lambda place: -max(runs[place].seconds))
+
+
+def _turned(item: Split) -> Split:
+    """The split with the sizes of the pieces the other way round."""
+    exits = (
+        replace(
+            exit_,
+            axes=tuple(
+                (axis, tuple(bounds[-1] - bound for bound in reversed(bounds)))
+                for axis, bounds in exit_.axes
+            ),
+        )
+        for exit_ in item.exits
+    )
+    return replace(item, exits=tuple(exits))
 
 
 def _shifted(item: Split, step: int) -> Split | None:

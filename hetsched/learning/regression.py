@@ -9,7 +9,7 @@ from hetsched.learning.work import Work
 
 # Cycles that each unit of `Work.cycles` takes, before anything is measured.
 CYCLES: Mapping[str, float] = {
-    "launch": 10, "called": 3, "cold": 200, "busy": 0.6, "started": 0.5, "streamed": 0.4,
+    "launch": 10, "called": 3, "cold": 500, "busy": 0.6, "started": 0.5, "streamed": 0.4,
     "tiles": 9, "filters": 0.01, "filters_cold": 0.04, "filters_again": 0.02, "moved": 0.012,
     "moved_cold": 0.012, "far": 0.015, "blocked": 1, "unblocked": 1, "padded": 0.3,
     "transforms": 0.3, "cheap": 0.3, "dear": 8, "turned": 2, "shifted": 0.4,

@@ -143,7 +143,7 @@ def _is_cut(op: Op) -> bool:
 
 
 def _is_constant(op: Op) -> bool:
-    return op.attributes.get("mode", "constant") == "constant"
+    return str(op.attributes.get("mode", "constant")) == "constant"
 
 
 def _is_told(part: Graph, op: Op, tensor: Tensor) -> bool:

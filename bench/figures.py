@@ -367,9 +367,10 @@ def splits_summary(result: Mapping[str, Any]) -> str:
         )
     if layers := result.get("layers"):
         text.append(
-            f"{len(layers['rows'])} single layers by shares of channels: "
-            f"{layers['mean_speedup']:.2f} times the better core, {layers['mean_share']:.2f} of "
-            f"the best share there is, the least {layers['least_speedup']:.2f}."
+            f"{len(layers['rows'])} single layers by shares of channels on {layers['devices']}: "
+            f"{layers['mean_speedup']:.2f} times the better device alone, the least "
+            f"{layers['least_speedup']:.2f}, which is {layers['mean_share']:.3f} of what the best "
+            "share of all brings."
         )
     return f"## Operations in pieces\n\n{' '.join(text)} {_where(result)}\n"
 
@@ -501,6 +502,7 @@ PARTS = {
     "reference": Part(reference_summary, reference),
     "schedulers": Part(schedulers_summary, schedulers),
     "splits": Part(splits_summary, splits),
+    "splits_opencl": Part(splits_summary, splits),
     "costs": Part(costs_summary, costs),
     "cuda": Part(cuda_summary, cuda),
     "fpga": Part(fpga_summary, fpga),

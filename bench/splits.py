@@ -194,6 +194,7 @@ def layers(options: Options) -> Iterator[dict[str, Any]]:
         for rows in _rows("layer", names, options, made):
             yield {
                 "devices": options.devices,
+                "cores": _told(rows),
                 "rows": rows,
                 "mean_share": geometric_mean(row["share"] for row in rows),
                 "mean_planned_share": geometric_mean(row["planned_share"] for row in rows),
@@ -232,6 +233,7 @@ def layer(
     before = probe.told()
     with ExitStack() as stack:
         # As `hetsched compile --measure` ships it.
+        probe.settle()
         shipped = stack.enter_context(hetsched.compile(found, measure=True)).plan
         planned = _same(found[0], plans)
         ships = _same(shipped, plans)
@@ -240,8 +242,7 @@ def layer(
         order = sorted(plans, key=lambda name: statistics.median(first[name]))
         final = dict.fromkeys([ships, planned, *singles, *order[:4]])
         times = _turns({name: ways[name] for name in final}, inputs, 2 * options.rounds, probe)
-    choosing = {name: statistics.median(found[::2]) for name, found in times.items()}
-    medians = {name: statistics.median(found[1::2]) for name, found in times.items()}
+    choosing, medians = _judged(times)
     single = medians[min(singles, key=choosing.__getitem__)]
     best = min(choosing, key=choosing.__getitem__)
     return {
@@ -266,6 +267,12 @@ def layer(
     }
 
 
+def _judged(times: Mapping[str, Sequence[float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """The medians of every second round, to choose by, and of the others, to judge what was."""
+    choosing = {name: statistics.median(found[::2]) for name, found in times.items()}
+    return choosing, {name: statistics.median(found[1::2]) for name, found in times.items()}
+
+
 def _same(plan: Plan, plans: dict[str, Plan]) -> str:
     """The name of the plan among `plans`, which gets it where it has none like it."""
     for name, other in plans.items():
@@ -274,6 +281,12 @@ def _same(plan: Plan, plans: dict[str, Plan]) -> str:
     name = f"{_sizes(plan)} otherwise"
     plans[name] = plan
     return name
+
+
+def _told(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the probe told of all rows."""
+    kinds = ("waited_seconds", "disturbed_rounds")
+    return {kind: sum(row.get("cores", {}).get(kind, 0) for row in rows) for kind in kinds}
 
 
 def _since(before: Mapping[str, float], probe: Probe) -> dict[str, float]:
@@ -354,6 +367,7 @@ def networks(options: Options) -> Iterator[dict[str, Any]]:
         for rows in _rows("model", options.models, options, made):
             yield {
                 "devices": options.devices,
+                "cores": _told(rows),
                 "rows": rows,
                 "mean_speedup": geometric_mean(row["speedup"] for row in rows),
                 "mean_of_possible": geometric_mean(row["of_possible"] for row in rows),

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from hetsched.calibration import calibrate
 from hetsched.compiler import compile_parts, culprits
-from hetsched.contest import median_latencies, median_paces
+from hetsched.contest import latencies, paces
 from hetsched.corun import measured_slowdown, sharing_units
 from hetsched.cost import CostModel, Prices, price, refusals
 from hetsched.device import Device
@@ -602,13 +602,13 @@ def _fastest(
                 return executable
     ways.insert(1, executable)
     steady = plan.objective == "throughput"
-    compare = median_paces if steady else median_latencies
+    compare = paces if steady else latencies
     seconds, runs = compare(ways, seeded_inputs(plan.original))
     times = ", ".join(
         f"{way.plan.partitioner} {time * 1e3:.3f} ms"
         for way, time in zip(ways, seconds, strict=True)
     )
-    told = [f"measured in turns, medians of {runs} runs: {times}"]
+    told = [f"measured in turns, first quartiles of {runs} runs: {times}"]
     best = ways[min(range(len(ways)), key=seconds.__getitem__)]
     notes = best.plan.notes
     if best.plan is single:

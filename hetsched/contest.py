@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
-from statistics import median
+from statistics import quantiles
 from time import perf_counter
 
 import numpy as np
@@ -17,17 +17,19 @@ SECONDS = 2.0
 REQUESTS = 64
 
 
-def median_latencies(
+def latencies(
     executables: Sequence[Executable], inputs: Mapping[str, np.ndarray]
 ) -> tuple[list[float], int]:
-    """The median seconds of a run of each, and the runs: in turns, A A B B A A B B.
+    """The seconds of a run of each, and the runs: in turns, A A B B A A B B.
 
-    What drifts meanwhile, the clock or other load, meets all of them alike.
+    What drifts meanwhile, the clock or other load, meets all of them alike. Seconds are the first
+    quartile: what disturbs makes runs longer, and those of several devices by more, as a host may
+    have two virtual cores be threads of one core for a while.
     """
     return _in_turns([partial(_run_seconds, executable, inputs) for executable in executables])
 
 
-def median_paces(
+def paces(
     executables: Sequence[Executable], inputs: Mapping[str, np.ndarray]
 ) -> tuple[list[float], int]:
     """The same of a run among many: behind each other on one device, else several in flight."""
@@ -58,7 +60,7 @@ def _run_seconds(executable: Executable, inputs: Mapping[str, np.ndarray]) -> fl
 
 
 def _in_turns(calls: Sequence[Callable[[], float]]) -> tuple[list[float], int]:
-    """The medians of what calls tell of their time.
+    """The first quartiles of what calls tell of their time.
 
     In each turn a call is made twice, and the second counts: the first finds caches that the others
     have used.
@@ -69,4 +71,4 @@ def _in_turns(calls: Sequence[Callable[[], float]]) -> tuple[list[float], int]:
         for call, own in zip(calls, times, strict=True):
             call()
             own.append(call())
-    return [median(own) for own in times], len(times[0])
+    return [quantiles(own, n=4)[0] for own in times], len(times[0])

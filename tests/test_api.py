@@ -1,6 +1,7 @@
 """The verbs of the Python API that no other file of tests calls."""
 
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 import hetsched
 from hetsched import api
-from hetsched.contest import LEAST_RUNS, median_latencies
+from hetsched.contest import LEAST_RUNS, _in_turns, latencies
 from hetsched.errors import HetschedError, InputError, PluginError
 from hetsched.executable import Executable
 from hetsched.host import cores
@@ -42,10 +43,10 @@ def test_what_is_measured_faster_ships(
             way.run(inputs)
         return list(seconds[::-1]), 5
 
-    monkeypatch.setattr(api, "median_latencies", latencies)
+    monkeypatch.setattr(api, "latencies", latencies)
     chosen = hetsched.compile(hybrid.plan, measure=True)
     assert len(chosen.plan.devices) == (2 if seconds[0] < seconds[1] else 1)
-    assert any("medians of 5 runs" in note for note in chosen.plan.notes)
+    assert any("first quartiles of 5 runs" in note for note in chosen.plan.notes)
     assert any("hybrid does not pay" in n for n in chosen.plan.notes) == (seconds[0] >= seconds[1])
     image = np.random.default_rng(0).standard_normal((1, 1, 8, 8)).astype(np.float32)
     with chosen, hybrid:
@@ -63,7 +64,7 @@ def test_several_plans_are_measured(hybrid: Executable, monkeypatch: pytest.Monk
         measured.append(len(ways))
         return [2.0, 3.0, 1.0, 4.0][: len(ways)], 5
 
-    monkeypatch.setattr(api, "median_latencies", latencies)
+    monkeypatch.setattr(api, "latencies", latencies)
     plans = [replace(hybrid.plan, partitioner=f"way {i}") for i in range(5)]
     with hybrid, hetsched.compile(plans, measure=True) as chosen:
         assert measured == [1 + api.MOST_MEASURED]
@@ -85,10 +86,18 @@ def test_the_contest_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             calls.append(self.name)
 
     monkeypatch.setattr("hetsched.contest.SECONDS", 0.0)
-    _, runs = median_latencies([Named("a"), Named("b")], {})  # type: ignore[list-item]
+    _, runs = latencies([Named("a"), Named("b")], {})  # type: ignore[list-item]
     assert runs == LEAST_RUNS
     # Each finds caches as it left them itself.
     assert calls == ["a", "a", "b", "b"] * LEAST_RUNS
+
+
+def test_the_contest_goes_by_runs_that_nothing_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two devices, most runs met a host that had one core for both."""
+    monkeypatch.setattr("hetsched.contest.SECONDS", 0.0)
+    shared = cycle([3.0, 3.0, 1.0, 1.0, 3.0, 3.0, 1.0, 1.0, 3.0, 3.0])
+    (together, alone), _ = _in_turns([lambda: next(shared), lambda: 1.5])
+    assert together < alone
 
 
 def test_a_plan_of_one_device_is_left_alone() -> None:

@@ -17,7 +17,7 @@ from hetsched.graph import Graph
 from hetsched.learning.choice import next_to_measure
 from hetsched.learning.model import UNKNOWN, Model
 from hetsched.learning.regression import Regression
-from hetsched.learning.work import Work, work_of
+from hetsched.learning.work import SOFTMAX_ROW, Work, work_of
 from hetsched.operation import group_flops, group_nbytes
 from hetsched.plugin import load
 from hetsched.schedules.rules import Rules
@@ -100,7 +100,10 @@ def one(kind: str, shape: tuple[int, ...], result: tuple[int, ...], **attributes
 def test_a_softmax_has_a_row_for_each_of_the_other_axes() -> None:
     shape = (1, 1000, 1, 1)
     assert work_of(one("Softmax", shape, shape, axis=1), RULES, 4).cycles["tiles"] == 1
-    assert work_of(one("Softmax", (8, 1000), (8, 1000)), RULES, 4).cycles["tiles"] == 8
+    several = work_of(one("Softmax", (8, 1000), (8, 1000)), RULES, 4).cycles
+    assert several["tiles"] == 8
+    # Of a row of 1000, eight elements are no whole vector.
+    assert several["ragged"] == SOFTMAX_ROW * 8 * 8
 
 
 @pytest.mark.parametrize(
@@ -123,13 +126,49 @@ def test_what_is_copied_in_short_rows_is_counted_by_rows() -> None:
     assert (cycles["rows"], cycles["chosen"]) == (63, 126)
 
 
-def test_what_is_padded_in_long_rows_is_asked_for_once() -> None:
+@pytest.mark.parametrize(
+    ("mode", "term", "count"),
+    # Twelve vectors cover a row of 191; where it is reflected, each element is asked for.
+    [("constant", "copied", 4 * 128 * 12), ("reflect", "chosen", 4 * 128 * 191)],
+)
+def test_what_is_padded_in_long_rows_is_copied_in_vectors(mode: str, term: str, count: int) -> None:
     build = Builder()
     x, pads = build.input("x", 4, 128, 128, 1), build.constant(np.array([0, 0, 0, 0, 0, 0, 63, 0]))
-    part = build.graph(build.op("Pad", x, pads, shape=(4, 128, 191, 1)))
+    part = build.graph(build.op("Pad", x, pads, shape=(4, 128, 191, 1), mode=mode))
     cycles = work_of(part, RULES, 4).cycles
-    assert "chosen" not in cycles
-    assert (cycles["rows"], cycles["scalar"]) == (4 * 128, 4 * 128 * 191)
+    assert (cycles["rows"], cycles[term]) == (4 * 128, count)
+    assert not {"scalar", "chosen", "copied"} - {term} & cycles.keys()
+
+
+def test_the_order_of_loops_may_tell_which_input_an_element_comes_from() -> None:
+    build = Builder()
+    x, y = (build.input(name, 1, 200, size) for name, size in (("x", 32), ("y", 16)))
+    joined = build.op("Concat", x, y, shape=(1, 200, 48), axis=2)
+    assert "chosen" in work_of(build.graph(joined), RULES, 4).cycles
+    # Behind a transposition it is the same for all of a row.
+    turned = build.op("Transpose", joined, shape=(1, 48, 200), perm=(0, 2, 1))
+    assert "chosen" not in work_of(build.graph(turned), RULES, 4).cycles
+    build = Builder()
+    parts = [build.input(name, 1, 200, 1) for name in "xyz"]
+    few = build.op("Concat", *parts, shape=(1, 200, 3), axis=2)
+    assert "chosen" not in work_of(build.graph(few), RULES, 4).cycles
+
+
+def test_a_convolution_of_one_pixel_is_of_another_family() -> None:
+    assert work_of(convolution(64, 96, 1), RULES, 4).family == "dense pointwise row"
+
+
+@pytest.mark.parametrize(("hidden", "again"), [(32, False), (256, True)])
+def test_weights_of_a_recurrence_come_again_where_the_first_cache_does_not_hold_them(
+    hidden: int, again: bool
+) -> None:
+    build = Builder()
+    x = build.input("x", 10, 1, 16)
+    weights = [build.constant(np.zeros((1, 4 * hidden, size), np.float32)) for size in (16, hidden)]
+    y = build.op("LSTM", x, *weights, shape=(10, 1, 1, hidden), hidden_size=hidden)
+    cycles = work_of(build.graph(y), RULES, 4).cycles
+    # A vector of weights has 16 of those of all gates, for each of the hidden elements.
+    assert cycles["streamed"] == (10 * hidden * 4 * hidden / 16 if again else 0)
 
 
 @pytest.mark.parametrize(

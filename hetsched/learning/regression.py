@@ -13,8 +13,9 @@ CYCLES: Mapping[str, float] = {
     "tiles": 9, "filters": 0.01, "filters_cold": 0.04, "filters_again": 0.02, "moved": 0.012,
     "moved_cold": 0.012, "far": 0.015, "blocked": 1, "unblocked": 1, "padded": 0.3,
     "transforms": 0.3, "cheap": 0.3, "dear": 8, "turned": 2, "shifted": 0.4,
-    "plain": 0.5, "scalar": 0.6, "chosen": 1, "serial": 2, "loads": 0.4, "waits": 0.4,
+    "plain": 0.5, "scalar": 0.6, "chosen": 4, "serial": 4, "loads": 0.4, "waits": 0.4,
     "recurrence": 1, "interleaved": 1, "ragged": 1, "rows": 4, "packs": 0.1, "unpacks": 0.5,
+    "copied": 1,
 }  # fmt: skip
 TERMS = tuple(CYCLES)
 SIZES = (

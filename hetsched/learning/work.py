@@ -35,6 +35,8 @@ DEAR = {
 }  # fmt: skip
 CHEAP = {"Clip": 2, "HardSwish": 4, "HardSigmoid": 3, "LeakyRelu": 2, "Where": 2}
 ENDS = frozenset(["QuantizeLinear", "DequantizeLinear"])
+# The passes of a softmax, as functions of a vector, and what an element by itself takes.
+SOFTMAX, SOFTMAX_ROW = 5, 20
 # They ask of each element which input it comes from.
 CHOOSING = frozenset(["Concat", "Pad"])
 COPIES = frozenset("Concat Slice Pad Split Gather Expand Tile Resize".split())
@@ -114,18 +116,48 @@ def _passes(found: Work, part: Graph, rules: Rules) -> None:
         ((op, tensor) for op in part.ops for tensor in op.writes), key=lambda pair: pair[1].size
     )
     run = _run(found, part, op, tensor)
+    lanes = rules.vectors.lanes
     if any(op.kind in ENDS for op in part.ops) and found.family == "copy":
         # Bytes, of which each is scaled on its way.
         found.add(scalar=float(tensor.size))
-    elif run % rules.vectors.lanes == 0:
+    elif run % lanes == 0:
         found.add(plain=_vectors(tensor, rules))
+    elif run > lanes and _is_cut(op) and all(other.kind in COPIES | VIEWS for other in part.ops):
+        found.add(rows=tensor.size / run, copied=tensor.size / run * -(-run // lanes))
     else:
         # Short loops cost more to begin than to run.
         longer = [size for size in tensor.shape if size > 1]
         found.add(rows=tensor.size / longer[-1] if longer else 1.0)
         # In long runs it is asked for once, not for each element.
-        chosen = run < rules.vectors.lanes and any(op.kind in CHOOSING for op in part.ops)
-        found.add(**{"chosen" if chosen else "scalar": float(tensor.size)})
+        asks = any(o.kind in CHOOSING and (run < lanes or not _is_constant(o)) for o in part.ops)
+        asks = asks and not _is_told(part, op, tensor)
+        found.add(**{"chosen" if asks else "scalar": float(tensor.size)})
+
+
+def _is_cut(op: Op) -> bool:
+    """Whether rows are copied as they are, if not whole, or not to the end of those of the result.
+
+    Where rows are reflected, each element is asked for.
+    """
+    return op.kind == "Slice" or (op.kind == "Pad" and _is_constant(op))
+
+
+def _is_constant(op: Op) -> bool:
+    return op.attributes.get("mode", "constant") == "constant"
+
+
+def _is_told(part: Graph, op: Op, tensor: Tensor) -> bool:
+    """Whether the loops tell which input an element comes from, so that none is asked for it.
+
+    An axis of few elements is unrolled, and a transposition can make one of several the outer one.
+    """
+    if op.kind != "Concat":
+        return False
+    axis = int(op.attributes["axis"]) % len(tensor.shape)
+    if prod(tensor.shape[axis + 1 :]) == 1 and tensor.shape[axis] <= UNROLLED:
+        return True
+    moved = next((other for other in part.ops if other.kind == "Transpose"), None)
+    return moved is not None and not _is_last(moved, axis)
 
 
 def _run(found: Work, part: Graph, op: Op, tensor: Tensor) -> int:
@@ -309,6 +341,9 @@ def _convolution(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) 
     if window.is_pointwise and not plain:
         rows, columns = 1, chosen.covering(prod(window.result))
         found.family += " pointwise"
+        if prod(window.result) * batch == 1:
+            # Each weight is used once.
+            found.family += " row"
     else:
         rows, columns = window.result[0], chosen.covering(window.result[1])
         seen = window.reach(columns)
@@ -537,10 +572,13 @@ def _row_wise(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) -> 
     axis = int(op.attributes.get("axis", default)) % len(shape)
     columns = shape[axis] if of_one else prod(shape[axis:])
     rows = prod(shape) // columns
-    ragged = columns % lanes
-    found.add(loads=_vectors(op.input(0), rules), tiles=float(rows), ragged=float(rows * ragged))
+    ragged = rows * (columns % lanes)
+    found.add(loads=_vectors(op.input(0), rules), tiles=float(rows))
     if found.family == "softmax":
-        found.add(dear=_vectors(op.input(0), rules))
+        # A maximum, exponentials, their sum and a quotient; what is no whole vector one by one.
+        found.add(dear=SOFTMAX * rows * (columns // lanes), ragged=float(SOFTMAX_ROW * ragged))
+    else:
+        found.add(ragged=float(ragged))
     found.sizes.update(rows=rows, columns=columns)
     return True
 
@@ -604,7 +642,11 @@ def _recurrent(found: Work, part: Graph, op: Op, rules: Rules, integer: bool) ->
     hidden = op.input(2).shape[2]
     lanes = rules.vectors.lanes
     wide = -(-gates // lanes)
+    # Weights that the first cache does not hold come from the second for each step.
+    panel = hidden * gates * FLOAT_NBYTES
+    streamed = min(1.0, max(0.0, panel / NEAREST_NBYTES - 0.5))
     found.add(
+        streamed=directions * steps * batch * hidden * wide * streamed,
         busy=directions * steps * batch * inputs * wide / 2,
         recurrence=directions * steps * batch * hidden * wide / 2,
         dear=directions * steps * batch * wide,
@@ -633,6 +675,7 @@ FAMILIES: Mapping[str, Callable[[Work, Graph, Op, Rules, bool], bool]] = {
     "ReduceMean": _reduction,
     "ReduceSum": _reduction,
     "ReduceMax": _reduction,
+    "ReduceMin": _reduction,
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,

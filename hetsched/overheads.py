@@ -32,9 +32,9 @@ WARM_RUNS, RUNS, BURSTS = 20, 25, 5
 # Parts in a row, by which the cost of one more is known.
 ROW = 16
 WORDS = 2
-# Of parts, all together, after which the code that runs them has to come from far again, as it does
-# after networks: it is there after a quarter, and takes three times as long after twice as much.
-DISPLACING_WORDS = 1 << 21
+# Of parts after which the code that runs them has to come from far again: it is there after less,
+# and takes three times as long where twice as much has been read and written.
+DISPLACING_WORDS = 1 << 20
 # Of each device, more than caches hold.
 READ_WORDS = 1 << 24
 READS, TURNS = 5, 4
@@ -98,7 +98,7 @@ def _measured(devices: Sequence[Device]) -> dict[str, Factor]:
     call = _run_seconds(units[:1], DISPLACING_WORDS)
     found = {"call": call, "start": Factor(0.0), "memory": Factor(inf)}
     if len(units) > 1:
-        found["start"] = _run_seconds(units, DISPLACING_WORDS // len(units))
+        found["start"] = _run_seconds(units, DISPLACING_WORDS)
         found["memory"] = _memory([device for device in units if device.memory_space == "host"])
     for device in devices:
         others = [other for other in units if other.unit != device.unit]

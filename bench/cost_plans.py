@@ -177,6 +177,10 @@ def of_model(
             "predicted": simulate(plan).makespan,
             **measured[_does(plan)],
             "slowdown": slowed.value,
+            "links": {
+                when: [(link.seconds, link.bytes_per_second) for link in used.links]
+                for when, used in (("planned", plan.system), ("measured", system))
+            },
             "same_as": next(other for other, its in found if _does(its) == _does(plan)),
             "planning_seconds": planning,
         }
@@ -326,7 +330,7 @@ def _sign(one: float, other: float, least: float) -> int:
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures of all rows; plans that do the same count once."""
     rows = [row for row in rows if row["same_as"] == row["partitioner"]]
-    again = [row | {"predicted": row["without_drift"]} for row in rows]
+    again = [{**row, "predicted": row["without_drift"]} for row in rows]
     return judged(rows) | {
         "models": len({row["model"] for row in rows}),
         "plans": len(rows),

@@ -25,16 +25,17 @@ from hetsched.request import Step
 from hetsched.schedule import Schedule
 from hetsched.store import Factor, Store
 
-KINDS = ("call", "start", "memory")
+KINDS = ("call", "start", "warm", "memory")
 # What `corun.py` measures; it belongs to the devices, whatever code runs plans.
 SLOWDOWN = "slowdown"
 WARM_RUNS, RUNS, BURSTS = 20, 25, 5
 # Parts in a row, by which the cost of one more is known.
 ROW = 16
 WORDS = 2
-# Of parts, all together, after which the code that runs them has to come from far again, as it does
-# after networks: it is there after a quarter, and takes three times as long after twice as much.
-DISPLACING_WORDS = 1 << 21
+# Of parts after which the code that runs them has to come from far again: it is there after less,
+# and takes three times as long where twice as much has been read and written.
+DISPLACING_WORDS = 1 << 20
+DISPLACED_NBYTES = 2 * 8 * DISPLACING_WORDS
 # Of each device, more than caches hold.
 READ_WORDS = 1 << 24
 READS, TURNS = 5, 4
@@ -47,10 +48,12 @@ class Overheads:
     """Seconds, and bytes a second.
 
     `call` is what a run takes beside its parts on one device, from the call until it returns;
-    `start` the same where several devices have to be woken. `launch` is what each part costs beside
-    its kernels, by device. `memory` is what all devices together read of the host's memory,
-    infinite where that is what each of them reads by itself. `slowdown` is how many times as long
-    a kernel takes while all devices compute; one where that was not measured.
+    `start` the same where several devices have to be woken; both after parts that read and write
+    `DISPLACED_NBYTES`. `warm` is the share that is left of it where they touch nothing. `launch` is
+    what each part costs beside its kernels, by device. `memory` is what all devices together read
+    of the host's memory, infinite where that is what each of them reads by itself. `slowdown` is
+    how many times as long a kernel takes while all devices compute; one where that was not
+    measured.
     """
 
     call: float
@@ -58,6 +61,7 @@ class Overheads:
     memory: float = inf
     launch: Mapping[str, float] = field(default_factory=dict)
     slowdown: float = 1.0
+    warm: float = 1.0
 
 
 def ends_of(devices: Sequence[Device]) -> str:
@@ -90,15 +94,19 @@ def overheads(devices: Sequence[Device], store: Store) -> Overheads:
         found["memory"],
         {**launch, **modelled},
         max(1.0, slowed.value) if slowed else 1.0,
+        found["warm"],
     )
 
 
 def _measured(devices: Sequence[Device]) -> dict[str, Factor]:
     units = list({device.unit: device for device in devices}.values())
     call = _run_seconds(units[:1], DISPLACING_WORDS)
+    warm = _run_seconds(units[:1])
+    share = min(1.0, warm.value / call.value) if call.value > 0 else 1.0
     found = {"call": call, "start": Factor(0.0), "memory": Factor(inf)}
+    found["warm"] = Factor(max(0.0, share), repeats=warm.repeats)
     if len(units) > 1:
-        found["start"] = _run_seconds(units, DISPLACING_WORDS // len(units))
+        found["start"] = _run_seconds(units, DISPLACING_WORDS)
         found["memory"] = _memory([device for device in units if device.memory_space == "host"])
     for device in devices:
         others = [other for other in units if other.unit != device.unit]

@@ -456,7 +456,7 @@ class Recipe:
         named = {names[0]: name for name, _, names in self.parts}
         system = self.tasks.system
         units = {system.device(device).unit for device in self.placement.values()}
-        start = system.run_seconds if len(units) == 1 else system.start_seconds
+        start = system.beside_parts(len(units), sum(task.memory_bytes for task in self.tasks.tasks))
         slots = tuple(
             Slot(named[slot.task], slot.device, slot.start + start, slot.finish + start)
             for slot in schedule.slots

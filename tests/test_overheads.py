@@ -130,3 +130,16 @@ def test_a_slowdown_speeds_nothing_up() -> None:
     assert "slowdown" not in system().to_toml()
     slowed = replace(system(), slowdown=1.25)
     assert System.from_dict(slowed.to_dict()) == slowed
+
+
+def test_a_small_run_is_called_sooner() -> None:
+    """What runs parts is still near; behind large ones it comes from far, and no further."""
+    warm = replace(system(), warm_share=0.25)
+    half = module.DISPLACED_NBYTES / 2
+    told = [warm.beside_parts(1, nbytes) for nbytes in (0, half, 2 * half, 4 * half, 400 * half)]
+    assert told == [2.5, 6.25, 10.0, 17.5, 17.5]
+    assert warm.beside_parts(2, 0) == 5.0
+    # A machine file that does not say so has one number.
+    assert system().beside_parts(1, 0) == system().beside_parts(1, 1e12) == 10.0
+    with pytest.raises(DeviceError, match="'warm_share' is 2; it must be from 0 to 1"):
+        replace(system(), warm_share=2)

@@ -15,9 +15,9 @@ from hetsched.errors import InfeasiblePlan, PluginError
 from hetsched.plugin import load
 from hetsched.problem import Problem, Solution
 from hetsched.scheduler import Scheduler
-from hetsched.schedulers import portfolio
+from hetsched.schedulers import _cpsat, portfolio
 from hetsched.schedulers._contention import shake
-from hetsched.schedulers._cpsat import decode
+from hetsched.schedulers._cpsat import Limit, decode
 from hetsched.schedulers._list import decode as decode_in_gaps
 from hetsched.schedulers._list import makespan
 from hetsched.schedulers._search import climb, padded, seeded, sweep
@@ -302,3 +302,14 @@ def test_a_search_never_passes_its_limit_at_the_pace_that_it_has_seen() -> None:
     # Of iterations, each step of 470 tasks is a quarter of one.
     search = portfolio.Search(layered(4, 3, 1.0, 0), clock, np.inf, 100, 0)  # type: ignore[arg-type]
     assert search.room(0.5, 470) == round(portfolio.SOME * 200)
+
+
+def test_what_saying_a_problem_takes_is_of_the_seconds_of_its_solver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 7.0])
+    seen: list[Limit] = []
+    monkeypatch.setattr(_cpsat, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(_cpsat._Model, "solve", lambda self, limit, seed: seen.append(limit))
+    _cpsat.solve(layered(4, 3, 1.0, 0), Limit(seconds=10.0))
+    assert seen == [Limit(seconds=3.0)]

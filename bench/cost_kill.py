@@ -34,8 +34,6 @@ PATIENCE_SECONDS = 120.0
 MODEL = TEST_DATA / "digits_cnn.onnx"
 # It never has enough, and keeps every burst as one that counts.
 ENDLESS = Effort(tolerance=0.0, least_bursts=10**9, most_bursts=10**9, watching=False)
-# A sample forgets bursts above its most: another store begins before.
-FULL = MOST_BURSTS // 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Kill:
     """What was found behind one: bursts that had begun, and those that the store has of them.
 
     `torn` are bursts of which it has some kernels and not others, `altered` says that an older
-    burst is gone or changed, `damaged` is what SQLite or hetsched say against the file.
+    burst is gone or changed, or that there are more than had begun; `damaged` is what SQLite or
+    hetsched say against the file.
     """
 
     seconds: float
@@ -119,14 +118,29 @@ def killed(model: Path, device: str, folder: Path, kills: int, seed: int) -> Ite
             yield Kill(seconds, begun, 0, 0, False, str(error), alive)
             path, before = folder / f"{index + 1}.sqlite", {}
             continue
-        counts = [len(bursts) for bursts in found.values()] or [0]
-        known = max((len(bursts) for bursts in before.values()), default=0)
-        altered = any(found.get(key, ())[: len(old)] != old for key, old in before.items())
-        kept, torn = max(counts) - known, max(counts) - min(counts)
+        added = [_added(before.get(key, ()), found.get(key, ())) for key in before | found]
+        counts = [count for count in added if count is not None] or [0]
+        kept, torn = max(counts), max(counts) - min(counts)
+        altered = None in added or kept > begun
         yield Kill(seconds, begun, kept, torn, altered, alive=alive)
         before = found
-        if max(counts) > FULL:
-            path, before = folder / f"{index + 1}.sqlite", {}
+
+
+def _added(old: tuple[float, ...], new: tuple[float, ...]) -> int | None:
+    """How many bursts a sample has beyond the `old` ones; None where one of those is not there.
+
+    Above its most a sample forgets the oldest.
+
+    Examples
+    --------
+    >>> _added((1.0, 2.0), (1.0, 2.0, 3.0)), _added((1.0, 2.0), (2.0, 3.0))
+    (1, None)
+    """
+    forgotten = range(len(old) + 1 if len(new) == MOST_BURSTS else 1)
+    for count in forgotten:
+        if new[: len(old) - count] == old[count:]:
+            return len(new) - len(old) + count
+    return None
 
 
 def _lived(

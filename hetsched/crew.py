@@ -79,8 +79,8 @@ NUMBERS = 64
 MOST_IN_FLIGHT = 32
 MOST_ROUTES = 16
 CORE_WORDS = 16
-# The least that an array takes of the heap.
-LEAST_BLOCK_NBYTES = 24
+# The block of an array's shape and strides, of one axis.
+SHAPE_NBYTES = 24
 # What `crew_copy` counts in.
 WORD_NBYTES = 8
 TELL = CFUNCTYPE(None, c_uint32, c_int32)
@@ -247,11 +247,12 @@ class Crew:
         last = steps[-1].device
         anywhere = all(codes[index].threads == 1 for index in order[last.unit])
         host = list(self._own).index(last.unit) if anywhere else -1
-        cores = self._keep(np.zeros(CORE_WORDS * 64, np.uint8))
-        cores[list(last.cores)] = 1
-        packed = self._keep(np.packbits(cores, bitorder="little"))
+        # By words: what numpy packs bits with needs more memory than a small plan.
+        cores = self._keep(np.zeros(CORE_WORDS, np.uint64))
+        for core in last.cores:
+            cores[core // 64] |= np.uint64(1 << core % 64)
         course = _Course(steps, codes, outputs, views)
-        return _Route(number, course, tuple(codes), order, host, address(packed))
+        return _Route(number, course, tuple(codes), order, host, address(cores))
 
     def _made(self) -> int:
         """The address of what C knows of the crew."""
@@ -457,19 +458,30 @@ def tables_nbytes(routes: Sequence[Sequence[Step]], addresses: Mapping[Step, int
     units = {step.device.unit for route in routes for step in route}
     count = len(routes) * len(routes[0])
     # Of the crew, of each unit, and of each route with the memory of a request.
-    blocks = [NUMBERS * 8, count * STEP.itemsize, len(units) * UNIT.itemsize + ALIGNMENT]
-    blocks += [CREW.itemsize]
-    blocks += [NUMBERS * PROGRESS.itemsize, len(routes) * SHARE.itemsize] * len(units)
+    arrays = [NUMBERS * 8, count * STEP.itemsize, len(units) * UNIT.itemsize + ALIGNMENT]
+    arrays += [CREW.itemsize]
+    arrays += [NUMBERS * PROGRESS.itemsize, len(routes) * SHARE.itemsize] * len(units)
     for route in routes:
-        blocks += [CORE_WORDS * 64, CORE_WORDS * 8, SLOT.itemsize, ALIGNMENT]
-        blocks += [len(route) * STATE.itemsize + ALIGNMENT]
+        arrays += [CORE_WORDS * 8, SLOT.itemsize, ALIGNMENT]
+        arrays += [len(route) * STATE.itemsize + ALIGNMENT]
         # The numbers of its steps on each unit, and for each step its sources and readers.
-        blocks += [len(route) * 4 // len(units)] * len(units) + [0, 0] * len(route)
+        arrays += [len(route) * 4 // len(units)] * len(units) + [0, 0] * len(route)
         # A row of two words for each address, of the request.
-        blocks += [16 * addresses[step] for step in route]
-    # The same of the kernel, and of its code.
-    blocks += [16 * count for count in addresses.values()] * 2
-    return sum(max(LEAST_BLOCK_NBYTES, nbytes) for nbytes in blocks)
+        arrays += [16 * addresses[step] for step in route]
+    # The same of the code. Those of the kernel are in blocks that numpy has kept of others.
+    arrays += [16 * count for count in addresses.values()]
+    return sum(block_nbytes(nbytes) + SHAPE_NBYTES for nbytes in arrays)
+
+
+def block_nbytes(nbytes: int) -> int:
+    """What glibc's heap gives for a block of so many bytes.
+
+    Examples
+    --------
+    >>> [block_nbytes(nbytes) for nbytes in (0, 25, 1024)]
+    [24, 40, 1032]
+    """
+    return max(24, -(-(nbytes + 8) // 16) * 16 - 8)
 
 
 class _Course:
@@ -564,7 +576,8 @@ class _Memory:
         for code, table in zip(codes, self._tables, strict=True):
             if code.within is not None and code.allocate == allocate:
                 begin = address(self._between)
-                table[list(code.within)] = begin, begin + nbytes
+                first, second = code.within
+                table[first], table[second] = begin, begin + nbytes
         for index, cell, offset in course.fixed:
             self._tables[index][cell] = start + offset
         self.states = _zeros(len(codes), STATE)

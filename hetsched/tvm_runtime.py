@@ -184,11 +184,12 @@ def address(array: np.ndarray) -> int:
 def aligned(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`array` if it is of `dtype`, contiguous and aligned, else a copy that is."""
     if array.dtype != dtype or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
-        array = _aligned_copy(array, dtype)
+        array = aligned_copy(array, dtype)
     return array
 
 
-def _aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy of `array` that is of `dtype`, contiguous and aligned."""
     nbytes = array.size * dtype.itemsize
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

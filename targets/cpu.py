@@ -278,8 +278,10 @@ class CpuKernel(Kernel):
             if layout.workspace_nbytes is None:
                 self._compute = _Program(module, graph, weights)
             else:
-                # Small weights are together in one file.
-                weights.append(np.frombuffer(artifact.files.get(CONSTANTS, b""), np.uint8))
+                # Small weights are together in one file. Bytes may happen to be aligned, and what a
+                # part holds is known before it is loaded: always a copy.
+                small = np.frombuffer(artifact.files.get(CONSTANTS, b""), np.uint8)
+                weights.append(tvm_runtime.aligned_copy(small, small.dtype))
                 self._compute = _Function(module, library, graph, weights, layout.workspace_nbytes)
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:

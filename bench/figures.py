@@ -370,7 +370,8 @@ def splits_summary(result: Mapping[str, Any]) -> str:
             f"{len(layers['rows'])} single layers by shares of channels on {layers['devices']}: "
             f"{layers['mean_speedup']:.2f} times the better device alone, the least "
             f"{layers['least_speedup']:.2f}, which is {layers['mean_share']:.3f} of what the best "
-            "share of all brings."
+            f"share of all brings ({layers['mean_planned_share']:.3f} before plans are measured); "
+            "the best is chosen by half of the rounds and judged by the others."
         )
     return f"## Operations in pieces\n\n{' '.join(text)} {_where(result)}\n"
 

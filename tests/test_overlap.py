@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -190,8 +191,9 @@ def test_a_link_is_measured_as_plans_hand_over(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         link = measure_link(first, second)
         assert (link.source, link.sink) == (first.name, second.name)
-        assert 0 < link.seconds < 1
-        assert link.bytes_per_second > 0
+        # A fit to stamps on a machine that others use as well may find no latency.
+        assert 0 <= link.seconds < 1
+        assert 0 < link.bytes_per_second < inf
         # By Python, as for parts that are no code.
         monkeypatch.setattr(type(target), "crew", lambda self, device: None)
     assert measure_link(first, first).seconds == 0

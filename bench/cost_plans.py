@@ -148,7 +148,6 @@ def of_model(
     graph = hetsched.read_onnx(models.load(model, seed), shapes=model.shapes)
     with Probe.of(system) as probe:
         begin = perf_counter()
-        priced(graph, system, None, store or None)
         slowed = measured_slowdown([graph], system.devices, Store(Path(store)), probe.separate)
         links = Links(system, probe)
         for _ in range(LINK_TURNS):

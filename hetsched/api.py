@@ -215,8 +215,8 @@ class Profiling:
 
     `drift` is by how much slower the machine became meanwhile, and `since` by how much slower it
     is than when older samples of the store were taken; None where that was not measured.
-    `disturbed` of `bursts` did not count. `slowdown` is how many times as long
-    kernels take while all devices compute; None of one device, or where no time was left.
+    `disturbed` of `bursts` did not count. `slowdown` is how many times as long kernels take while
+    all devices compute; None of one device, or where no time was left.
     """
 
     rows: tuple[Profiled, ...]

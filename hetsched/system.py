@@ -37,8 +37,8 @@ class System:
     Raises
     ------
     DeviceError
-        `slowdown` is less than one, two devices share a name, overlap in some but not all cores, or
-        a link leads nowhere.
+        `slowdown` is less than one or no number, `warm_share` not from 0 to 1, two devices share a
+        name, overlap in some but not all cores, or a link leads nowhere.
     """
 
     name: str
